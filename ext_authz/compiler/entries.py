@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What the semantic half of the compiler (resolve, merge) hands to the packing half (pack): one subject's policy
+as merged entries, in terms of selectors, still without indexes.
+
+The numbers are those of native/include/idmesh/snapshot.h.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+from ext_authz.model.types import KafkaRule, Tier
+
+if TYPE_CHECKING:
+    from ext_authz.identity.selectors import Selector
+
+
+class EntryVerdict(IntEnum):
+    PASS = 0
+    ALLOW = 1
+    REDIRECT = 2
+    DENY = 3
+
+
+class L7(IntEnum):
+    NONE = 0
+    HTTP = 1
+    DNS = 2
+    KAFKA = 3
+    OTHER = 4
+    LISTENER = 5
+
+
+class Auth(IntEnum):
+    UNSET = 0
+    DISABLED = 1
+    REQUIRED = 2
+    ALWAYS_FAIL = 3
+
+
+@dataclass(frozen=True, slots=True)
+class RuleOrigin:
+    """Where an entry or an HTTP rule was written; one struct idm_rule."""
+
+    kind: str
+    namespace: str
+    name: str
+    file: str
+    line: int
+    column: int
+    path: str
+    index: int
+    log: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HeaderPredicate:
+    """name lower case. present: only presence counts. never: the value is missing. mismatch: 0 FAIL, 1 LOG, 2 ADD, 3 DELETE, 4 REPLACE."""
+
+    name: str
+    value: str
+    present: bool = False
+    mismatch: int = 0
+    secret: bool = False
+    never: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class HttpMatch:
+    """One HTTP rule, secrets resolved. Texts are RE2 expressions; empty means any."""
+
+    method: str
+    path: str
+    host: str
+    headers: tuple[HeaderPredicate, ...]
+    origin: RuleOrigin
+
+
+@dataclass(frozen=True, slots=True)
+class KafkaMatch:
+    rule: KafkaRule
+    origin: RuleOrigin
+
+
+@dataclass(frozen=True, slots=True)
+class MergedEntry:
+    """
+    One entry after merging everything of equal selector, port key, tier and priority.
+
+    selector None: any peer. protocol is an IP protocol number, 0 means all traffic. Numeric ports: first_port and
+    last_port, 0 and 65535 for all ports. Named: port_name not empty, first_port 0, last_port 0 or the end of the range.
+    l7 says the kind of redirect; the list of that kind is None where all requests pass (but the flow is proxied).
+    dns holds RE2 expressions over lower-case names with trailing dot; sni RE2 expressions over lower-case names
+    without trailing dot (both translated from Cilium's patterns).
+    """
+
+    selector: Selector | None
+    protocol: int
+    first_port: int
+    last_port: int
+    port_name: str
+    verdict: EntryVerdict
+    tier: Tier
+    priority: int
+    origins: tuple[RuleOrigin, ...]
+    l7: L7 = L7.NONE
+    redirect_priority: int = 0  # listener priority: 1-100, HTTP 101, Kafka 106, other 111, SNI 116, DNS 121, 126
+    http: tuple[HttpMatch, ...] | None = None
+    dns: tuple[str, ...] | None = None
+    kafka: tuple[KafkaMatch, ...] | None = None
+    sni: tuple[str, ...] | None = None
+    auth: Auth = Auth.UNSET
+    listener: str = ""
+    terminates_tls: bool = False
+    synthetic: bool = False
+    audit: bool = False
+
+    @property
+    def precedence(self) -> int:
+        """The number that decides between entries: struct idm_entry.precedence."""
+        low = {
+            EntryVerdict.DENY: 255,
+            EntryVerdict.ALLOW: 1,
+            EntryVerdict.PASS: 0,
+        }.get(self.verdict, 254 - self.redirect_priority)
+        return (0xFFFFFF - (int(self.tier) << 22 | self.priority)) << 8 | low
+
+    @property
+    def exact_port(self) -> bool:
+        """One port or a plain name: what the DNS proxy looks at."""
+        if self.port_name:
+            return self.last_port == 0
+        return self.protocol != 0 and self.first_port == self.last_port
+
+
+@dataclass(frozen=True, slots=True)
+class SidePolicy:
+    """One direction of one subject. Not enforced: everything passes and entries are empty."""
+
+    enforced: bool
+    entries: tuple[MergedEntry, ...] = ()
+    audit: bool = False
+    isolated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SubjectPolicy:
+    """The policy of every endpoint with one label set."""
+
+    ingress: SidePolicy
+    egress: SidePolicy
