@@ -119,7 +119,11 @@ struct idm_endpoint {
 #define IDM_ENDPOINT_LOCAL 1u /* policy is enforced here */
 #define IDM_ENDPOINT_AUDIT 2u /* L3/L4 drops of this endpoint pass as AUDIT */
 
-/* One exact address (endpoint, node, /32 and /128). Slot is empty if family is 0. IPv4 in address[0..3], rest 0. */
+/*
+ * One exact address (endpoint, node, /32 and /128). Slot is empty if family is 0. IPv4 in address[0..3], rest 0.
+ * Its slot is idm_hash64(family, address, 16) & (count - 1) or one of the next host_probe_max - 1 (wrapping), with
+ * no empty slot between; there always is an empty one.
+ */
 struct idm_host {
 	uint8_t address[16];
 	uint32_t identity;
@@ -320,7 +324,11 @@ struct idm_http_dim {
 	struct idm_string name; /* header name, lower case */
 };
 
-/* Slot of hash idm_hash64(dim index within the set, value). Groups check all their predicates, so a collision only costs time. */
+/*
+ * Slot of hash idm_hash64(dim index within the set, value), at hash & (slot_count - 1) or one of the next
+ * probe_max - 1 (wrapping), with no empty slot between. The value of IDM_DIM_HEADER_PRESENT is empty.
+ * Groups check all their predicates, so a collision only costs time.
+ */
 struct idm_http_slot {
 	uint64_t hash; /* 0: empty */
 	uint32_t first_group; /* in GROUP_REFS */
