@@ -318,6 +318,11 @@ struct idm_http_set {
 };
 #define IDM_HTTP_SET_ACTIONS 1u /* some rule changes headers: all matching rules run */
 
+/*
+ * Dims of a set rise strictly by (kind, name). Value hashed: method or host as written, the header's value, or empty
+ * for HEADER_PRESENT. Slots: linear probing from hash & (slot_count - 1), probe_max and free slots as for HOSTS; one
+ * slot a hash. Only a predicate that must hold may file a group: one that fails on mismatch, never one that acts.
+ */
 enum idm_http_dim_kind { IDM_DIM_METHOD = 0, IDM_DIM_HOST = 1, IDM_DIM_HEADER_VALUE = 2, IDM_DIM_HEADER_PRESENT = 3 };
 struct idm_http_dim {
 	uint32_t kind;
