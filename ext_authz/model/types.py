@@ -390,6 +390,20 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True)
+class Isolated:
+    """
+    A rule of an object that could not be accepted: what its subject selector selects must be closed, both directions.
+
+    The selector is as written, so the namespace of `ref` is to be forced as for a good rule; subject_kind as in Rule.
+    """
+
+    ref: ObjectRef
+    reason: str
+    selector: LabelSelector
+    subject_kind: str = "endpoint"
+
+
+@dataclass(frozen=True, slots=True)
 class World:
     """
     Everything one compilation reads.
@@ -406,5 +420,5 @@ class World:
     secrets: tuple[Secret, ...] = ()
     dns_cache: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     settings: Settings = field(default_factory=Settings)
-    isolated: tuple[tuple[ObjectRef, str, LabelSelector], ...] = ()
+    isolated: tuple[Isolated, ...] = ()
     closed: bool = False
