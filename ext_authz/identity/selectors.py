@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Selectors: predicates over an identity's labels, each with one canonical text.
+
+Two selectors are the same selector exactly if their texts are equal; merging (compiler/merge.py) rests on that.
+
+Source: reference policy-semantics sections 4 and 7.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import Enum
+
+from ext_authz.identity.labels import (
+    CIDR,
+    CIDR_GROUP,
+    CIDR_GROUP_NAME_PREFIX,
+    FQDN,
+    RESERVED,
+    Label,
+    LabelSet,
+    cidr_of,
+    contains,
+)
+from ext_authz.model.types import LabelSelector, Network, Requirement
+
+
+class Kind(Enum):
+    LABELS = "labels"
+    CIDR = "cidr"
+    CIDR_GROUP = "cidrgroup"
+    FQDN = "fqdn"
+
+
+@dataclass(frozen=True, slots=True)
+class Selector:
+    """One predicate. Only the text counts for equality; use the functions below to make one."""
+
+    text: str
+    kind: Kind = field(compare=False)
+    requirements: tuple[Requirement, ...] = field(default=(), compare=False)
+    cidr: Network | None = field(default=None, compare=False)
+    excepts: tuple[Network, ...] = field(default=(), compare=False)
+    fqdn: Label | None = field(default=None, compare=False)
+
+    def matches(self, labels: LabelSet) -> bool:
+        """True if an identity with these labels is selected."""
+        if self.kind is Kind.LABELS:
+            return all(holds(requirement, labels) for requirement in self.requirements)
+        if self.kind is Kind.FQDN:
+            return self.fqdn is not None and labels.has(FQDN, self.fqdn.key)
+        if self.kind is Kind.CIDR:
+            return self.cidr is not None and any(
+                contains(self.cidr, network) and not self._excepted(network) for network in labels.networks
+            )
+        return self._matches_group(labels)
+
+    def _matches_group(self, labels: LabelSet) -> bool:
+        # A negative requirement must not reach identities outside all groups (pods, plain world addresses).
+        if not any(label.source == CIDR_GROUP for label in labels.labels):
+            return False
+        if not all(holds(requirement, labels) for requirement in self.requirements):
+            return False
+        return not self.excepts or any(not self._excepted(network) for network in labels.networks)
+
+    def _excepted(self, network: Network) -> bool:
+        return any(contains(hole, network) for hole in self.excepts)
+
+
+def holds(requirement: Requirement, labels: LabelSet) -> bool:
+    """One requirement; NotIn and DoesNotExist hold for labels without the key."""
+    values = _values(requirement, labels)
+    match requirement.operator:
+        case "In":
+            return any(value in requirement.values for value in values)
+        case "NotIn":
+            return not any(value in requirement.values for value in values)
+        case "Exists":
+            return bool(values)
+        case "DoesNotExist":
+            return not values
+    return False
+
+
+def _values(requirement: Requirement, labels: LabelSet) -> tuple[str, ...]:
+    if requirement.source != CIDR:
+        return labels.values(requirement.source, requirement.key)
+    outer = cidr_of(requirement.key)
+    inside = outer is not None and any(contains(outer, network) for network in labels.networks)
+    return ("",) if inside else ()
+
+
+def from_requirements(requirements: Iterable[Requirement]) -> Selector:
+    """A selector on labels; repeated requirements and the order of values do not matter."""
+    canonical = canonical_requirements(requirements)
+    return Selector(_text(canonical), Kind.LABELS, requirements=canonical)
+
+
+def from_label(label: Label) -> Selector:
+    """Selects identities that have exactly this label."""
+    if label.value or label.source != RESERVED:
+        return from_requirements((Requirement(label.source, label.key, "In", (label.value,)),))
+    return from_requirements((Requirement(label.source, label.key, "Exists"),))
+
+
+def from_cidr(cidr: Network, excepts: Iterable[Network] = ()) -> Selector:
+    holes = tuple(sorted(set(excepts), key=_network_key))
+    return Selector(f"cidr:{cidr}{_except_text(holes)}", Kind.CIDR, cidr=cidr, excepts=holes)
+
+
+def from_group_name(name: str, excepts: Iterable[Network] = ()) -> Selector:
+    requirement = Requirement(CIDR_GROUP, CIDR_GROUP_NAME_PREFIX + name, "Exists")
+    return _group((requirement,), excepts)
+
+
+def from_group_selector(selector: LabelSelector, excepts: Iterable[Network] = ()) -> Selector:
+    """Keys without source are those of the groups' labels."""
+    return _group(
+        (Requirement(CIDR_GROUP, item.key, item.operator, item.values) for item in selector.requirements), excepts
+    )
+
+
+def _group(requirements: Iterable[Requirement], excepts: Iterable[Network]) -> Selector:
+    canonical = canonical_requirements(requirements)
+    holes = tuple(sorted(set(excepts), key=_network_key))
+    text = f"cidrgroup:{_text(canonical)}{_except_text(holes)}"
+    return Selector(text, Kind.CIDR_GROUP, requirements=canonical, excepts=holes)
+
+
+def from_fqdn(label: Label) -> Selector:
+    return Selector(label.text, Kind.FQDN, fqdn=label)
+
+
+def canonical_requirements(requirements: Iterable[Requirement]) -> tuple[Requirement, ...]:
+    unique = {
+        Requirement(item.source, item.key, item.operator, tuple(sorted(set(item.values)))) for item in requirements
+    }
+    return tuple(sorted(unique, key=lambda item: (item.source, item.key, item.operator, item.values)))
+
+
+def _text(requirements: tuple[Requirement, ...]) -> str:
+    return "{" + ", ".join(_requirement_text(item) for item in requirements) + "}"
+
+
+def _requirement_text(item: Requirement) -> str:
+    key = f"{item.source}:{item.key}"
+    match item.operator:
+        case "In" if len(item.values) == 1:
+            return f"{key}={item.values[0]}"
+        case "Exists":
+            return key
+        case "DoesNotExist":
+            return f"!{key}"
+    return f"{key} {item.operator.lower()} ({','.join(item.values)})"
+
+
+def _except_text(holes: tuple[Network, ...]) -> str:
+    return f" except {','.join(map(str, holes))}" if holes else ""
+
+
+def _network_key(network: Network) -> tuple[int, int, int]:
+    return network.version, int(network.network_address), network.prefixlen
