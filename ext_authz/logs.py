@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Log lines as key=value: one line an event, control bytes escaped, secrets never written.
+
+What a client sends can reach a log (a path, a header), so every value is escaped here and nowhere else: a line
+can be neither split nor coloured by what it quotes.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import time
+from typing import Any
+
+REDACTED = "[redacted]"
+_SECRET_KEYS = frozenset({"authorization", "proxy-authorization", "cookie", "set-cookie", "password", "token", "secret"})
+_PATH_KEYS = frozenset({"path", "url", "uri", "target"})
+_SECRET_TEXT = re.compile(r"(?i)\b((?:proxy-)?authorization|(?:set-)?cookie)\b(\s*[:=]\s*).*")
+_PLAIN = re.compile(r"[A-Za-z0-9_./:@%+,\[\]-]+")
+# C0 and C1 controls, separators that terminals and editors break lines at, and what overrides the direction of text.
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
+
+
+def escape(value: object) -> str:
+    """Text of a value on one line, safe for a terminal. Bytes that are no UTF-8 appear as \\xNN."""
+    text = value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
+    return _UNSAFE.sub(_escaped, text)
+
+
+def _escaped(match: re.Match[str]) -> str:
+    return match[0].encode("unicode_escape", "backslashreplace").decode("ascii")
+
+
+def redact(key: str, value: object) -> object:
+    """The value as it may be written: no credentials, no query strings."""
+    name = key.lower().replace("_", "-")
+    if name in _SECRET_KEYS:
+        return REDACTED
+    if name in _PATH_KEYS:
+        text = value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
+        head, mark, _ = text.partition("?")
+        return f"{head}?{REDACTED}" if mark else head
+    return value
+
+
+def pair(key: str, value: object) -> str:
+    """key=value; quoted unless the value is one plain word."""
+    if isinstance(value, float):
+        value = f"{value:.6g}"
+    text = escape(redact(key, value))
+    if not _PLAIN.fullmatch(text):
+        text = '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return f"{key}={text}"
+
+
+class Formatter(logging.Formatter):
+    """`time=... level=info at=ext_authz.agent msg="..." key=value ...`; fields come from `event`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
+        message = _SECRET_TEXT.sub(rf"\1\2{REDACTED}", record.getMessage())
+        parts = [f"time={stamp}", f"level={record.levelname.lower()}", pair("at", record.name), pair("msg", message)]
+        parts += [pair(key, value) for key, value in getattr(record, "fields", {}).items()]
+        if record.exc_info and record.exc_info[0]:
+            parts += [pair("error", f"{record.exc_info[0].__name__}: {record.exc_info[1]}"), _where(record.exc_info[2])]
+        return " ".join(parts)
+
+
+def _where(trace: Any) -> str:
+    frames = []
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        frames.append(f"{code.co_filename.rsplit('/', 1)[-1]}:{trace.tb_lineno}")
+        trace = trace.tb_next
+    return pair("trace", ">".join(frames[-6:]))
+
+
+def event(logger: logging.Logger, level: int, message: str, *, error: bool = False, **fields: object) -> None:
+    """Log a message with fields; with `error` also the exception that is being handled."""
+    if logger.isEnabledFor(level):
+        logger.log(level, message, exc_info=error, extra={"fields": fields})
+
+
+def install(level: int | str = logging.INFO) -> None:
+    """Make every logger of this process write such lines to stderr."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Formatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)

@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: Apache-2.0
+// Writes a CheckResponse, last field first (wire.h). The verdict travels as dynamic metadata; what a client is
+// told is only that it was denied, and the decision's id.
+#include <stdio.h>
+#include <string.h>
+#include <strings.h>
+
+#include "respond.h"
+
+#define BYTES(text) ((struct idm_bytes){ (text), sizeof(text) - 1 })
+
+enum { STATUS = 1, DENIED = 2, OK = 3, METADATA = 4 }; // CheckResponse
+enum { PERMISSION_DENIED = 7, FORBIDDEN = 403 };
+
+static void put_struct_entry(struct wire_writer *writer, struct idm_bytes key, const uint8_t *end)
+{
+	wire_close(writer, 2, end); // the map entry's value: a Value written since end
+	wire_put_bytes(writer, 1, key);
+	wire_close(writer, 1, end); // Struct.fields
+}
+
+static void put_text(struct wire_writer *writer, struct idm_bytes key, struct idm_bytes value)
+{
+	const uint8_t *end = writer->start;
+
+	wire_put_bytes(writer, 3, value); // Value.string_value
+	put_struct_entry(writer, key, end);
+}
+
+static void put_double(struct wire_writer *writer, struct idm_bytes key, double value)
+{
+	const uint8_t *end = writer->start;
+
+	wire_put(writer, &value, sizeof(value)); // Value.number_value, little endian like the machine
+	wire_put_varint(writer, 2 << 3 | WIRE_FIXED64);
+	put_struct_entry(writer, key, end);
+}
+
+// Some text with something in between, written backwards: "a" + mark + "b".
+struct joined {
+	struct wire_writer *writer;
+	struct idm_bytes key;
+	const uint8_t *end;
+};
+
+static struct joined join_open(struct wire_writer *writer, struct idm_bytes key)
+{
+	return (struct joined){ writer, key, writer->start };
+}
+
+static void join_close(struct joined *joined)
+{
+	wire_close(joined->writer, 3, joined->end);
+	put_struct_entry(joined->writer, joined->key, joined->end);
+}
+
+static void join_put(struct joined *joined, struct idm_bytes text)
+{
+	wire_put(joined->writer, text.ptr, text.size);
+}
+
+static struct idm_bytes rule_text(const struct idm_snapshot *snapshot, struct idm_string text)
+{
+	return judge_string(snapshot, IDM_TABLE_POLICIES, IDM_POL_STRINGS, text);
+}
+
+// Where the winning HTTP rule, or else the winning entry, was written.
+static const struct idm_rule *find_rule(const struct idm_snapshot *snapshot, const struct idm_verdict *verdict)
+{
+	size_t rules, count;
+	const struct idm_rule *list = judge_section(snapshot, IDM_TABLE_POLICIES, IDM_POL_RULES, &rules);
+	const struct idm_http_rule *http = judge_section(snapshot, IDM_TABLE_POLICIES, IDM_POL_HTTP_RULES, &count);
+	const struct idm_entry *entries;
+	const uint32_t *origins;
+	uint32_t at;
+
+	if (verdict->http_rule < count)
+		return http[verdict->http_rule].rule < rules ? &list[http[verdict->http_rule].rule] : NULL;
+	entries = judge_section(snapshot, IDM_TABLE_POLICIES, IDM_POL_ENTRIES, &count);
+	if (verdict->entry >= count || !entries[verdict->entry].origin_count)
+		return NULL;
+	at = entries[verdict->entry].first_origin;
+	origins = judge_section(snapshot, IDM_TABLE_POLICIES, IDM_POL_ORIGINS, &count);
+	return at < count && origins[at] < rules ? &list[origins[at]] : NULL;
+}
+
+static void put_rule(struct wire_writer *writer, const struct idm_snapshot *snapshot, const struct idm_rule *rule)
+{
+	struct idm_bytes space = rule_text(snapshot, rule->name_space);
+	char line[12];
+	struct joined text = join_open(writer, BYTES("rule"));
+
+	join_put(&text, (struct idm_bytes){ line, snprintf(line, sizeof(line), ":%u", rule->line) });
+	join_put(&text, rule_text(snapshot, rule->file));
+	join_close(&text);
+	text = join_open(writer, BYTES("policy"));
+	join_put(&text, rule_text(snapshot, rule->name));
+	join_put(&text, BYTES("/"));
+	if (space.size) {
+		join_put(&text, space);
+		join_put(&text, BYTES("/"));
+	}
+	join_put(&text, rule_text(snapshot, rule->kind));
+	join_close(&text);
+}
+
+static struct idm_bytes verdict_text(const struct judged *judged)
+{
+	if (!judged->allowed)
+		return BYTES("DROPPED");
+	return judged->audit ? BYTES("AUDIT") : BYTES("FORWARDED");
+}
+
+static struct idm_bytes at_text(uint32_t at)
+{
+	static const struct idm_bytes texts[] = { [IDM_AT_NONE] = BYTES("none"), [IDM_AT_L4] = BYTES("l4"),
+						  [IDM_AT_PROXY] = BYTES("proxy"), [IDM_AT_DIRECT] = BYTES("direct") };
+
+	return texts[at <= IDM_AT_DIRECT ? at : IDM_AT_NONE];
+}
+
+static struct idm_bytes error_text(uint32_t error)
+{
+	static const struct idm_bytes texts[] = {
+		[IDM_CHECK_MALFORMED] = BYTES("malformed request"),
+		[IDM_CHECK_NO_SNAPSHOT] = BYTES("no snapshot in force"),
+		[IDM_CHECK_NO_PEER] = BYTES("peer without address"),
+		[IDM_CHECK_DISAGREE] = BYTES("evidence of the peer disagrees or is missing"),
+		[IDM_CHECK_NO_DESTINATION] = BYTES("unknown endpoint"),
+		[IDM_CHECK_ENGINE] = BYTES("engine refused the flow"),
+		[IDM_CHECK_TOO_LARGE] = BYTES("response too large"),
+	};
+
+	return error <= IDM_CHECK_TOO_LARGE ? texts[error] : BYTES("internal");
+}
+
+static void put_verdict(struct wire_writer *writer, const struct idm_snapshot *snapshot, const struct judged *judged)
+{
+	const struct idm_verdict *verdict = &judged->verdicts[judged->shown];
+	const struct idm_rule *rule = find_rule(snapshot, verdict);
+
+	put_text(writer, BYTES("at"), at_text(verdict->at));
+	if (verdict->auth >= IDM_AUTH_REQUIRED)
+		put_text(writer, BYTES("auth"),
+			 verdict->auth == IDM_AUTH_REQUIRED ? BYTES("required") : BYTES("test-always-fail"));
+	if (verdict->entry != IDM_NONE)
+		put_double(writer, BYTES("entry"), verdict->entry);
+	if (rule)
+		put_rule(writer, snapshot, rule);
+}
+
+static void put_metadata(struct wire_writer *writer, const struct idm_snapshot *snapshot, const struct judged *judged,
+			 const char decision_id[32])
+{
+	const uint8_t *end = writer->start;
+
+	put_text(writer, BYTES("decision_id"), (struct idm_bytes){ decision_id, 32 });
+	put_text(writer, BYTES("verdict"), verdict_text(judged));
+	put_text(writer, BYTES("direction"), judged->direction == IDM_EGRESS ? BYTES("egress") : BYTES("ingress"));
+	if (judged->drop_reason)
+		put_double(writer, BYTES("drop"), judged->drop_reason);
+	if (judged->error)
+		put_text(writer, BYTES("error"), error_text(judged->error));
+	if (snapshot) {
+		put_double(writer, BYTES("revision"), (double)idm_snapshot_revision(snapshot));
+		put_double(writer, BYTES("source_identity"), judged->source.identity);
+		put_double(writer, BYTES("destination_identity"), judged->destination.identity);
+	}
+	if (judged->count)
+		put_verdict(writer, snapshot, judged);
+	wire_close(writer, METADATA, end);
+}
+
+static bool same_name(struct idm_bytes a, struct idm_bytes b)
+{
+	return a.size == b.size && !strncasecmp(a.ptr, b.ptr, a.size);
+}
+
+// True if the request will have this header when change `index` of verdict `turn` is made.
+static bool has_header(const struct request *request, const struct judged *judged, uint32_t turn, uint32_t index,
+		       struct idm_bytes name)
+{
+	for (uint32_t t = 0; t <= turn; t++) {
+		uint32_t count = t < turn ? judged->verdicts[t].change_count : index;
+
+		for (uint32_t i = 0; i < count; i++) {
+			const struct idm_header_change *change = &judged->verdicts[t].changes[i];
+
+			if ((change->action == IDM_MISMATCH_ADD || change->action == IDM_MISMATCH_REPLACE) &&
+			    same_name(change->name, name))
+				return true;
+		}
+	}
+	for (size_t i = 0; i < request->http.header_count; i++) {
+		if (same_name(request->headers[i].name, name))
+			return true;
+	}
+	return false;
+}
+
+// HeaderValueOption: header 1 {key 1, value 2}, append 2 (BoolValue). Envoy appends only to a header that is
+// there and sets one only if append is false.
+static void put_header(struct wire_writer *writer, uint32_t number, struct idm_bytes name, struct idm_bytes value,
+		       bool append)
+{
+	const uint8_t *end = writer->start;
+	const uint8_t *inner;
+
+	if (append) {
+		inner = writer->start;
+		wire_put_number(writer, 1, 1);
+		wire_close(writer, 2, inner);
+	}
+	inner = writer->start;
+	wire_put_bytes(writer, 2, value);
+	wire_put_bytes(writer, 1, name);
+	wire_close(writer, 1, inner);
+	wire_close(writer, number, end);
+}
+
+// OkHttpResponse: headers 2, headers_to_remove 5. Backwards, so that the changes keep their order.
+static void put_changes(struct wire_writer *writer, const struct request *request, const struct judged *judged)
+{
+	for (uint32_t turn = judged->count; turn-- > 0;) {
+		const struct idm_verdict *verdict = &judged->verdicts[turn];
+
+		for (uint32_t i = verdict->change_count; i-- > 0;) {
+			const struct idm_header_change *change = &verdict->changes[i];
+
+			if (change->action == IDM_MISMATCH_DELETE)
+				wire_put_bytes(writer, 5, change->name);
+			else if (change->action == IDM_MISMATCH_REPLACE)
+				put_header(writer, 2, change->name, change->value, false);
+			else if (change->action == IDM_MISMATCH_ADD)
+				put_header(writer, 2, change->name, change->value,
+					   has_header(request, judged, turn, i, change->name));
+		}
+	}
+}
+
+static void put_allowed(struct wire_writer *writer, const struct request *request, const struct judged *judged)
+{
+	const uint8_t *end = writer->start;
+
+	put_changes(writer, request, judged);
+	wire_close(writer, OK, end);
+	wire_put_bytes(writer, STATUS, (struct idm_bytes){ 0 });
+}
+
+// DeniedHttpResponse: status 1 {code 1}, headers 2, body 3. Envoy turns 403 into grpc-status 7 by itself.
+static void put_denied(struct wire_writer *writer, const char decision_id[32])
+{
+	const uint8_t *end = writer->start;
+	const uint8_t *inner;
+
+	wire_put_bytes(writer, 3, BYTES("Access denied\r\n"));
+	put_header(writer, 2, BYTES("x-idmesh-decision-id"), (struct idm_bytes){ decision_id, 32 }, false);
+	inner = writer->start;
+	wire_put_number(writer, 1, FORBIDDEN);
+	wire_close(writer, 1, inner);
+	wire_close(writer, DENIED, end);
+	inner = writer->start;
+	wire_put_number(writer, 1, PERMISSION_DENIED);
+	wire_close(writer, STATUS, inner);
+}
+
+void respond(struct wire_writer *writer, const struct idm_snapshot *snapshot, const struct request *request,
+	     const struct judged *judged, const char decision_id[32])
+{
+	put_metadata(writer, snapshot, judged, decision_id);
+	if (judged->allowed)
+		put_allowed(writer, request, judged);
+	else
+		put_denied(writer, decision_id);
+}
