@@ -1,0 +1,371 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The evaluation recipe: from documents, fixture and probe to the result a probe states.
+
+Everything about one subject and direction is worked out once (`Side`), everything about one peer of it once more;
+the rest is done anew for each probe.
+
+Source: policy semantics, section 19; numbers in comments are its sections.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tests.oracle import http, kafka
+from tests.oracle.labels import CLUSTER, Labels, has, selects
+from tests.oracle.names import dns_matches, sni_matches
+from tests.oracle.rules import ANY, PROTOCOLS, Item, PortKey, Reader, Rule, Selector, networks
+from tests.oracle.world import End, Fixture
+
+AUTH = {"disabled": 0, "required": 1, "test-always-fail": 2}
+NORMAL, DEFAULT = 0, 1
+HTTP, KAFKA, OTHER, TLS, DNS = 101, 106, 111, 116, 121
+NODE_ENTITIES = ("host", "remote-node", "init", "ingress", "health", "unmanaged", "kube-apiserver")
+
+
+class Conflict(Exception):
+    """The policies of a subject cannot be computed (section 10)."""
+
+
+@dataclass(frozen=True)
+class Tuple:
+    """All items of equal selector, key and verdict, merged. rules None: everything passes what looks at it."""
+
+    deny: bool
+    selector: Selector
+    key: PortKey
+    tier: int = NORMAL
+    redirect: int = 0  # listener priority; 0: plain
+    rules: tuple[Any, ...] | None = None
+    server_names: frozenset[str] = frozenset()
+    auth: str | None = None
+    l7: str | None = None
+
+    def rules_for(self, kind: str) -> tuple[Any, ...]:
+        """What a proxy of this kind reads here: the empty rule passes everything, no rule says nothing."""
+        if self.l7 not in (None, kind):
+            return ()
+        return ({},) if self.rules is None else self.rules
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """Greater wins among allows: earlier tier, then redirects by lower priority number, then plain."""
+        return (-self.tier, 1000 - self.redirect if self.redirect else 0)
+
+
+@dataclass(frozen=True)
+class Side:
+    """One direction of one subject. tuples None: not enforced."""
+
+    tuples: tuple[Tuple, ...] | None
+
+
+class Oracle:
+    """Answers probes about one world under one set of policies."""
+
+    def __init__(self, world: Mapping[str, Any], policies: Iterable[Mapping[str, Any]], settings: Mapping[str, Any]):
+        self.settings, self.world = settings, world
+        self.fixture = Fixture(world, settings)
+        reader = Reader(world, settings)
+        self.rules = [rule for document in policies for rule in reader.read(document)]
+        self.secrets = world.get("secrets") or {}
+        self._sides: dict[tuple[str, str], Side] = {}
+        self._peers: dict[tuple[str, str, str], tuple[Tuple, ...]] = {}
+
+    def side(self, subject: End, direction: str) -> Side:
+        """Raises Conflict."""
+        key = (subject.name, direction)
+        if key not in self._sides:
+            self._sides[key] = self._side(subject, direction)
+        return self._sides[key]
+
+    def answer(self, probe: Mapping[str, Any]) -> dict[str, Any]:
+        """Result keys as a probe has them. Raises Conflict."""
+        source, target = self.fixture.find(probe["from"]), self.fixture.find(probe["to"])
+        ingress = probe["dir"] == "ingress"
+        subject, peer = (target, source) if ingress else (source, target)
+        side = self.side(subject, probe["dir"])
+        if side.tuples is None:
+            return passed(probe, None)
+        key = (subject.name, probe["dir"], probe["from" if ingress else "to"])
+        if key not in self._peers:
+            self._peers[key] = tuple(t for t in side.tuples if self.chosen(t.selector, peer))
+        return self._decide(self._peers[key], subject if ingress else peer, ingress, probe)
+
+    # -- steps 2 and 3: rules of the subject, default deny
+
+    def _side(self, subject: End, direction: str) -> Side:
+        mode = self.settings["policy_enforcement"]
+        if mode == "never" or (subject.kind == "host" and not self.settings["host_firewall"]):
+            return Side(None)
+        rules = [rule for rule in self.rules if rule.entries[direction] and subject_of(rule, subject)]
+        forced = mode == "always" or has(subject.labels, "init")
+        denying = any(rule.default_deny[direction] for rule in rules)
+        if not rules and not forced:
+            return Side(None)
+        soft = not denying and not forced
+        tuples = merge(item for rule in rules for item in rule.items if item.direction == direction)
+        if soft:
+            tuples = [passing(t) for t in tuples] + [Tuple(False, ANY, PortKey(), DEFAULT)]
+        elif denying and direction == "ingress" and self._allows_localhost(subject):
+            tuples.append(Tuple(False, ("entity", "host"), PortKey(), DEFAULT))
+        return Side(tuple(tuples))
+
+    def _allows_localhost(self, subject: End) -> bool:
+        return self.settings["allow_localhost"] == "always" and subject.kind != "host"
+
+    # -- step 6: does a selector choose a peer
+
+    def chosen(self, selector: Selector, peer: End) -> bool:
+        kind = selector[0]
+        if kind == "any":
+            return True
+        if kind == "labels":
+            return selects(selector[1], peer.labels)
+        if kind == "entity":
+            return self._entity(selector[1], peer.labels)
+        if kind == "fqdn":
+            return self._learned({selector[1]: selector[2]}, peer)
+        if not self._has_cidr(peer):
+            return False
+        inside = self._in_cidr if kind == "cidr" else self._in_group
+        return inside(selector[1], peer) and not any(self._in_cidr(net, peer) for net in selector[2])
+
+    def _entity(self, entity: str, labels: Labels) -> bool:
+        if entity == "world":
+            return any(has(labels, name) for name in ("world", "world-ipv4", "world-ipv6"))
+        if entity in ("cluster", "cluster-mesh"):
+            clusters = {value for source, key, value in labels if source == "k8s" and key == CLUSTER}
+            member = bool(clusters) if entity == "cluster-mesh" else self.settings["cluster_name"] in clusters
+            return member or any(has(labels, name) for name in NODE_ENTITIES)
+        return has(labels, entity)
+
+    def _has_cidr(self, peer: End) -> bool:
+        modes = self.settings["policy_cidr_match_mode"]
+        nodes = peer.kind in ("host", "remote-node") and "nodes" in modes
+        return peer.world or nodes or (peer.kind == "pod" and "pods" in modes)
+
+    def _in_cidr(self, network: Any, peer: End) -> bool:
+        if peer.address is None:
+            version = {"world": None, "world-ipv4": 4, "world-ipv6": 6}.get(peer.name, 0)
+            return network.prefixlen == 0 and version in (None, network.version)
+        return peer.address in network
+
+    def _in_group(self, chosen: Any, peer: End) -> bool:
+        for name, group in (self.world.get("cidr_groups") or {}).items():
+            labels = frozenset(("cidrgroup", key, str(value)) for key, value in (group.get("labels") or {}).items())
+            meant = name == chosen if isinstance(chosen, str) else selects(chosen, labels)
+            if meant and any(self._in_cidr(network, peer) for network in networks(group.get("cidrs") or [])):
+                return True
+        return False
+
+    def _learned(self, item: Mapping[str, str], peer: End) -> bool:
+        if not peer.world or peer.address is None:
+            return False
+        for name, addresses in (self.world.get("dns_cache") or {}).items():
+            if str(peer.address) in {str(a) for a in addresses} and dns_matches(item, name):
+                return True
+        return False
+
+    # -- steps 6 and 7
+
+    def _decide(self, tuples: tuple[Tuple, ...], named: End, ingress: bool, probe: Mapping[str, Any]) -> dict[str, Any]:
+        protocol, port = wire(probe)
+        ports = named.named_ports if ingress else self.fixture.named_ports_of_identity(named)
+        covering = [(t, level) for t in tuples if (level := covers(t.key, protocol, port, ports)) is not None]
+        if not covering or any(t.deny for t, _ in covering):
+            return dropped(probe, 181 if covering else 133)
+        best = max(covering, key=lambda c: (c[0].rank, c[1], c[0].selector != ANY))
+        auth = demanded(best, covering)
+        if not best[0].redirect:
+            return passed(probe, auth)
+        return self._proxy(best[0], [t for t, _ in covering], protocol, probe, auth)
+
+    def _proxy(
+        self, best: Tuple, covering: list[Tuple], protocol: int, probe: Mapping[str, Any], auth: str | None
+    ) -> dict[str, Any]:
+        demand = {"auth": auth} if auth else {}
+        if not request_of(probe):
+            return {"expect": "redirect", **demand}
+        if best.redirect == KAFKA:
+            ok, extra = self._kafka(covering, probe), {"error_code": 29}
+        elif best.redirect == DNS:
+            ok, extra = dns_allowed(covering, probe), {"rcode": "REFUSED"}
+        elif best.redirect == OTHER:
+            ok, extra = False, {}
+        elif best.redirect in (HTTP, TLS):
+            ok, extra = self._http(covering, probe)
+        else:
+            ok, extra = True, {}
+        if ok:
+            extra = {key: value for key, value in extra.items() if key == "upstream_headers"}
+        return {"expect": "allow" if ok else "deny", "at": "proxy", **extra, **demand}
+
+    def _http(self, covering: list[Tuple], probe: Mapping[str, Any]) -> tuple[bool, dict[str, Any]]:
+        """The walk of section 10: a rule that does not match says nothing, any that does lets the request pass."""
+        name = probe.get("sni") or ""
+        open_to = [t for t in covering if not t.server_names or sni_matches(t.server_names, name)]
+        if not open_to:
+            return False, {"outcome": "connection reset"}
+        if "http" not in probe:
+            return True, {}
+        ordered = sorted(open_to, key=lambda t: t.rank, reverse=True)
+        rules = [rule for t in ordered for rule in t.rules_for("http")]
+        allowed, before, after = http.judge(rules, probe["http"], self.secrets)
+        if not allowed:
+            return False, {"status": 403}
+        changed = http.changes(before, after)
+        return True, {"upstream_headers": changed} if changed else {}
+
+    def _kafka(self, covering: list[Tuple], probe: Mapping[str, Any]) -> bool:
+        rules = [
+            rule
+            for t in covering
+            if single(t.key) or (t.key.first, t.key.last) == (0, 65535) or not t.key.protocol
+            for rule in t.rules_for("kafka")
+        ]
+        return "kafka" in probe and kafka.allowed(rules, probe["kafka"])
+
+
+def evaluate(world: Any, policies: Any, settings: Any, probe: Any) -> dict[str, Any]:
+    """One probe, nothing kept."""
+    return Oracle(world, policies, settings).answer(probe)
+
+
+def subject_of(rule: Rule, subject: End) -> bool:
+    """Rules on pods never select the host; rules on nodes select only the host, by its node labels."""
+    if rule.node or subject.kind == "host":
+        return rule.node and subject.kind == "host" and selects(rule.subject, subject.node_labels | subject.labels)
+    return selects(rule.subject, subject.labels)
+
+
+def request_of(probe: Mapping[str, Any]) -> bool:
+    return any(name in probe for name in ("http", "dns", "sni", "kafka"))
+
+
+def passed(probe: Mapping[str, Any], auth: str | None) -> dict[str, Any]:
+    result = {"expect": "allow"} | ({"at": "direct"} if request_of(probe) else {})
+    return result | ({"auth": auth} if auth else {})
+
+
+def dropped(probe: Mapping[str, Any], reason: int) -> dict[str, Any]:
+    return {"expect": "deny", "drop": reason} | ({"at": "l4"} if request_of(probe) else {})
+
+
+def wire(probe: Mapping[str, Any]) -> tuple[int, int]:
+    if icmp := probe.get("icmp"):
+        return PROTOCOLS["ICMP" if icmp["family"] == "IPv4" else "ICMPv6"], icmp["type"]
+    return PROTOCOLS[probe["protocol"]], probe["port"]
+
+
+# -- step 5: merging
+
+
+def merge(items: Iterable[Item]) -> list[Tuple]:
+    groups: dict[Any, list[Item]] = {}
+    for item in items:
+        groups.setdefault((item.deny, item.selector, item.key), []).append(item)
+    return [
+        Tuple(True, selector, key) if deny else merged(selector, key, group)
+        for (deny, selector, key), group in groups.items()
+    ]
+
+
+def merged(selector: Selector, key: PortKey, group: list[Item]) -> Tuple:
+    auth = one({item.auth for item in group if item.auth}, "authentication modes")
+    tls = [one({item.tls[i] for item in group if item.tls[i]}, "TLS contexts") for i in (0, 1)]
+    l7 = one({item.l7 for item in group if item.l7}, "L7 protocols")
+    names = frozenset().union(*(item.server_names for item in group))
+    if names and l7 and not tls[0]:
+        raise Conflict("server names and L7 rules without TLS termination")
+    listener = None
+    if listeners := {item.listener for item in group if item.listener}:
+        first = min(listeners)[0]
+        listener = one({found for found in listeners if found[0] == first}, "listeners")
+    rules = unique(rule for item in group for rule in item.rules) if all(item.l7 for item in group) and l7 else None
+    redirect = {"http": HTTP, "kafka": KAFKA, "other": OTHER, "dns": DNS}.get(l7 or "", 0)
+    redirect = redirect or (TLS if names or any(tls) else 0)
+    if listener:
+        redirect = min(redirect or 999, listener[0])
+    return Tuple(False, selector, key, NORMAL, redirect, rules, names, auth, l7)
+
+
+def one(found: set[Any], what: str) -> Any:
+    if len(found) > 1:
+        raise Conflict(f"different {what} for one peer and port")
+    return next(iter(found), None)
+
+
+def unique(rules: Iterable[Any]) -> tuple[Any, ...]:
+    kept: list[Any] = []
+    for rule in rules:
+        if rule not in kept:
+            kept.append(rule)
+    return tuple(kept)
+
+
+def passing(t: Tuple) -> Tuple:
+    """Without default deny a rule list gets a rule that matches everything."""
+    return replace(t, rules=None)
+
+
+# -- steps 6 and 7: ports, authentication, names
+
+
+def single(key: PortKey) -> bool:
+    if key.name:
+        return key.last == 0
+    return bool(key.protocol) and key.first == key.last
+
+
+def covers(key: PortKey, protocol: int, port: int, named: frozenset[tuple[str, int, str]]) -> int | None:
+    """How long a prefix of (protocol, port) the key fixes; None: it does not cover them."""
+    if key.protocol == 0:
+        return 0
+    if key.protocol != protocol:
+        return None
+    ranges = [(key.first, key.last)]
+    if key.name:
+        found = [p for name, p, kind in named if name == key.name and PROTOCOLS[kind] == protocol]
+        ranges = [(p, max(p, key.last)) for p in found]
+    return max((1 + prefix(first, last, port) for first, last in ranges if first <= port <= last), default=None)
+
+
+def prefix(first: int, last: int, port: int) -> int:
+    """Length of the longest-prefix block of this range that holds the port."""
+    for length in range(17):
+        size = 1 << (16 - length)
+        start = port - port % size
+        if first <= start and start + size - 1 <= last:
+            return length
+    raise AssertionError("the range does not hold the port")
+
+
+def demanded(best: tuple[Tuple, int], covering: list[tuple[Tuple, int]]) -> str | None:
+    """Section 15: the mode of the winner's own key, else of the most specific broader key that has one."""
+    exact, level = best[0].selector != ANY, best[1]
+
+    def modes(of_peer: bool, at: int) -> list[str]:
+        return [t.auth for t, found in covering if t.auth and (t.selector != ANY) == of_peer and found == at]
+
+    keys = [(exact, lower) for lower in range(level, -1, -1)]
+    if exact:
+        keys += [(False, lower) for lower in range(level, -1, -1)]
+    for of_peer, at in keys:
+        if found := modes(of_peer, at):
+            mode = max(found, key=AUTH.__getitem__)
+            return None if mode == "disabled" else mode
+    return None
+
+
+def dns_allowed(covering: list[Tuple], probe: Mapping[str, Any]) -> bool:
+    """Only entries of the very port count; one without DNS rules lets every name pass."""
+    return "dns" in probe and any(
+        not item or dns_matches(item, probe["dns"]["qname"])
+        for t in covering
+        if single(t.key)
+        for item in t.rules_for("dns")
+    )
