@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Packs a resolution into a snapshot. What did not change since the last one keeps its bytes.
+
+A fresh packer gives equal bytes for equal input. A packer that has seen other input before may number things
+otherwise: new things come last, and things nobody uses stay behind, until they are more than what is used; then
+packing starts anew. Decisions are the same either way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from ext_authz.compiler.assemble import Table, pack_snapshot, snapshot_digest
+from ext_authz.compiler.entries import SidePolicy, SubjectPolicy
+from ext_authz.compiler.l7 import MatcherCache
+from ext_authz.compiler.policies import PolicyPools
+from ext_authz.compiler.resolved import Resolved
+from ext_authz.compiler.tables import IdentityPools, SelectorPools
+from ext_authz.model.types import PolicyError
+
+# Every flow of this subject is denied, whoever the peer is.
+ISOLATED = SubjectPolicy(
+    ingress=SidePolicy(enforced=True, isolated=True), egress=SidePolicy(enforced=True, isolated=True)
+)
+# Unused bytes that are never worth a fresh start.
+_SLACK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """
+    A snapshot, and what kept policies out of it.
+
+    rejected: identities whose policy could not be packed; they have their last good one, or are isolated.
+    """
+
+    snapshot: bytes
+    revision: int
+    digest: bytes
+    errors: tuple[PolicyError, ...] = ()
+    rejected: frozenset[int] = frozenset()
+
+
+class Packer:
+    """Packs one resolution after another; not thread-safe."""
+
+    def __init__(self, revision: int = 0) -> None:
+        """
+        Args:
+            revision: Of the last snapshot published; the next one has a greater one.
+        """
+        self.revision = revision
+        self._cache = MatcherCache()
+        self._tables: list[Table | None] = [None, None, None]
+        self._last: Packed | None = None
+        self._good: dict[int, SubjectPolicy] = {}
+        self._secrets: object = ()
+        self._start_anew()
+
+    def pack(self, resolved: Resolved, secrets: object = ()) -> Packed:
+        """
+        Pack one resolution. Equal content keeps its revision.
+
+        Args:
+            secrets: What the resolution's secret values came from; when it changes, no old value is kept.
+        """
+        if secrets != self._secrets or self._is_bloated():
+            self._start_anew()
+            self._secrets = secrets
+        errors: list[PolicyError] = []
+        rejected: set[int] = set()
+        subjects, policies = self._pack_subjects(resolved, errors, rejected)
+        revision = self.revision + 1
+        before = self._tables
+        tables = [
+            self._identities.table(resolved, before[0], revision),
+            self._selectors.table(resolved, before[1], revision),
+            self._policies.table(subjects, resolved.closed, before[2], revision),
+        ]
+        self._policies.forget(policies.values())
+        self._good, self._tables = policies, list(tables)
+        self._fresh_size = self._fresh_size or self._size()
+        digest = snapshot_digest([table.digest for table in tables], resolved.domain)
+        if self._last is None or digest != self._last.digest:
+            self.revision = revision
+            snapshot = pack_snapshot(tables, resolved.domain, revision)
+        else:
+            revision, snapshot = self._last.revision, self._last.snapshot
+        self._last = Packed(snapshot, revision, digest, tuple(errors), frozenset(rejected))
+        return self._last
+
+    def _pack_subjects(
+        self, resolved: Resolved, errors: list[PolicyError], rejected: set[int]
+    ) -> tuple[dict[int, int], dict[int, SubjectPolicy]]:
+        """Policy number and policy of each identity."""
+        self._policies.selectors = resolved.selector_numbers
+        subjects: dict[int, int] = {}
+        policies: dict[int, SubjectPolicy] = {}
+        for identity in sorted(resolved.subjects):
+            policy = resolved.subjects[identity]
+            try:
+                subjects[identity] = self._policies.policy(policy)
+            except PolicyError as error:
+                if error not in errors:
+                    errors.append(error)
+                rejected.add(identity)
+                policy = self._fallback(identity, resolved.selector_numbers)
+                subjects[identity] = self._policies.policy(policy)
+            policies[identity] = policy
+        return subjects, policies
+
+    def _fallback(self, identity: int, selectors: Mapping[object, int]) -> SubjectPolicy:
+        """The last policy that could be packed, if everything it speaks of still exists."""
+        good = self._good.get(identity, ISOLATED)
+        return good if all(selector in selectors for selector in _selectors_of(good)) else ISOLATED
+
+    def _is_bloated(self) -> bool:
+        return self._size() > 2 * self._fresh_size + _SLACK
+
+    def _size(self) -> int:
+        return self._policies.size + self._identities.size
+
+    def _start_anew(self) -> None:
+        """Forget every number given so far. Matchers in use stay: building them is the dear part."""
+        if self._last is not None:
+            self._cache.keep(self._policies.l7.used)
+        self._identities = IdentityPools()
+        self._selectors = SelectorPools()
+        self._policies = PolicyPools(self._cache)
+        self._fresh_size = 0
+
+
+def pack(resolved: Resolved, *, revision: int = 1) -> Packed:
+    """One resolution as a snapshot of this revision."""
+    return Packer(revision - 1).pack(resolved)
+
+
+def _selectors_of(policy: SubjectPolicy) -> Iterable[object]:
+    for side in (policy.ingress, policy.egress):
+        yield from (entry.selector for entry in side.entries if entry.selector is not None)

@@ -1,0 +1,300 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Packs table 3: per subject its two sides, each a list of rows (one per selector) over spans of ports.
+
+Rows, spans and entries are shared between subjects wherever they are equal, so a policy that selects a thousand
+identities is packed once. What was packed is found again by the object it was packed from (the semantic half hands
+the same objects for what did not change), else by content.
+
+Source: native/include/idmesh/snapshot.h
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ext_authz.compiler.assemble import Table, pack_table
+from ext_authz.compiler.entries import L7, MergedEntry, SidePolicy, SubjectPolicy
+from ext_authz.compiler.l7 import L7Pools, MatcherCache, policy_error
+from ext_authz.compiler.pools import Pool, Strings, numbers, packer
+from ext_authz.engine import layout
+
+if TYPE_CHECKING:
+    from ext_authz.identity.selectors import Selector
+
+_entry = packer(
+    "idm_entry",
+    *("precedence", "priority", "verdict", "tier", "l7", "auth", "flags", "selector", "first_port", "last_port"),
+    *("protocol", "port_name_offset", "port_name_size", "l7_set", "sni", "listener_offset", "listener_size"),
+    *("first_origin", "origin_count"),
+)
+_row = packer("idm_row", "selector", "first_span", "span_count", "first_named", "named_count")
+_span = packer("idm_span", "first_port", "last_port", "protocol", "first_ref", "ref_count")
+_named_span = packer("idm_named_span", "name_offset", "name_size", "last_port", "protocol", "first_ref", "ref_count")
+_policy = packer(
+    "idm_policy",
+    *("side_0_flags", "side_0_any_row", "side_0_first_row", "side_0_row_count"),
+    *("side_1_flags", "side_1_any_row", "side_1_first_row", "side_1_row_count"),
+)
+_subject = packer("idm_subject", "identity", "policy")
+_meta = packer("idm_policies_meta", "flags")
+
+_CLOSED = 1
+_SIDE_ENFORCED, _SIDE_AUDIT, _SIDE_ISOLATED = 1, 2, 4
+_FLAG_AUDIT, _FLAG_SYNTHETIC, _FLAG_EXACT_PORT, _FLAG_TERMINATES_TLS, _FLAG_PORT_WILDCARD = 1, 2, 4, 8, 16
+_LAST_PORT = 65535
+
+# 8 KiB of a hostile path must not take longer than 20 us against one subject's rules of one port. In the unit of
+# Matcher.cost: 64 steps of an automaton.
+COST_LIMIT = 320
+
+SideFields = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Entries that cover these ports, by falling precedence."""
+
+    protocol: int
+    first_port: int
+    last_port: int
+    entries: tuple[int, ...]
+
+
+class PolicyPools:
+    """Everything table 3 is made of, kept between compilations."""
+
+    def __init__(self, cache: MatcherCache) -> None:
+        self.strings = Strings()
+        # Numbers of the selectors of this compilation; set before policies are packed.
+        self.selectors: Mapping[Selector, int] = {}
+        self.l7 = L7Pools(self.strings, cache)
+        self._policies = Pool(layout.record("idm_policy").size)
+        self._rows = Pool(layout.record("idm_row").size)
+        self._spans = Pool(layout.record("idm_span").size)
+        self._named = Pool(layout.record("idm_named_span").size)
+        self._refs = Pool(4)
+        self._entries = Pool(layout.record("idm_entry").size)
+        self._origins = Pool(4)
+        # By id(); the object is kept with its number, so that the id stays its own.
+        self._entry_of: dict[int, tuple[MergedEntry, int]] = {}
+        self._side_of: dict[int, tuple[SidePolicy, SideFields]] = {}
+        self._policy_of: dict[int, tuple[SubjectPolicy, int]] = {}
+        self._entry: list[MergedEntry] = []
+        self._entry_selector: list[int] = []
+        self._entry_cost: list[int] = []  # of its HTTP rules
+        self._row_of: dict[tuple[int, ...], bytes] = {}
+
+    def policy(self, policy: SubjectPolicy) -> int:
+        """
+        Number of a subject's policy.
+
+        Raises:
+            PolicyError: Its HTTP rules cost more than a request may, or a pattern cannot be matched.
+        """
+        known = self._policy_of.get(id(policy))
+        if known is not None:
+            return known[1]
+        number = self._policies.intern(_policy(*self._side(policy.ingress), *self._side(policy.egress)))
+        self._policy_of[id(policy)] = (policy, number)
+        return number
+
+    def table(self, subjects: Mapping[int, int], closed: bool, previous: Table | None, revision: int) -> Table:
+        """Table 3 for these subjects (identity to policy number)."""
+        packed = b"".join(_subject(identity, subjects[identity]) for identity in sorted(subjects))
+        own = (self._policies, self._rows, self._spans, self._named, self._refs, self._entries, self._origins)
+        sections = [
+            _meta(_CLOSED if closed else 0),
+            packed,
+            *(pool.data for pool in own),
+            *self.l7.sections(),
+            self.strings.data,
+        ]
+        return pack_table(layout.TableKind.POLICIES, sections, previous, revision)
+
+    def forget(self, live: Iterable[SubjectPolicy]) -> None:
+        """Drop what was remembered for policies that are gone. Their bytes stay until the pools are replaced."""
+        policies = {id(policy): policy for policy in live}
+        sides = {id(side) for policy in policies.values() for side in (policy.ingress, policy.egress)}
+        self._policy_of = {key: value for key, value in self._policy_of.items() if key in policies}
+        self._side_of = {key: value for key, value in self._side_of.items() if key in sides}
+        if len(self._entry_of) > 2 * len(self._entry) + 1000:
+            self._entry_of.clear()
+
+    @property
+    def size(self) -> int:
+        """Bytes held, for the decision when to start anew."""
+        pools = (self._policies, self._rows, self._spans, self._named, self._refs, self._entries, self._origins)
+        held = sum(len(pool.data) for pool in pools)
+        return held + sum(len(section) for section in self.l7.sections()) + len(self.strings.data)
+
+    def _side(self, side: SidePolicy) -> SideFields:
+        known = self._side_of.get(id(side))
+        if known is not None:
+            return known[1]
+        flags = _SIDE_ENFORCED * side.enforced | _SIDE_AUDIT * side.audit | _SIDE_ISOLATED * side.isolated
+        rows = self._rows_of(side)
+        self._check_cost(number for row in rows.values() for number in row if self._entry_cost[number])
+        any_row = rows.pop(layout.ANY, None)
+        packed = b"".join(self._row(rows[selector]) for selector in sorted(rows))
+        fields = (
+            flags,
+            layout.NONE if any_row is None else self._rows.intern(self._row(any_row)),
+            self._rows.intern(packed) if packed else 0,
+            len(rows),
+        )
+        self._side_of[id(side)] = (side, fields)
+        return fields
+
+    def _rows_of(self, side: SidePolicy) -> dict[int, list[int]]:
+        """Entry numbers by selector number."""
+        rows: dict[int, list[int]] = {}
+        for entry in side.entries:
+            found = self._entry_of.get(id(entry))
+            number = self._number(entry) if found is None else found[1]
+            rows.setdefault(self._entry_selector[number], []).append(number)
+        if all(self._is_current(selector, row[0]) for selector, row in rows.items()):
+            return rows
+        # A selector left and came back under another number, and entries packed for the old one were kept.
+        self._entry_of.clear()
+        return self._rows_of(side)
+
+    def _is_current(self, selector: int, entry: int) -> bool:
+        owner = self._entry[entry].selector
+        return owner is None or self.selectors[owner] == selector
+
+    def _row(self, entries: Sequence[int]) -> bytes:
+        key = tuple(entries)
+        found = self._row_of.get(key)
+        if found is None:
+            unique = sorted(set(key), key=self._rank)
+            spans = [
+                _span(span.first_port, span.last_port, span.protocol, self._ref_list(span.entries), len(span.entries))
+                for span in self._spans_of(unique)
+            ]
+            named = list(self._named_of(unique))
+            found = self._row_of[key] = _row(
+                self._entry_selector[unique[0]],
+                *(self._spans.intern(b"".join(spans)), len(spans)),
+                *(self._named.intern(b"".join(named)), len(named)),
+            )
+        return found
+
+    def _rank(self, number: int) -> tuple[int, bool, int, int]:
+        """Falling precedence; among equals the narrower key first, as the kernel's longest prefix would."""
+        entry = self._entry[number]
+        return -entry.precedence, entry.protocol == 0, entry.last_port - entry.first_port, number
+
+    def _spans_of(self, ranked: Sequence[int]) -> list[Span]:
+        numeric = [(n, e) for n in ranked if not (e := self._entry[n]).port_name]
+        everything = [n for n, e in numeric if e.protocol == 0]
+        spans = [
+            span
+            for protocol in sorted({e.protocol for _, e in numeric} - {0})
+            for span in fold_ports(protocol, [(n, e.protocol, e.first_port, e.last_port) for n, e in numeric])
+        ]
+        return ([Span(0, 0, _LAST_PORT, tuple(everything))] if everything else []) + spans
+
+    def _named_of(self, ranked: Sequence[int]) -> Iterator[bytes]:
+        keys: dict[tuple[str, int, int], list[int]] = {}
+        for number in ranked:
+            entry = self._entry[number]
+            if entry.port_name:
+                keys.setdefault((entry.port_name, entry.protocol, entry.last_port), []).append(number)
+        for (name, protocol, last_port), entries in sorted(keys.items()):
+            yield _named_span(*self.strings(name), last_port, protocol, self._ref_list(entries), len(entries))
+
+    def _ref_list(self, entries: Iterable[int]) -> int:
+        return self._refs.intern(numbers(entries))
+
+    def _number(self, entry: MergedEntry) -> int:
+        """Number of an entry that was not seen as this object before."""
+        selector = layout.ANY if entry.selector is None else self.selectors[entry.selector]
+        origins = numbers(self.l7.rule(origin) for origin in entry.origins)
+        l7_set, cost = self._l7_set(entry)
+        sni = layout.NONE if entry.sni is None else self.l7.matcher(entry.sni, entry.origins[0], "serverNames")
+        packed = _entry(
+            *(entry.precedence, entry.priority, entry.verdict, entry.tier, entry.l7, entry.auth),
+            *(_flags(entry), selector, entry.first_port, entry.last_port, entry.protocol),
+            *(*self.strings(entry.port_name), l7_set, sni, *self.strings(entry.listener)),
+            *(self._origins.intern(origins), len(entry.origins)),
+        )
+        number = self._entries.intern(packed)
+        if number == len(self._entry):
+            self._entry.append(entry)
+            self._entry_selector.append(selector)
+            self._entry_cost.append(cost)
+        self._entry_of[id(entry)] = (entry, number)
+        return number
+
+    def _l7_set(self, entry: MergedEntry) -> tuple[int, int]:
+        """Number of the entry's set in its kind, and the worst cost of a request there."""
+        if entry.l7 is L7.HTTP and entry.http is not None:
+            packed = self.l7.http_set(entry.http)
+            return packed.number, packed.cost
+        if entry.l7 is L7.DNS and entry.dns is not None:
+            return self.l7.dns_set(entry.dns, entry.origins[0]), 0
+        if entry.l7 is L7.KAFKA and entry.kafka is not None:
+            return self.l7.kafka_set(entry.kafka), 0
+        return layout.NONE, 0
+
+    def _check_cost(self, numbered: Iterable[int]) -> None:
+        """All selectors may select one peer, so everything that covers one port counts together."""
+        costs = [(self._entry[number], self._entry_cost[number]) for number in set(numbered)]
+        if sum(cost for _, cost in costs) <= COST_LIMIT:
+            return
+        for port in sorted({0, *(entry.first_port for entry, _ in costs)}):
+            here = [(e, cost) for e, cost in costs if e.port_name or e.first_port <= port <= e.last_port]
+            total = sum(cost for _, cost in here)
+            if total > COST_LIMIT:
+                dearest = max(here, key=lambda item: item[1])[0]
+                raise policy_error(
+                    dearest.origins[0],
+                    f"the HTTP rules of one port cost {total} at worst, the limit is {COST_LIMIT}: "
+                    "use literal methods, hosts and path beginnings, or fewer rules with a leading wildcard",
+                )
+
+
+def fold_ports(protocol: int, entries: Iterable[tuple[int, int, int, int]]) -> Iterator[Span]:
+    """
+    Disjoint spans of one protocol.
+
+    Args:
+        entries: (number, protocol, first port, last port) by rank; of other protocols only 0 counts, everywhere that
+            an entry of the protocol itself covers (elsewhere the row's protocol 0 span holds).
+    """
+    here = [item for item in entries if item[1] in (0, protocol)]
+    edges: dict[int, set[int]] = {}
+    for rank, (_, own, first, last) in enumerate(here):
+        if own:
+            edges.setdefault(first, set()).symmetric_difference_update({rank})
+            edges.setdefault(last + 1, set()).symmetric_difference_update({rank})
+    everywhere = [rank for rank, item in enumerate(here) if not item[1]]
+    active: set[int] = set()
+    last_span: Span | None = None
+    cuts = sorted(edges)
+    for start, end in zip(cuts, cuts[1:], strict=False):
+        active ^= edges[start]
+        if not active:
+            continue
+        span = Span(protocol, start, end - 1, tuple(here[rank][0] for rank in sorted([*active, *everywhere])))
+        if last_span is not None and last_span.entries == span.entries and last_span.last_port + 1 == start:
+            span = Span(protocol, last_span.first_port, span.last_port, span.entries)
+        elif last_span is not None:
+            yield last_span
+        last_span = span
+    if last_span is not None:
+        yield last_span
+
+
+def _flags(entry: MergedEntry) -> int:
+    wildcard = not entry.port_name and entry.first_port == 0 and entry.last_port == _LAST_PORT
+    return (
+        _FLAG_AUDIT * entry.audit
+        | _FLAG_SYNTHETIC * entry.synthetic
+        | _FLAG_EXACT_PORT * entry.exact_port
+        | _FLAG_TERMINATES_TLS * entry.terminates_tls
+        | _FLAG_PORT_WILDCARD * wildcard
+    )

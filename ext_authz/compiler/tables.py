@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Packs table 1 (identities, endpoints, addresses) and table 2 (selectors and whom they select).
+
+Rows are remembered by the object they were packed from, so that a new endpoint costs its own rows and a copy.
+
+Source: native/include/idmesh/snapshot.h
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from ipaddress import IPv6Address
+from typing import Any, TypeVar
+
+from ext_authz.compiler.assemble import Table, pack_table
+from ext_authz.compiler.pools import Pool, Strings, fill_slots, numbers, packer
+from ext_authz.compiler.resolved import Address, EndpointRow, HostRow, IdentityRow, RangeRow, Resolved
+from ext_authz.engine import layout
+from ext_authz.model.types import NamedPort
+
+_meta = packer("idm_identities_meta", "world4", "world6", "host_probe_max")
+_identity = packer("idm_identity", "id", "first_label", "label_count", "first_named", "named_count", "flags")
+_string = packer("idm_string", "offset", "size")
+_named_port = packer("idm_named_port", "name_offset", "name_size", "port", "protocol")
+_endpoint = packer("idm_endpoint", "identity", "flags", "name_offset", "name_size", "first_named", "named_count")
+_host = packer("idm_host", "address", "identity", "endpoint", "family")
+_range4 = packer("idm_range4", "first", "identity")
+_range6 = packer("idm_range6", "first", "identity")
+_selector = packer("idm_selector", "text_offset", "text_size")
+_selected = packer("idm_selected", "identity", "first", "count")
+
+_IDENTITY_WORLD = 1
+_ENDPOINT_LOCAL, _ENDPOINT_AUDIT = 1, 2
+PROTOCOLS = {"ICMP": 1, "IGMP": 2, "TCP": 6, "UDP": 17, "ICMPV6": 58, "VRRP": 112, "SCTP": 132}
+
+Row = TypeVar("Row")
+Packed = TypeVar("Packed")
+
+
+class _Remembered:
+    """What was made of rows, by the row object; rows not seen in the last round are forgotten."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[Any, Any]] = {}
+
+    def make(self, rows: Iterable[Row], make: Callable[[Row], Packed]) -> list[Packed]:
+        """What `make` gives for each row."""
+        before, now = self._known, {}
+        made = []
+        for row in rows:
+            known = before.get(id(row)) or (row, make(row))
+            now[id(row)] = known
+            made.append(known[1])
+        self._known = now
+        return made
+
+
+class IdentityPools:
+    """Everything table 1 is made of, kept between compilations."""
+
+    def __init__(self) -> None:
+        self._strings = Strings()
+        self._labels = Pool(layout.record("idm_string").size)
+        self._named = Pool(layout.record("idm_named_port").size)
+        self._identities = _Remembered()
+        self._endpoints = _Remembered()
+        self._hosts = _Remembered()
+        self._last: tuple[object, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Bytes held, for the decision when to start anew."""
+        return len(self._strings.data) + len(self._labels.data) + len(self._named.data)
+
+    def table(self, resolved: Resolved, previous: Table | None, revision: int) -> Table:
+        """Table 1."""
+        rows = (resolved.identities, resolved.endpoints, resolved.hosts, resolved.ranges4, resolved.ranges6)
+        now = (*rows, resolved.world4, resolved.world6)
+        if previous is not None and len(self._last) == len(now) and all(a is b for a, b in zip(now, self._last)):
+            return previous
+        slots, longest = fill_slots(self._hosts.make(resolved.hosts, _pack_host), bytes(layout.record("idm_host").size))
+        identities = b"".join(self._identities.make(resolved.identities, self._pack_identity))
+        endpoints = b"".join(self._endpoints.make(resolved.endpoints, self._pack_endpoint))
+        sections = [
+            _meta(resolved.world4, resolved.world6, longest),
+            identities,
+            self._labels.data,
+            self._named.data,
+            endpoints,
+            b"".join(slots),
+            _pack_ranges(resolved.ranges4, 4),
+            _pack_ranges(resolved.ranges6, 16),
+            self._strings.data,
+        ]
+        self._last = now
+        return pack_table(layout.TableKind.IDENTITIES, sections, previous, revision)
+
+    def _pack_identity(self, row: IdentityRow) -> bytes:
+        labels = self._labels.intern(b"".join(_string(*self._strings(label)) for label in row.labels))
+        ports = self._port_list(row.named_ports)
+        return _identity(row.number, labels, len(row.labels), *ports, _IDENTITY_WORLD * row.world)
+
+    def _pack_endpoint(self, row: EndpointRow) -> bytes:
+        flags = _ENDPOINT_LOCAL * row.local | _ENDPOINT_AUDIT * row.audit
+        return _endpoint(row.identity, flags, *self._strings(row.name), *self._port_list(row.named_ports))
+
+    def _port_list(self, ports: Sequence[NamedPort]) -> tuple[int, int]:
+        packed = [_named_port(*self._strings(port.name), port.port, PROTOCOLS[port.protocol]) for port in ports]
+        return self._named.intern(b"".join(packed)), len(packed)
+
+
+class SelectorPools:
+    """Everything table 2 is made of."""
+
+    def __init__(self) -> None:
+        self._last: tuple[object, ...] = ()
+
+    def table(self, resolved: Resolved, previous: Table | None, revision: int) -> Table:
+        """Table 2. A free number has an empty text and selects nobody."""
+        now = (resolved.selectors, resolved.membership)
+        if previous is not None and len(self._last) == len(now) and all(a is b for a, b in zip(now, self._last)):
+            return previous
+        strings, lists, rows = Strings(), Pool(4), []
+        selectors = b"".join(_selector(*strings(s.text if s is not None else "")) for s in resolved.selectors)
+        for identity in sorted(resolved.membership):
+            chosen = resolved.membership[identity]
+            rows.append(_selected(identity, lists.intern(numbers(chosen)), len(chosen)))
+        self._last = now
+        sections = [selectors, b"".join(rows), lists.data, strings.data]
+        return pack_table(layout.TableKind.SELECTORS, sections, previous, revision)
+
+
+def _pack_host(row: HostRow) -> tuple[int, bytes]:
+    """Hash and slot of one exact address."""
+    packed = _canonical(row.address)
+    family, address = (4 if len(packed) == 4 else 6), packed.ljust(16, b"\0")
+    endpoint = layout.NONE if row.endpoint is None else row.endpoint
+    return layout.hash64(family, address), _host(address, row.identity, endpoint, family)
+
+
+def _canonical(address: Address) -> bytes:
+    """4 or 16 bytes; IPv4-mapped IPv6 addresses count as IPv4."""
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return (mapped or address).packed
+
+
+def _pack_ranges(rows: Iterable[RangeRow], size: int) -> bytes:
+    pack = _range4 if size == 4 else _range6
+    return b"".join(pack(row.first.to_bytes(size, "big"), row.identity) for row in rows)
