@@ -15,7 +15,9 @@ import time
 from typing import Any
 
 REDACTED = "[redacted]"
-_SECRET_KEYS = frozenset({"authorization", "proxy-authorization", "cookie", "set-cookie", "password", "token", "secret"})
+_SECRET_KEYS = frozenset(
+    {"authorization", "proxy-authorization", "cookie", "set-cookie", "password", "token", "secret"}
+)
 _PATH_KEYS = frozenset({"path", "url", "uri", "target"})
 _SECRET_TEXT = re.compile(r"(?i)\b((?:proxy-)?authorization|(?:set-)?cookie)\b(\s*[:=]\s*).*")
 _PLAIN = re.compile(r"[A-Za-z0-9_./:@%+,\[\]-]+")

@@ -60,7 +60,9 @@ def parse_address(text: str) -> Address:
     except ValueError:
         raise AddressError(f"{text}: the host must be an IP address or localhost") from None
     if not literal.is_loopback:
-        raise AddressError(f"{text}: TCP without mutual TLS is served on loopback only; use 127.0.0.1, ::1 or unix:PATH")
+        raise AddressError(
+            f"{text}: TCP without mutual TLS is served on loopback only; use 127.0.0.1, ::1 or unix:PATH"
+        )
     return Address(host=str(literal), port=int(port))
 
 

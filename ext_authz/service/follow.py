@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Follows the published snapshot: a new file is loaded as soon as it is renamed into place; a bad one changes nothing."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from pathlib import Path
+
+from ext_authz.inotify import CREATE, DELETE_SELF, MOVE_SELF, MOVED_TO, Inotify
+from ext_authz.logs import event
+from ext_authz.service.checker import SnapshotError, Store
+from ext_authz.state import read_owned
+
+log = logging.getLogger(__name__)
+
+
+class Follower:
+    """
+    Keeps a store at the newest good snapshot of one path.
+
+    `fileno` becomes readable when the directory changed; without inotify, `look` at intervals is enough.
+    """
+
+    def __init__(self, path: Path, store: Store) -> None:
+        self._path = path
+        self._store = store
+        self._seen: tuple[int, ...] | None = None
+        self.rejected = 0
+        self.problem = ""
+        self.loaded_at = 0.0
+        try:
+            self._inotify: Inotify | None = Inotify()
+        except OSError as error:
+            event(log, logging.WARNING, "no inotify, polling", error_text=error)
+            self._inotify = None
+
+    def fileno(self) -> int:
+        return self._inotify.fileno() if self._inotify else -1
+
+    def look(self) -> bool:
+        """Load what changed. True if a new snapshot came into force."""
+        self._rewatch()
+        try:
+            found = os.stat(self._path, follow_symlinks=False)
+        except OSError:
+            return False  # nothing published yet, or taken away: the one in force stays
+        seen = (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size)
+        if seen == self._seen:
+            return False
+        self._seen = seen
+        return self._load()
+
+    def _rewatch(self) -> None:
+        if not self._inotify:
+            return
+        folder = str(self._path.parent)
+        if any(change.gone for change in self._inotify.read()) or folder not in self._inotify.watched():
+            self._inotify.watch(folder, MOVED_TO | CREATE | DELETE_SELF | MOVE_SELF)
+
+    def _load(self) -> bool:
+        started = time.monotonic()
+        try:
+            self._store.load(read_owned(self._path))
+        except (OSError, SnapshotError, MemoryError) as error:
+            self.rejected += 1
+            self.problem = str(error)
+            event(log, logging.ERROR, "snapshot refused, the last one stays", reason=error, rejected=self.rejected)
+            return False
+        self.problem = ""
+        self.loaded_at = time.time()
+        took = (time.monotonic() - started) * 1000
+        event(log, logging.INFO, "snapshot in force", revision=self._store.revision, load_ms=took)
+        return True
