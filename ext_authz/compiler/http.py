@@ -36,7 +36,7 @@ class DimKind(IntEnum):
     HEADER_PRESENT = 3
 
 
-# The most telling first; between values that equally many groups share, this decides.
+# Decides between values that equally many groups share.
 _PREFERENCE = (DimKind.HEADER_VALUE, DimKind.HOST, DimKind.METHOD, DimKind.HEADER_PRESENT)
 
 
@@ -142,6 +142,12 @@ def file_groups(groups: Sequence[Group]) -> tuple[dict[Filing, list[int]], list[
         else:
             always.append(number)
     return filed, always
+
+
+def _rank(filing: Filing, shared: Mapping[Filing, int]) -> tuple[bool, int, int, Filing]:
+    """The least is the most selective: a value before a presence, then the value fewest groups ask for."""
+    present = filing.kind is DimKind.HEADER_PRESENT
+    return present, shared[filing], _PREFERENCE.index(filing.kind), filing
 
 
 def worst_cost(filed: Mapping[Filing, Sequence[int]], always: Sequence[int], costs: Sequence[int]) -> int:

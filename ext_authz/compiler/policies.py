@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from ext_authz.compiler.assemble import Table, pack_table
@@ -275,7 +276,7 @@ def fold_ports(protocol: int, entries: Iterable[tuple[int, int, int, int]]) -> I
     active: set[int] = set()
     last_span: Span | None = None
     cuts = sorted(edges)
-    for start, end in zip(cuts, cuts[1:], strict=False):
+    for start, end in pairwise(cuts):
         active ^= edges[start]
         if not active:
             continue

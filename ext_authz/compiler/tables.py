@@ -77,7 +77,7 @@ class IdentityPools:
         """Table 1."""
         rows = (resolved.identities, resolved.endpoints, resolved.hosts, resolved.ranges4, resolved.ranges6)
         now = (*rows, resolved.world4, resolved.world6)
-        if previous is not None and len(self._last) == len(now) and all(a is b for a, b in zip(now, self._last)):
+        if previous is not None and _are_same(now, self._last):
             return previous
         slots, longest = fill_slots(self._hosts.make(resolved.hosts, _pack_host), bytes(layout.record("idm_host").size))
         identities = b"".join(self._identities.make(resolved.identities, self._pack_identity))
@@ -119,7 +119,7 @@ class SelectorPools:
     def table(self, resolved: Resolved, previous: Table | None, revision: int) -> Table:
         """Table 2. A free number has an empty text and selects nobody."""
         now = (resolved.selectors, resolved.membership)
-        if previous is not None and len(self._last) == len(now) and all(a is b for a, b in zip(now, self._last)):
+        if previous is not None and _are_same(now, self._last):
             return previous
         strings, lists, rows = Strings(), Pool(4), []
         selectors = b"".join(_selector(*strings(s.text if s is not None else "")) for s in resolved.selectors)
@@ -129,6 +129,10 @@ class SelectorPools:
         self._last = now
         sections = [selectors, b"".join(rows), lists.data, strings.data]
         return pack_table(layout.TableKind.SELECTORS, sections, previous, revision)
+
+
+def _are_same(now: Sequence[object], last: Sequence[object]) -> bool:
+    return len(now) == len(last) and all(a is b for a, b in zip(now, last, strict=True))
 
 
 def _pack_host(row: HostRow) -> tuple[int, bytes]:
