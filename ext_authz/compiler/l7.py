@@ -198,7 +198,7 @@ class L7Pools:
         first = self.groups.append(b"".join(data for data, _ in packed))
         filed, always = file_groups(groups)
         dims = sorted({(filing.kind, filing.name) for filing in filed})
-        first_dim = self.dims.intern(b"".join(_dim(kind, *self.strings(name)) for kind, name in dims))
+        first_dim = self.dims.append(b"".join(_dim(kind, *self.strings(name)) for kind, name in dims))
         slots, longest = self._slots(filed, dims, first)
         flags = _HTTP_SET_ACTIONS if any(p.mismatch for group in groups for p in group.headers) else 0
         number = self.http_sets.append(
