@@ -21,6 +21,8 @@ ANY: Selector = ("any",)
 NONE: Selector = ("none",)
 PROTOCOLS = {"TCP": 6, "UDP": 17, "SCTP": 132, "ICMP": 1, "ICMPv6": 58, "VRRP": 112, "IGMP": 2}
 EMPTY_SELECTS_NOTHING = ("Endpoints", "Nodes", "Entities", "CIDR", "CIDRSet")
+# Cilium takes these for absent where they are empty; here only a deny does (deliberate difference), and toFQDNs as is.
+EMPTY_ALLOWS_NOTHING = ("Groups", "Services")
 DEFAULT_LISTENER_PRIORITY = 126
 ICMP_NAMES = {
     "IPv4": {
@@ -114,7 +116,7 @@ class Reader:
         return rule
 
     def _entry(self, entry: Mapping[str, Any], direction: str, deny: bool, namespace: str, init: bool) -> list[Item]:
-        selectors = self._peers(entry, "from" if direction == "ingress" else "to", namespace, init)
+        selectors = self._peers(entry, direction, deny, namespace, init)
         to_ports, icmps = entry.get("toPorts"), entry.get("icmps")
         auth = (entry.get("authentication") or {}).get("mode")
         if selectors is None and not to_ports and not icmps:
@@ -130,10 +132,13 @@ class Reader:
                 items += port_items(port_rule, direction, deny, selector, auth)
         return items
 
-    def _peers(self, entry: Mapping[str, Any], way: str, namespace: str, init: bool) -> list[Selector] | None:
+    def _peers(
+        self, entry: Mapping[str, Any], direction: str, deny: bool, namespace: str, init: bool
+    ) -> list[Selector] | None:
         """None: no peer field counts as present."""
+        way = "from" if direction == "ingress" else "to"
         given = {name[len(way) :]: value for name, value in entry.items() if name.startswith(way) and name != "toPorts"}
-        if any(given.get(name) == [] for name in EMPTY_SELECTS_NOTHING):
+        if any(given.get(name) == [] for name in EMPTY_SELECTS_NOTHING + (() if deny else EMPTY_ALLOWS_NOTHING)):
             return []
         found: list[Selector] = []
         for selector in given.get("Endpoints") or []:
@@ -211,8 +216,7 @@ class Reader:
         wanted: Requirements = frozenset()
         if peer.get("namespaceSelector") is not None:
             wanted |= requirements(peer["namespaceSelector"], "k8s", NAMESPACE_LABELS)
-            if not wanted:
-                wanted |= {("k8s", NAMESPACE, "Exists", ())}
+            wanted |= {("k8s", NAMESPACE, "Exists", ())}
         else:
             wanted |= {own}
         wanted |= requirements(peer.get("podSelector"), "k8s")
@@ -258,16 +262,18 @@ def kubernetes_key(port: Mapping[str, Any]) -> PortKey:
     return PortKey(protocol, int(number), max(int(number), int(port.get("endPort") or 0)))
 
 
-def port_keys(port: Mapping[str, Any]) -> Iterator[PortKey]:
+def port_keys(port: Mapping[str, Any], deny: bool) -> Iterator[PortKey]:
+    """Port text has Go's base detection: "010" is eight."""
     protocol = port.get("protocol") or "ANY"
     text, end = str(port.get("port") or "0"), int(port.get("endPort") or 0)
     for name in ("TCP", "UDP", "SCTP") if protocol == "ANY" else (protocol,):
         if not text.isdecimal():
             yield PortKey(PROTOCOLS[name], 0, end, text.lower())
-        elif int(text) == 0:
-            yield PortKey(PROTOCOLS[name])
+        elif (number := int(text, 8 if text.startswith("0") else 10)) == 0:
+            # An endPort beside "0": Cilium ignores it; here an allow keeps to it (deliberate difference).
+            yield PortKey(PROTOCOLS[name], 1, end) if end and not deny else PortKey(PROTOCOLS[name])
         else:
-            yield PortKey(PROTOCOLS[name], int(text), max(int(text), end))
+            yield PortKey(PROTOCOLS[name], number, max(number, end))
 
 
 def port_items(
@@ -286,7 +292,7 @@ def port_items(
         priority = written.get("priority") or DEFAULT_LISTENER_PRIORITY
         listener = (priority, config.get("kind") or "CiliumEnvoyConfig", config["name"], written["name"])
     for port in port_rule.get("ports") or []:
-        for key in port_keys(port):
+        for key in port_keys(port, deny):
             names = frozenset(port_rule.get("serverNames") or [])
             yield Item(direction, deny, selector, key, auth, l7, what, names, tls, listener)
 
