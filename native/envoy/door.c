@@ -1,0 +1,272 @@
+// SPDX-License-Identifier: Apache-2.0
+// From a connection and a configuration to the engine's flows, and back to one answer. Every doubt denies.
+
+#include "door.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "view.h"
+
+#define PROTOCOL_TCP 6
+
+struct end {
+	uint32_t identity;
+	uint32_t endpoint;
+};
+
+static bool set_direction(struct door *door, const char *text)
+{
+	bool both = !strcmp(text, "both");
+
+	door->ingress = both || !strcmp(text, "ingress");
+	door->egress = both || !strcmp(text, "egress");
+	return door->ingress || door->egress;
+}
+
+static bool set_destination(struct door *door, const char *text)
+{
+	if (!strcmp(text, "local")) {
+		door->destination = DESTINATION_LOCAL;
+		return true;
+	}
+	if (strchr(text, '/')) {
+		door->destination = DESTINATION_ENDPOINT;
+		door->endpoint = strdup(text);
+		return door->endpoint;
+	}
+	door->destination = DESTINATION_ADDRESS;
+	if (!address_parse((struct idm_bytes){text, strlen(text)}, &door->address))
+		return false;
+	door->port = door->address.port;
+	return true;
+}
+
+static bool set_metadata(struct door *door, const char *text)
+{
+	static const char *const names[] = {"none", "denied", "all"};
+
+	for (unsigned int i = 0; i < 3; i++) {
+		if (!strcmp(text, names[i])) {
+			door->metadata = (enum show)i;
+			return true;
+		}
+	}
+	return false;
+}
+
+static bool refuse_value(struct idm_error *why, const char *key, const char *wanted)
+{
+	snprintf(why->message, sizeof(why->message), "%s: must be %s", key, wanted);
+	return false;
+}
+
+static bool set_fields(struct door *door, const char *direction, const char *destination, const char *metadata,
+		       uint64_t port, bool upstream, struct idm_error *why)
+{
+	if (direction && !set_direction(door, direction))
+		return refuse_value(why, "direction", "ingress, egress or both");
+	if (upstream && destination)
+		return refuse_value(why, "destination", "absent in an upstream filter: the chosen host is judged");
+	if (destination && !set_destination(door, destination))
+		return refuse_value(why, "destination", "local, an address with or without port, or NAMESPACE/NAME");
+	if (metadata && !set_metadata(door, metadata))
+		return refuse_value(why, "metadata", "all, denied or none");
+	if (port > 65535)
+		return refuse_value(why, "port", "from 1 to 65535");
+	if (port)
+		door->port = (uint16_t)port;
+	return true;
+}
+
+bool door_init(struct door *ret, struct idm_bytes config, bool upstream, struct idm_error *why)
+{
+	char *direction = NULL, *destination = NULL, *metadata = NULL;
+	uint64_t port = 0;
+	const struct json_field fields[] = {
+		{"direction", JSON_TEXT, &direction}, {"destination", JSON_TEXT, &destination},
+		{"metadata", JSON_TEXT, &metadata},   {"port", JSON_NUMBER, &port},
+		{"body", JSON_TEXT, &ret->body},
+	};
+	bool good;
+
+	memset(ret, 0, sizeof(*ret));
+	ret->ingress = true;
+	ret->metadata = SHOW_ALL;
+	ret->destination = upstream ? DESTINATION_UPSTREAM : DESTINATION_LOCAL;
+	good = json_read(config, fields, sizeof(fields) / sizeof(*fields), why) &&
+	       set_fields(ret, direction, destination, metadata, port, upstream, why);
+	free(direction);
+	free(destination);
+	free(metadata);
+	if (good && !ret->body)
+		ret->body = strdup("Access denied\r\n");
+	return good && ret->body;
+}
+
+void door_deinit(struct door *door)
+{
+	free(door->endpoint);
+	free(door->body);
+}
+
+bool connection_read(struct idm_bytes bytes, struct connection *ret)
+{
+	if (bytes.size < CONNECTION_HEAD || bytes.size > sizeof(*ret))
+		return false;
+	memcpy(ret, bytes.ptr, bytes.size);
+	return ret->magic == CONNECTION_MAGIC && bytes.size == CONNECTION_HEAD + ret->sni_size;
+}
+
+struct idm_bytes connection_bytes(const struct connection *connection)
+{
+	return (struct idm_bytes){(const char *)connection, CONNECTION_HEAD + connection->sni_size};
+}
+
+void door_refuse(uint16_t drop_reason, bool error, struct decision *ret)
+{
+	struct idm_verdict *verdict = &ret->verdicts[0];
+
+	memset(verdict, 0, offsetof(struct idm_verdict, changes));
+	verdict->verdict = verdict->l4_verdict = IDM_DROPPED;
+	verdict->at = IDM_AT_L4;
+	verdict->drop_reason = drop_reason;
+	verdict->entry = verdict->l4_entry = verdict->http_rule = IDM_NONE;
+	ret->count = 1;
+	ret->allowed = false;
+	ret->error = error;
+}
+
+static bool resolve(const struct idm_snapshot *snapshot, const struct address *address, struct end *ret)
+{
+	return address->family &&
+	       !idm_resolve(snapshot, address->family, address->bytes, &ret->identity, &ret->endpoint);
+}
+
+static bool resolve_name(struct door *door, const struct idm_snapshot *snapshot, struct end *ret)
+{
+	uint32_t hint = __atomic_load_n(&door->endpoint_hint, __ATOMIC_RELAXED);
+	uint32_t before = hint;
+	const struct idm_endpoint *endpoint;
+
+	ret->endpoint = view_endpoint_by_name(snapshot, (struct idm_bytes){door->endpoint, strlen(door->endpoint)},
+					      &hint);
+	endpoint = view_endpoint(snapshot, ret->endpoint);
+	if (!endpoint)
+		return false;
+	if (hint != before)
+		__atomic_store_n(&door->endpoint_hint, hint, __ATOMIC_RELAXED);
+	ret->identity = endpoint->identity;
+	return true;
+}
+
+static bool resolve_destination(struct door *door, const struct idm_snapshot *snapshot,
+				const struct connection *connection, const struct address *upstream, struct end *ret,
+				uint16_t *port)
+{
+	const struct address *address = &door->address;
+
+	*port = connection->local.port;
+	if (door->destination == DESTINATION_LOCAL)
+		address = &connection->local;
+	if (door->destination == DESTINATION_UPSTREAM) {
+		if (!upstream)
+			return false;
+		address = upstream;
+		*port = upstream->port;
+	}
+	if (door->port)
+		*port = door->port;
+	return door->destination == DESTINATION_ENDPOINT ? resolve_name(door, snapshot, ret) :
+							   resolve(snapshot, address, ret);
+}
+
+// One direction. True if the flow may go on.
+static bool judge(const struct idm_snapshot *snapshot, struct idm_flow *flow, uint32_t direction, const struct end *subject,
+		  const struct end *peer, struct decision *ret)
+{
+	struct idm_verdict *verdict = &ret->verdicts[ret->count];
+
+	if (subject->endpoint == IDM_NONE) {
+		ret->direction = (uint8_t)direction;
+		door_refuse(IDM_DROP_NO_POLICY, false, ret);
+		return false;
+	}
+	flow->direction = direction;
+	flow->endpoint = subject->endpoint;
+	flow->subject_identity = subject->identity;
+	flow->peer = (struct idm_peer){.identity = peer->identity, .evidence = IDM_EVIDENCE_ADDRESS};
+	ret->direction = (uint8_t)direction;
+	ret->count++;
+	if (idm_decide(snapshot, flow, verdict)) {
+		door_refuse(IDM_DROP_POLICY_DENIED, true, ret);
+		return false;
+	}
+	// What is left to another proxy has none here: pass it and nobody would judge it.
+	if (verdict->verdict == IDM_REDIRECTED) {
+		verdict->verdict = IDM_DROPPED;
+		verdict->drop_reason = IDM_DROP_PROXY_UNSUPPORTED;
+	}
+	return verdict->verdict == IDM_FORWARDED || verdict->verdict == IDM_AUDIT;
+}
+
+static bool is_local(const struct idm_snapshot *snapshot, uint32_t index)
+{
+	const struct idm_endpoint *endpoint = view_endpoint(snapshot, index);
+
+	return endpoint && endpoint->flags & IDM_ENDPOINT_LOCAL;
+}
+
+// Egress of the source where this node enforces it, then ingress of the destination.
+static bool judge_directions(struct door *door, const struct idm_snapshot *snapshot, struct idm_flow *flow,
+			     const struct end *source, const struct end *destination, struct decision *ret)
+{
+	bool judged = door->egress && (!door->ingress || is_local(snapshot, source->endpoint));
+
+	if (judged && !judge(snapshot, flow, IDM_EGRESS, source, destination, ret))
+		return false;
+	// A destination that is no endpoint has no ingress policy; egress alone has judged the flow.
+	if (!door->ingress || (judged && destination->endpoint == IDM_NONE))
+		return true;
+	return judge(snapshot, flow, IDM_INGRESS, destination, source, ret);
+}
+
+void door_decide(struct door *door, const struct idm_snapshot *snapshot, const struct connection *connection,
+		 const struct address *upstream, const struct idm_http *http, struct decision *ret)
+{
+	struct end source, destination = {0, IDM_NONE};
+	struct idm_flow flow;
+
+	ret->count = 0;
+	ret->source = ret->destination = 0;
+	ret->direction = door->ingress ? IDM_INGRESS : IDM_EGRESS;
+	ret->revision = snapshot ? idm_snapshot_revision(snapshot) : 0;
+	if (!snapshot) {
+		door_refuse(IDM_DROP_NOT_READY, false, ret);
+		return;
+	}
+	if (!resolve(snapshot, &connection->peer, &source)) {
+		door_refuse(IDM_DROP_UNKNOWN_SENDER, false, ret);
+		return;
+	}
+	memset(&flow, 0, sizeof(flow));
+	ret->source = source.identity;
+	if (!resolve_destination(door, snapshot, connection, upstream, &destination, &flow.port)) {
+		door_refuse(IDM_DROP_NO_POLICY, false, ret);
+		return;
+	}
+	ret->destination = destination.identity;
+	flow.flags = IDM_FLOW_ENFORCE_AUTH;
+	flow.protocol = PROTOCOL_TCP;
+	if (http) {
+		flow.flags |= IDM_FLOW_HTTP;
+		flow.http = *http;
+	}
+	if (connection->sni_known) {
+		flow.flags |= IDM_FLOW_SNI;
+		flow.sni = (struct idm_bytes){connection->sni, connection->sni_size};
+	}
+	ret->error = false;
+	ret->allowed = judge_directions(door, snapshot, &flow, &source, &destination, ret);
+}

@@ -1,0 +1,85 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * One place where flows are judged: whose policy, in which direction, and for which destination.
+ *
+ * A listener's own address need not be the workload's: Envoy may stand at 127.0.0.1:8000 before a workload at
+ * 10.0.0.5:8080. So the configuration says which destination a connection is for:
+ *   "local"          the connection's own local address and port (Envoy stands on the workload's address)
+ *   "ADDR[:PORT]"    that address; its endpoint is looked up in each snapshot anew
+ *   "NS/NAME"        that endpoint, whatever its address
+ *   upstream filter  the host that the load balancer chose
+ * "port" overrides the port that policies see.
+ */
+#ifndef IDMESH_ENVOY_DOOR_H
+#define IDMESH_ENVOY_DOOR_H
+
+#include "address.h"
+#include "idmesh/engine.h"
+#include "json.h"
+
+enum destination { DESTINATION_LOCAL, DESTINATION_ADDRESS, DESTINATION_ENDPOINT, DESTINATION_UPSTREAM };
+enum show { SHOW_NOTHING, SHOW_DENIED, SHOW_ALL };
+
+struct door {
+	bool ingress;
+	bool egress;
+	enum destination destination;
+	struct address address;
+	char *endpoint;
+	uint32_t endpoint_hint; /* accessed with relaxed atomics */
+	uint16_t port;
+	enum show metadata;
+	char *body;
+};
+
+/**
+ * Read a filter's configuration; upstream: it judges the chosen host, and may not name another.
+ * @param[out] ret Deinitialized by door_deinit() whatever is returned.
+ */
+bool door_init(struct door *ret, struct idm_bytes config, bool upstream, struct idm_error *why);
+void door_deinit(struct door *door);
+
+/* What the listener filter learned about a connection, and what the other filters decide from. */
+#define CONNECTION_MAGIC 0x316d6469u /* "idm1" */
+#define CONNECTION_SNI_MAX 255
+struct connection {
+	uint32_t magic;
+	uint16_t sni_known;
+	uint16_t sni_size;
+	struct address peer;
+	struct address local;
+	char sni[CONNECTION_SNI_MAX + 1];
+};
+#define CONNECTION_HEAD offsetof(struct connection, sni)
+/* False unless the bytes are those of connection_bytes(). */
+bool connection_read(struct idm_bytes bytes, struct connection *ret);
+struct idm_bytes connection_bytes(const struct connection *connection);
+
+/* Both directions' verdicts, in the order judged. The last one is the answer. */
+struct decision {
+	struct idm_verdict verdicts[2];
+	unsigned int count;
+	bool allowed;
+	bool error;
+	uint8_t direction; /* of the last verdict */
+	uint32_t source;   /* identities */
+	uint32_t destination;
+	uint64_t revision;
+};
+static inline const struct idm_verdict *decision_last(const struct decision *decision)
+{
+	return &decision->verdicts[decision->count - 1];
+}
+
+/**
+ * Judge one flow at a door.
+ * @param[in] snapshot NULL: everything is denied (203).
+ * @param[in] upstream The chosen host, if the door judges that one.
+ * @param[in] http     Facts of the request, or NULL: then an entry that needs a proxy closes the flow (180).
+ */
+void door_decide(struct door *door, const struct idm_snapshot *snapshot, const struct connection *connection,
+		 const struct address *upstream, const struct idm_http *http, struct decision *ret);
+/* A denial for a reason that lies before any policy. */
+void door_refuse(uint16_t drop_reason, bool error, struct decision *ret);
+
+#endif

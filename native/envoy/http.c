@@ -1,0 +1,292 @@
+// SPDX-License-Identifier: Apache-2.0
+// The HTTP filter: a verdict for each request, and for upgraded streams one more with each new policy.
+//
+// Filter names: "idmesh" judges a request where it comes in, "idmesh.upstream" judges it again for the host that
+// the load balancer chose (as an upstream filter), "idmesh.empty" does nothing (what benchmarks compare with).
+
+#include "http.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "mesh.h"
+
+enum kind { KIND_DOWNSTREAM, KIND_UPSTREAM, KIND_EMPTY };
+
+// In stats: every decision counts as allowed, denied or error; redirected are those that HTTP rules judged.
+enum { COUNT_ALLOWED, COUNT_DENIED, COUNT_REDIRECTED, COUNT_ERROR, COUNTS };
+
+struct http_config;
+
+// One request's filter.
+struct http_stream {
+	struct http_config *config;
+	struct envoy_http *envoy;
+	struct envoy_http_scheduler *scheduler; // made only for streams that outlive their decision
+	struct mesh_open open;
+};
+
+struct http_config {
+	enum kind kind;
+	struct door door;
+	size_t counters[COUNTS];
+	struct http_stream empty; // stands for every stream of KIND_EMPTY
+};
+
+static bool define_counters(struct http_config *self, struct envoy_http_config *envoy)
+{
+	static const struct idm_bytes names[2][COUNTS] = {
+		{{"allowed", 7}, {"denied", 6}, {"redirected", 10}, {"error", 5}},
+		{{"upstream_allowed", 16}, {"upstream_denied", 15}, {"upstream_redirected", 19}, {"upstream_error", 14}},
+	};
+
+	for (int i = 0; i < COUNTS; i++)
+		if (CALLBACK(http_filter_config_define_counter)(envoy, names[self->kind == KIND_UPSTREAM][i], NULL, 0,
+								&self->counters[i]))
+			return false;
+	return true;
+}
+
+static bool set_kind(struct http_config *self, struct idm_bytes name, struct idm_error *why)
+{
+	static const char *const names[] = {"idmesh", "idmesh.upstream", "idmesh.empty"};
+
+	for (int i = 0; i < 3; i++) {
+		if (name.size == strlen(names[i]) && !memcmp(name.ptr, names[i], name.size)) {
+			self->kind = (enum kind)i;
+			return true;
+		}
+	}
+	snprintf(why->message, sizeof(why->message), "filter_name: must be idmesh, idmesh.upstream or idmesh.empty");
+	return false;
+}
+
+IDM_HOOK void ON(http_filter_config_destroy)(struct http_config *self)
+{
+	door_deinit(&self->door);
+	free(self);
+}
+
+IDM_HOOK void *ON(http_filter_config_new)(struct envoy_http_config *envoy, struct idm_bytes name,
+					  struct idm_bytes config)
+{
+	struct http_config *self = calloc(1, sizeof(*self));
+	struct idm_error why = {{0}};
+
+	if (!self)
+		return NULL;
+	if (!set_kind(self, name, &why) || !door_init(&self->door, config, self->kind == KIND_UPSTREAM, &why) ||
+	    (self->kind != KIND_EMPTY && !mesh_required(&why)) || !define_counters(self, envoy)) {
+		mesh_log(ENVOY_ERROR, "HTTP filter refused: %s", why.message[0] ? why.message : "Envoy gave no stats");
+		ON(http_filter_config_destroy)(self);
+		return NULL;
+	}
+	self->empty.config = self;
+	return self;
+}
+
+// --- deciding ---
+
+static void count(struct envoy_http *envoy, const struct http_config *self, const struct decision *decision)
+{
+	int which = decision->error ? COUNT_ERROR : decision->allowed ? COUNT_ALLOWED : COUNT_DENIED;
+
+	CALLBACK(http_filter_increment_counter)(envoy, self->counters[which], NULL, 0, 1);
+	if (decision_last(decision)->l4_verdict == IDM_REDIRECTED)
+		CALLBACK(http_filter_increment_counter)(envoy, self->counters[COUNT_REDIRECTED], NULL, 0, 1);
+}
+
+static bool known_connection(struct envoy_http *envoy, struct connection *ret)
+{
+	struct idm_bytes bytes;
+
+	return CALLBACK(http_get_filter_state_bytes)(envoy, MESH_KEY, &bytes) && connection_read(bytes, ret);
+}
+
+// A tunnel's bytes would pass unseen.
+static bool is_connect(const struct idm_http *http)
+{
+	return http->method.size == 7 && !memcmp(http->method.ptr, "CONNECT", 7);
+}
+
+static void decide(struct envoy_http *envoy, struct http_config *self, const struct idm_snapshot *snapshot,
+		   const struct address *upstream, struct request *request, struct decision *ret)
+{
+	struct connection connection;
+
+	ret->source = ret->destination = 0;
+	ret->direction = IDM_INGRESS;
+	ret->revision = 0;
+	if (!known_connection(envoy, &connection)) {
+		door_refuse(IDM_DROP_UNKNOWN_SENDER, false, ret);
+		return;
+	}
+	if (!request_read(envoy, request)) {
+		door_refuse(IDM_DROP_POLICY_DENIED, true, ret);
+		return;
+	}
+	door_decide(&self->door, snapshot, &connection, upstream, &request->http, ret);
+	if (ret->allowed && is_connect(&request->http))
+		door_refuse(IDM_DROP_PROXY_UNSUPPORTED, false, ret);
+}
+
+static bool shown(const struct door *door, const struct decision *decision)
+{
+	return door->metadata == SHOW_ALL || (door->metadata == SHOW_DENIED && !decision->allowed);
+}
+
+struct outcome {
+	bool allowed;
+	bool upgrade;
+	char id[DECISION_ID_SIZE];
+};
+
+static void tell(struct envoy_http *envoy, const struct door *door, const struct idm_snapshot *snapshot,
+		 const struct decision *decision, struct outcome *ret)
+{
+	struct report report;
+
+	if (!shown(door, decision) && decision->allowed)
+		return;
+	report_id(report.id);
+	memcpy(ret->id, report.id, sizeof(ret->id));
+	if (!shown(door, decision))
+		return;
+	report_fill(&report, snapshot, decision);
+	request_report(envoy, &report);
+}
+
+// Everything that reads the snapshot; the answer itself is sent after it was left, for that calls other hooks.
+static void judge(struct envoy_http *envoy, struct http_config *self, const struct address *upstream,
+		  struct outcome *ret)
+{
+	const struct idm_snapshot *snapshot = mesh_enter();
+	struct decision decision;
+	struct request request;
+
+	request.upgrade = false;
+	decide(envoy, self, snapshot, upstream, &request, &decision);
+	if (decision.allowed && !request_change(envoy, &decision))
+		door_refuse(IDM_DROP_POLICY_DENIED, true, &decision);
+	count(envoy, self, &decision);
+	tell(envoy, &self->door, snapshot, &decision, ret);
+	mesh_leave();
+	ret->allowed = decision.allowed;
+	ret->upgrade = request.upgrade;
+}
+
+// --- streams that live on ---
+
+enum event { EVENT_AGAIN };
+
+// Main thread; Envoy carries it to the stream's worker.
+static void again(void *subject)
+{
+	struct http_stream *stream = subject;
+
+	CALLBACK(http_filter_scheduler_commit)(stream->scheduler, EVENT_AGAIN);
+}
+
+static bool keep(struct http_stream *stream)
+{
+	if (!stream->scheduler)
+		stream->scheduler = CALLBACK(http_filter_scheduler_new)(stream->envoy);
+	return stream->scheduler;
+}
+
+static void judge_again(struct http_stream *stream)
+{
+	struct http_config *self = stream->config;
+	const struct idm_snapshot *snapshot = mesh_enter();
+	struct decision decision;
+	struct request request;
+
+	decide(stream->envoy, self, snapshot, NULL, &request, &decision);
+	if (!decision.allowed)
+		count(stream->envoy, self, &decision);
+	mesh_leave();
+	if (!decision.allowed)
+		CALLBACK(http_filter_reset_stream)(stream->envoy, ENVOY_RESET_LOCAL, IDM_TEXT("idmesh_denied"));
+}
+
+static enum envoy_http_status answer(struct http_stream *stream, const struct address *upstream)
+{
+	struct http_config *self = stream->config;
+	struct outcome outcome;
+
+	judge(stream->envoy, self, upstream, &outcome);
+	if (!outcome.allowed) {
+		request_deny(stream->envoy, self->door.body, outcome.id);
+		return ENVOY_HTTP_STOP;
+	}
+	if (outcome.upgrade && self->kind == KIND_DOWNSTREAM && keep(stream))
+		mesh_open_add(&stream->open, again, stream);
+	return ENVOY_HTTP_CONTINUE;
+}
+
+static bool chosen_host(struct envoy_http *envoy, struct address *ret)
+{
+	struct idm_bytes text;
+
+	return CALLBACK(http_filter_get_attribute_string)(envoy, ENVOY_UPSTREAM_ADDRESS, &text) &&
+	       address_parse(text, ret);
+}
+
+static enum envoy_http_status answer_upstream(struct http_stream *stream)
+{
+	struct address upstream;
+
+	if (chosen_host(stream->envoy, &upstream))
+		return answer(stream, &upstream);
+	return answer(stream, NULL);
+}
+
+// --- hooks ---
+
+IDM_HOOK void *ON(http_filter_new)(struct http_config *config, struct envoy_http *envoy)
+{
+	struct http_stream *stream;
+
+	if (config->kind == KIND_EMPTY)
+		return &config->empty;
+	stream = calloc(1, sizeof(*stream));
+	if (!stream)
+		return NULL;
+	stream->config = config;
+	stream->envoy = envoy;
+	return stream;
+}
+
+IDM_HOOK void ON(http_filter_destroy)(struct http_stream *stream)
+{
+	if (stream->config->kind == KIND_EMPTY)
+		return;
+	mesh_open_remove(&stream->open);
+	if (stream->scheduler)
+		CALLBACK(http_filter_scheduler_delete)(stream->scheduler);
+	free(stream);
+}
+
+IDM_HOOK enum envoy_http_status ON(http_filter_request_headers)(struct envoy_http *envoy, struct http_stream *stream,
+							   bool end)
+{
+	(void)envoy;
+	(void)end;
+	switch (stream->config->kind) {
+	case KIND_DOWNSTREAM:
+		return answer(stream, NULL);
+	case KIND_UPSTREAM:
+		return answer_upstream(stream);
+	case KIND_EMPTY:
+		break;
+	}
+	return ENVOY_HTTP_CONTINUE;
+}
+
+IDM_HOOK void ON(http_filter_scheduled)(struct envoy_http *envoy, struct http_stream *stream, uint64_t event)
+{
+	(void)envoy;
+	if (event == EVENT_AGAIN)
+		judge_again(stream);
+}

@@ -1,0 +1,27 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The HTTP filter's parts: a request's facts out of Envoy, the answer back into it. */
+#ifndef IDMESH_ENVOY_HTTP_H
+#define IDMESH_ENVOY_HTTP_H
+
+#include "abi.h"
+#include "door.h"
+#include "report.h"
+
+/* HCM's own limit is 100 headers unless configured; a request with more than this is denied. */
+#define REQUEST_HEADERS_MAX 512
+
+struct request {
+	struct idm_http http;
+	bool upgrade;
+	struct idm_header_line headers[REQUEST_HEADERS_MAX];
+};
+
+/* Borrow the request's facts from Envoy: valid until the hook ends or a header is changed. False: too many headers. */
+bool request_read(struct envoy_http *envoy, struct request *ret);
+/* Apply the header changes that the verdicts ask for. */
+bool request_change(struct envoy_http *envoy, const struct decision *decision);
+void request_report(struct envoy_http *envoy, const struct report *report);
+/* 403 (a gRPC request: status 7) with the decision's id. Calls other hooks before it returns. */
+void request_deny(struct envoy_http *envoy, const char *body, const char id[DECISION_ID_SIZE]);
+
+#endif

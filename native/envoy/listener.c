@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: Apache-2.0
+// The listener filter: who is at the other end, asked of the socket itself before any byte is read.
+//
+// The stream's own source attributes follow X-Forwarded-For when HCM's use_remote_address is false (the default),
+// so a client could write them. The socket cannot be written by a client. A PROXY header counts only if the
+// connection comes from a listed network; Envoy's proxy_protocol filter must then stand before this one.
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#include "mesh.h"
+#include "door.h"
+#include "json.h"
+
+#define SO_ORIGINAL_DESTINATION 80 /* SO_ORIGINAL_DST of linux/netfilter_ipv4.h and of its IPv6 twin */
+#define SOL_IP4 0
+#define SOL_IP6 41
+
+struct listener {
+	struct network *proxies;
+	size_t proxy_count;
+	bool original_destination;
+};
+
+static bool set_proxies(struct listener *self, const struct text_list *list, struct idm_error *why)
+{
+	self->proxies = calloc(list->count + 1, sizeof(*self->proxies));
+	if (!self->proxies)
+		return false;
+	for (; self->proxy_count < list->count; self->proxy_count++) {
+		if (!network_parse(list->items[self->proxy_count], &self->proxies[self->proxy_count])) {
+			snprintf(why->message, sizeof(why->message), "proxy_protocol_from: not a network: %.100s",
+				 list->items[self->proxy_count]);
+			return false;
+		}
+	}
+	return true;
+}
+
+static bool configure(struct listener *self, struct idm_bytes config, struct idm_error *why)
+{
+	struct text_list list = {0};
+	const struct json_field fields[] = {
+		{"proxy_protocol_from", JSON_LIST, &list},
+		{"original_dst", JSON_FLAG, &self->original_destination},
+	};
+	bool good = json_read(config, fields, 2, why) && set_proxies(self, &list, why);
+
+	text_list_deinit(&list);
+	return good;
+}
+
+IDM_HOOK void ON(listener_filter_config_destroy)(struct listener *self)
+{
+	free(self->proxies);
+	free(self);
+}
+
+IDM_HOOK void *ON(listener_filter_config_new)(struct envoy_listener_config *envoy, struct idm_bytes name,
+					      struct idm_bytes config)
+{
+	struct listener *self = calloc(1, sizeof(*self));
+	struct idm_error why = {{0}};
+
+	(void)envoy;
+	(void)name;
+	if (!self)
+		return NULL;
+	if (!configure(self, config, &why) || !mesh_required(&why)) {
+		mesh_log(ENVOY_ERROR, "listener filter refused: %s", why.message);
+		ON(listener_filter_config_destroy)(self);
+		return NULL;
+	}
+	return self;
+}
+
+// --- one connection ---
+
+static bool socket_addresses(int fd, struct address *peer, struct address *local)
+{
+	struct sockaddr_storage socket;
+	socklen_t size = sizeof(socket);
+
+	if (getpeername(fd, (void *)&socket, &size) || !address_from_socket(&socket, peer))
+		return false;
+	size = sizeof(socket);
+	return !getsockname(fd, (void *)&socket, &size) && address_from_socket(&socket, local);
+}
+
+// Where the client meant to go before the kernel redirected it; local stays if it was not redirected.
+static void original_destination(int fd, struct address *local)
+{
+	struct sockaddr_storage socket;
+	socklen_t size = sizeof(socket);
+	struct address found;
+
+	memset(&socket, 0, sizeof(socket));
+	if (getsockopt(fd, local->family == 4 ? SOL_IP4 : SOL_IP6, SO_ORIGINAL_DESTINATION, &socket, &size))
+		return;
+	if (address_from_socket(&socket, &found))
+		*local = found;
+}
+
+static bool trusted_proxy(const struct listener *self, const struct address *peer)
+{
+	for (size_t i = 0; i < self->proxy_count; i++)
+		if (network_contains(&self->proxies[i], peer))
+			return true;
+	return false;
+}
+
+static bool envoy_address(bool found, struct idm_bytes text, uint32_t port, struct address *ret)
+{
+	if (!found || !address_parse(text, ret))
+		return false;
+	ret->port = (uint16_t)port;
+	return true;
+}
+
+// The addresses that the trusted proxy wrote into its PROXY header.
+static bool proxied_addresses(struct envoy_listener *envoy, struct address *peer, struct address *local)
+{
+	struct idm_bytes text;
+	uint32_t port;
+	bool found = CALLBACK(listener_filter_get_remote_address)(envoy, &text, &port);
+
+	if (!envoy_address(found, text, port, peer))
+		return false;
+	found = CALLBACK(listener_filter_get_local_address)(envoy, &text, &port);
+	return envoy_address(found, text, port, local);
+}
+
+static void server_name(struct envoy_listener *envoy, struct connection *ret)
+{
+	struct idm_bytes name;
+
+	if (!CALLBACK(listener_filter_get_requested_server_name)(envoy, &name) || name.size > CONNECTION_SNI_MAX)
+		return;
+	memcpy(ret->sni, name.ptr, name.size);
+	ret->sni_size = (uint16_t)name.size;
+	ret->sni_known = 1;
+}
+
+static bool learn(const struct listener *self, struct envoy_listener *envoy, struct connection *ret)
+{
+	int fd = (int)CALLBACK(listener_filter_get_socket_fd)(envoy);
+
+	memset(ret, 0, sizeof(*ret));
+	ret->magic = CONNECTION_MAGIC;
+	if (fd < 0 || !socket_addresses(fd, &ret->peer, &ret->local))
+		return false;
+	if (self->original_destination)
+		original_destination(fd, &ret->local);
+	server_name(envoy, ret);
+	return !trusted_proxy(self, &ret->peer) || proxied_addresses(envoy, &ret->peer, &ret->local);
+}
+
+// What the gRPC services see of the connection (metadata_context_namespaces); they look the identity up themselves.
+static void tell(struct envoy_listener *envoy, const struct connection *connection)
+{
+	char text[ADDRESS_TEXT_MAX];
+
+	address_format(&connection->peer, text);
+	CALLBACK(listener_filter_set_dynamic_metadata_string)(envoy, MESH_KEY, IDM_TEXT("address"),
+							      (struct idm_bytes){text, strlen(text)});
+	address_format(&connection->local, text);
+	CALLBACK(listener_filter_set_dynamic_metadata_string)(envoy, MESH_KEY, IDM_TEXT("local"),
+							      (struct idm_bytes){text, strlen(text)});
+}
+
+IDM_HOOK const void *ON(listener_filter_new)(const struct listener *config, struct envoy_listener *envoy)
+{
+	(void)envoy;
+	return config;
+}
+
+IDM_HOOK enum envoy_filter_status ON(listener_filter_on_accept)(struct envoy_listener *envoy, const struct listener *self)
+{
+	struct connection connection;
+
+	// Without an address no filter behind this one could decide.
+	if (!learn(self, envoy, &connection) ||
+	    !CALLBACK(listener_filter_set_filter_state)(envoy, MESH_KEY, connection_bytes(&connection))) {
+		CALLBACK(listener_filter_close_socket)(envoy, IDM_TEXT("idmesh_no_address"));
+		return ENVOY_STOP;
+	}
+	tell(envoy, &connection);
+	return ENVOY_CONTINUE;
+}

@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0
+// The network filter: L3/L4 for protocols without a proxy of their own.
+//
+// It answers before any byte moves, so a denied client of a server-first protocol sees no banner: it stands before
+// tcp_proxy, which connects upstream only after this filter let the connection on. Open connections are judged
+// again with each new policy.
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "mesh.h"
+#include "report.h"
+
+enum { COUNT_ALLOWED, COUNT_DENIED, COUNT_REDIRECTED, COUNT_ERROR, COUNTS };
+
+struct network_config {
+	struct door door;
+	size_t counters[COUNTS];
+};
+
+struct network_connection {
+	struct network_config *config;
+	struct envoy_network *envoy;
+	struct envoy_network_scheduler *scheduler;
+	struct mesh_open open;
+	bool denied;
+};
+
+static bool define_counters(struct network_config *self, struct envoy_network_config *envoy)
+{
+	static const struct idm_bytes names[COUNTS] = {{"allowed", 7}, {"denied", 6}, {"redirected", 10}, {"error", 5}};
+
+	for (int i = 0; i < COUNTS; i++)
+		if (CALLBACK(network_filter_config_define_counter)(envoy, names[i], &self->counters[i]))
+			return false;
+	return true;
+}
+
+IDM_HOOK void ON(network_filter_config_destroy)(struct network_config *self)
+{
+	door_deinit(&self->door);
+	free(self);
+}
+
+IDM_HOOK void *ON(network_filter_config_new)(struct envoy_network_config *envoy, struct idm_bytes name,
+					     struct idm_bytes config)
+{
+	struct network_config *self = calloc(1, sizeof(*self));
+	struct idm_error why = {{0}};
+
+	(void)name;
+	if (!self)
+		return NULL;
+	if (!door_init(&self->door, config, false, &why) || !mesh_required(&why) || !define_counters(self, envoy)) {
+		mesh_log(ENVOY_ERROR, "network filter refused: %s",
+			 why.message[0] ? why.message : "Envoy gave no stats");
+		ON(network_filter_config_destroy)(self);
+		return NULL;
+	}
+	return self;
+}
+
+// --- deciding ---
+
+static void count(const struct network_connection *self, const struct decision *decision)
+{
+	const size_t *counters = self->config->counters;
+	int which = decision->error ? COUNT_ERROR : decision->allowed ? COUNT_ALLOWED : COUNT_DENIED;
+
+	CALLBACK(network_filter_increment_counter)(self->envoy, counters[which], 1);
+	if (decision_last(decision)->l4_verdict == IDM_REDIRECTED)
+		CALLBACK(network_filter_increment_counter)(self->envoy, counters[COUNT_REDIRECTED], 1);
+}
+
+static void decide(struct network_connection *self, const struct idm_snapshot *snapshot, struct decision *ret)
+{
+	struct connection connection;
+	struct idm_bytes bytes;
+
+	ret->source = ret->destination = 0;
+	ret->direction = IDM_INGRESS;
+	ret->revision = 0;
+	if (!CALLBACK(network_get_filter_state_bytes)(self->envoy, MESH_KEY, &bytes) ||
+	    !connection_read(bytes, &connection))
+		door_refuse(IDM_DROP_UNKNOWN_SENDER, false, ret);
+	else
+		door_decide(&self->config->door, snapshot, &connection, NULL, NULL, ret);
+}
+
+static void tell(struct network_connection *self, const struct idm_snapshot *snapshot, const struct decision *decision)
+{
+	struct report report;
+
+	if (self->config->door.metadata == SHOW_NOTHING)
+		return;
+	report_id(report.id);
+	report_fill(&report, snapshot, decision);
+	for (size_t i = 0; i < report.count; i++)
+		CALLBACK(network_set_dynamic_metadata_string)(self->envoy, MESH_KEY, report.pairs[i].key,
+							      report.pairs[i].value);
+}
+
+// first: the connection is new, and counts whatever the answer; later only a change of mind does.
+static bool judge(struct network_connection *self, bool first)
+{
+	const struct idm_snapshot *snapshot = mesh_enter();
+	struct decision decision;
+
+	decide(self, snapshot, &decision);
+	if (first || !decision.allowed) {
+		count(self, &decision);
+		tell(self, snapshot, &decision);
+	}
+	mesh_leave();
+	return decision.allowed;
+}
+
+static void deny(struct network_connection *self)
+{
+	self->denied = true;
+	CALLBACK(network_filter_close_with_details)(self->envoy, ENVOY_CLOSE_RESET, IDM_TEXT("idmesh_denied"));
+}
+
+// Main thread; Envoy carries it to the connection's worker.
+static void again(void *subject)
+{
+	struct network_connection *self = subject;
+
+	CALLBACK(network_filter_scheduler_commit)(self->scheduler, 0);
+}
+
+// --- hooks ---
+
+IDM_HOOK void *ON(network_filter_new)(struct network_config *config, struct envoy_network *envoy)
+{
+	struct network_connection *self = calloc(1, sizeof(*self));
+
+	if (!self)
+		return NULL;
+	self->config = config;
+	self->envoy = envoy;
+	return self;
+}
+
+IDM_HOOK void ON(network_filter_destroy)(struct network_connection *self)
+{
+	mesh_open_remove(&self->open);
+	if (self->scheduler)
+		CALLBACK(network_filter_scheduler_delete)(self->scheduler);
+	free(self);
+}
+
+IDM_HOOK enum envoy_filter_status ON(network_filter_new_connection)(struct envoy_network *envoy,
+								    struct network_connection *self)
+{
+	// Listed before it is judged: a policy that arrives in between judges it again.
+	self->scheduler = CALLBACK(network_filter_scheduler_new)(envoy);
+	if (self->scheduler)
+		mesh_open_add(&self->open, again, self);
+	if (self->scheduler && judge(self, true))
+		return ENVOY_CONTINUE;
+	deny(self);
+	return ENVOY_STOP;
+}
+
+IDM_HOOK enum envoy_filter_status ON(network_filter_read)(struct envoy_network *envoy, struct network_connection *self,
+							  size_t size, bool end)
+{
+	(void)envoy;
+	(void)size;
+	(void)end;
+	return self->denied ? ENVOY_STOP : ENVOY_CONTINUE;
+}
+
+IDM_HOOK void ON(network_filter_event)(struct envoy_network *envoy, struct network_connection *self,
+				       enum envoy_connection_event event)
+{
+	(void)envoy;
+	if (event == ENVOY_REMOTE_CLOSE || event == ENVOY_LOCAL_CLOSE)
+		mesh_open_remove(&self->open);
+}
+
+IDM_HOOK void ON(network_filter_scheduled)(struct envoy_network *envoy, struct network_connection *self,
+					   uint64_t event)
+{
+	(void)envoy;
+	(void)event;
+	if (!self->denied && self->open.next && !judge(self, false))
+		deny(self);
+}

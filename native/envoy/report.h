@@ -1,0 +1,25 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A decision in words: the dynamic metadata that access logs and other filters see. */
+#ifndef IDMESH_ENVOY_REPORT_H
+#define IDMESH_ENVOY_REPORT_H
+
+#include "abi.h"
+#include "door.h"
+
+#define DECISION_ID_SIZE 32
+#define REPORT_PAIRS 12
+
+struct report {
+	struct envoy_pair pairs[REPORT_PAIRS];
+	size_t count;
+	size_t used;
+	char id[DECISION_ID_SIZE];
+	char text[1536];
+};
+
+/* 128 random bits in hex. False if the system gives none. */
+bool report_id(char ret[DECISION_ID_SIZE]);
+/* Fill ret->pairs from a decision; ret->id must be set. While the decision's snapshot is still entered. */
+void report_fill(struct report *ret, const struct idm_snapshot *snapshot, const struct decision *decision);
+
+#endif

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+// A request's facts are Envoy's own bytes: one call fetches all headers for what three single lookups cost.
+
+#include <string.h>
+#include <strings.h>
+
+#include "http.h"
+#include "mesh.h"
+
+static bool is(struct idm_bytes name, const char *wanted, size_t size)
+{
+	return name.size == size && !memcmp(name.ptr, wanted, size);
+}
+
+static void take_pseudo(struct idm_http *http, const struct idm_header_line *line)
+{
+	if (is(line->name, ":path", 5))
+		http->path = line->value;
+	else if (is(line->name, ":method", 7))
+		http->method = line->value;
+	else if (is(line->name, ":authority", 10))
+		http->host = line->value;
+}
+
+bool request_read(struct envoy_http *envoy, struct request *ret)
+{
+	size_t count = CALLBACK(http_get_headers_size)(envoy, ENVOY_REQUEST_HEADERS), kept = 0;
+
+	ret->http = (struct idm_http){.headers = ret->headers};
+	ret->upgrade = false;
+	if (count > REQUEST_HEADERS_MAX || !CALLBACK(http_get_headers)(envoy, ENVOY_REQUEST_HEADERS, ret->headers))
+		return false;
+	for (size_t i = 0; i < count; i++) {
+		const struct idm_header_line *line = &ret->headers[i];
+
+		if (line->name.size && line->name.ptr[0] == ':') {
+			take_pseudo(&ret->http, line);
+			continue;
+		}
+		ret->upgrade |= is(line->name, "upgrade", 7);
+		ret->headers[kept++] = *line;
+	}
+	ret->http.header_count = kept;
+	return true;
+}
+
+static bool change(struct envoy_http *envoy, const struct idm_header_change *change)
+{
+	const struct idm_bytes nothing = {NULL, 0};
+
+	switch (change->action) {
+	case IDM_MISMATCH_ADD:
+		return CALLBACK(http_add_header)(envoy, ENVOY_REQUEST_HEADERS, change->name, change->value);
+	case IDM_MISMATCH_DELETE:
+		return CALLBACK(http_set_header)(envoy, ENVOY_REQUEST_HEADERS, change->name, nothing);
+	case IDM_MISMATCH_REPLACE:
+		return CALLBACK(http_set_header)(envoy, ENVOY_REQUEST_HEADERS, change->name, change->value);
+	default:
+		return true;
+	}
+}
+
+bool request_change(struct envoy_http *envoy, const struct decision *decision)
+{
+	for (unsigned int i = 0; i < decision->count; i++)
+		for (uint32_t j = 0; j < decision->verdicts[i].change_count; j++)
+			if (!change(envoy, &decision->verdicts[i].changes[j]))
+				return false;
+	return true;
+}
+
+void request_report(struct envoy_http *envoy, const struct report *report)
+{
+	if (CALLBACK(http_set_dynamic_metadata_string_batch)) {
+		CALLBACK(http_set_dynamic_metadata_string_batch)(envoy, MESH_KEY, report->pairs, report->count);
+		return;
+	}
+	for (size_t i = 0; i < report->count; i++)
+		CALLBACK(http_set_dynamic_metadata_string)(envoy, MESH_KEY, report->pairs[i].key,
+							   report->pairs[i].value);
+}
+
+void request_deny(struct envoy_http *envoy, const char *body, const char id[DECISION_ID_SIZE])
+{
+	struct idm_header_line header = {IDM_TEXT("x-idmesh-decision-id"), {id, DECISION_ID_SIZE}};
+
+	CALLBACK(http_send_response)(envoy, 403, &header, 1, (struct idm_bytes){body, strlen(body)},
+				     IDM_TEXT("idmesh_denied"));
+}
