@@ -14,7 +14,6 @@ import logging
 import secrets
 from collections import Counter
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -40,6 +39,9 @@ _ERRORS = {
     lib.IDM_CHECK_ENGINE: "engine refused the flow",
     lib.IDM_CHECK_TOO_LARGE: "response too large",
 }
+
+
+_OPTIONS_MAX = 1024
 
 
 class SnapshotError(Exception):
@@ -110,6 +112,7 @@ class Checker:
         self._view = ffi.buffer(self._room)
         self._result = ffi.new("struct idm_check_result *")
         self._direction = direction
+        self._known: dict[tuple[tuple[str, str], ...], Callable[[bytes], bytes]] = {}
         self.counts: Counter[str] = Counter(allowed=0, audit=0, denied=0, error=0)
         self.drops: Counter[int] = Counter()
 
@@ -117,10 +120,14 @@ class Checker:
         """The answering function for what the filter's configuration says."""
         return self._for_options(_relevant(metadata))
 
-    @lru_cache(maxsize=256)  # noqa: B019: one checker lives as long as its process
     def _for_options(self, words: tuple[tuple[str, str], ...]) -> Callable[[bytes], bytes]:
-        options = self._options(dict(words))
-        return lambda request: self.check(request, options)
+        known = self._known.get(words)
+        if known is None:
+            options = self._options(dict(words))
+            if len(self._known) >= _OPTIONS_MAX:  # a caller that varies its words gains nothing by it
+                self._known.clear()
+            known = self._known[words] = lambda request: self.check(request, options)
+        return known
 
     def _options(self, words: dict[str, str]) -> Any:
         destination = words.get("idmesh-destination", "").encode()

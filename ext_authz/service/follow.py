@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Follows the published snapshot: a new file is loaded as soon as it is renamed into place; a bad one changes nothing."""
+"""Follows the published snapshot: a new file is in force as soon as it is renamed there; a bad one changes nothing."""
 
 from __future__ import annotations
 

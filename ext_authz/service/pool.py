@@ -77,7 +77,7 @@ class Pool:
         found = []
         for page in sorted(self.state.readers.glob("*.json")):
             read = read_json(page)
-            pid = read.get("pid") if isinstance(read, dict) and read.get("kind") == "service" else None
+            pid = read.get("pid") if isinstance(read, dict) and read.get("door") == "ext-authz" else None
             if isinstance(pid, int) and is_worker(pid, self.state.root):
                 found.append(pid)
             elif pid is not None:

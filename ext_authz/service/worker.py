@@ -65,9 +65,11 @@ class Worker:
             return
         self._reported = now
         page = {
-            "kind": "service",
+            "door": "ext-authz",
             "pid": os.getpid(),
             "address": self.address.text,
+            "ready": self.store.revision > 0,
+            "workers": 1,
             "revision": self.store.revision,
             "digest": self.store.digest,
             "in_force_since": self.follower.loaded_at,
@@ -75,7 +77,7 @@ class Worker:
             "counts": counts,
             "drops": {str(reason): count for reason, count in self.checker.drops.copy().items()},
             "rejected": self.follower.rejected,
-            "problem": self.follower.problem,
+            "error": self.follower.problem,
         }
         try:
             write_json(self.state.readers / f"{os.getpid()}.json", page)

@@ -163,6 +163,8 @@ static int find_destination(const struct idm_snapshot *snapshot, const struct id
 	judged->port = request->destination.port;
 	if (named.size)
 		return find_named(snapshot, named, cache, judged);
+	if (request->metadata.local.size)
+		return resolve(snapshot, request->metadata.local, &judged->destination);
 	return resolve(snapshot, request->destination.text, &judged->destination);
 }
 

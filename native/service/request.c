@@ -188,6 +188,8 @@ static int set_metadata(struct request_metadata *metadata, struct idm_bytes key,
 
 	if (equals(key, "address")) {
 		metadata->address = value->text;
+	} else if (equals(key, "local")) {
+		metadata->local = value->text;
 	} else if (equals(key, "identity")) {
 		if (whole(value, UINT32_MAX, &number))
 			return -EINVAL;

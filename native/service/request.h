@@ -22,7 +22,8 @@ struct request_address {
 struct request_metadata {
 	bool present;
 	bool has_identity;
-	struct idm_bytes address;
+	struct idm_bytes address; /* the peer's */
+	struct idm_bytes local; /* where the client meant to go */
 	uint32_t identity;
 	uint32_t evidence;
 	uint64_t domain;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Writes a CheckResponse, last field first (wire.h). The verdict travels as dynamic metadata; what a client is
-// told is only that it was denied, and the decision's id.
+// Writes a CheckResponse, last field first (wire.h). The verdict travels as dynamic metadata, with the same
+// names as the module's (native/envoy/report.c); what a client is told is only that it was denied, and the decision's id.
 #include <stdio.h>
 #include <string.h>
 #include <strings.h>
@@ -27,13 +27,12 @@ static void put_text(struct wire_writer *writer, struct idm_bytes key, struct id
 	put_struct_entry(writer, key, end);
 }
 
-static void put_double(struct wire_writer *writer, struct idm_bytes key, double value)
+static void put_decimal(struct wire_writer *writer, struct idm_bytes key, uint64_t value)
 {
-	const uint8_t *end = writer->start;
+	char digits[21];
+	int size = snprintf(digits, sizeof(digits), "%llu", (unsigned long long)value);
 
-	wire_put(writer, &value, sizeof(value)); // Value.number_value, little endian like the machine
-	wire_put_varint(writer, 2 << 3 | WIRE_FIXED64);
-	put_struct_entry(writer, key, end);
+	put_text(writer, key, (struct idm_bytes){ digits, size });
 }
 
 // Some text with something in between, written backwards: "a" + mark + "b".
@@ -95,11 +94,11 @@ static void put_rule(struct wire_writer *writer, const struct idm_snapshot *snap
 	join_close(&text);
 	text = join_open(writer, BYTES("policy"));
 	join_put(&text, rule_text(snapshot, rule->name));
-	join_put(&text, BYTES("/"));
 	if (space.size) {
-		join_put(&text, space);
 		join_put(&text, BYTES("/"));
+		join_put(&text, space);
 	}
+	join_put(&text, BYTES(" "));
 	join_put(&text, rule_text(snapshot, rule->kind));
 	join_close(&text);
 }
@@ -144,7 +143,7 @@ static void put_verdict(struct wire_writer *writer, const struct idm_snapshot *s
 		put_text(writer, BYTES("auth"),
 			 verdict->auth == IDM_AUTH_REQUIRED ? BYTES("required") : BYTES("test-always-fail"));
 	if (verdict->entry != IDM_NONE)
-		put_double(writer, BYTES("entry"), verdict->entry);
+		put_decimal(writer, BYTES("entry"), verdict->entry);
 	if (rule)
 		put_rule(writer, snapshot, rule);
 }
@@ -154,20 +153,23 @@ static void put_metadata(struct wire_writer *writer, const struct idm_snapshot *
 {
 	const uint8_t *end = writer->start;
 
-	put_text(writer, BYTES("decision_id"), (struct idm_bytes){ decision_id, 32 });
+	put_text(writer, BYTES("decision"), (struct idm_bytes){ decision_id, 32 });
 	put_text(writer, BYTES("verdict"), verdict_text(judged));
 	put_text(writer, BYTES("direction"), judged->direction == IDM_EGRESS ? BYTES("egress") : BYTES("ingress"));
 	if (judged->drop_reason)
-		put_double(writer, BYTES("drop"), judged->drop_reason);
+		put_decimal(writer, BYTES("drop"), judged->drop_reason);
 	if (judged->error)
 		put_text(writer, BYTES("error"), error_text(judged->error));
 	if (snapshot) {
-		put_double(writer, BYTES("revision"), (double)idm_snapshot_revision(snapshot));
-		put_double(writer, BYTES("source_identity"), judged->source.identity);
-		put_double(writer, BYTES("destination_identity"), judged->destination.identity);
+		put_decimal(writer, BYTES("revision"), idm_snapshot_revision(snapshot));
+		put_decimal(writer, BYTES("source"), judged->source.identity);
+		put_decimal(writer, BYTES("destination"), judged->destination.identity);
 	}
 	if (judged->count)
 		put_verdict(writer, snapshot, judged);
+	// Envoy files it under the name of its own filter; ours is a struct within.
+	wire_close(writer, 5, end); // Value.struct_value
+	put_struct_entry(writer, BYTES("idmesh"), end);
 	wire_close(writer, METADATA, end);
 }
 
