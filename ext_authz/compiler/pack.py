@@ -95,7 +95,7 @@ class Packer:
         self, resolved: Resolved, errors: list[PolicyError], rejected: set[int]
     ) -> tuple[dict[int, int], dict[int, SubjectPolicy]]:
         """Policy number and policy of each identity."""
-        self._policies.selectors = resolved.selector_numbers
+        self._policies.use_selectors(resolved.selector_numbers)
         subjects: dict[int, int] = {}
         policies: dict[int, SubjectPolicy] = {}
         for identity in sorted(resolved.subjects):

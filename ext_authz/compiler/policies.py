@@ -69,8 +69,7 @@ class PolicyPools:
 
     def __init__(self, cache: MatcherCache) -> None:
         self.strings = Strings()
-        # Numbers of the selectors of this compilation; set before policies are packed.
-        self.selectors: Mapping[Selector, int] = {}
+        self._selectors: dict[Selector, int] = {}
         self.l7 = L7Pools(self.strings, cache)
         self._policies = Pool(layout.record("idm_policy").size)
         self._rows = Pool(layout.record("idm_row").size)
@@ -87,6 +86,14 @@ class PolicyPools:
         self._entry_selector: list[int] = []
         self._entry_cost: list[int] = []  # of its HTTP rules
         self._row_of: dict[tuple[int, ...], bytes] = {}
+
+    def use_selectors(self, numbers_now: Mapping[Selector, int]) -> None:
+        """Take the selectors' numbers for the policies to come; a number that changed hands is not trusted again."""
+        left = {number for selector, number in self._selectors.items() if numbers_now.get(selector) != number}
+        if left:
+            chosen = self._entry_selector
+            self._entry_of = {key: kept for key, kept in self._entry_of.items() if chosen[kept[1]] not in left}
+        self._selectors = dict(numbers_now)
 
     def policy(self, policy: SubjectPolicy) -> int:
         """
@@ -156,15 +163,7 @@ class PolicyPools:
             found = self._entry_of.get(id(entry))
             number = self._number(entry) if found is None else found[1]
             rows.setdefault(self._entry_selector[number], []).append(number)
-        if all(self._is_current(selector, row[0]) for selector, row in rows.items()):
-            return rows
-        # A selector left and came back under another number, and entries packed for the old one were kept.
-        self._entry_of.clear()
-        return self._rows_of(side)
-
-    def _is_current(self, selector: int, entry: int) -> bool:
-        owner = self._entry[entry].selector
-        return owner is None or self.selectors[owner] == selector
+        return rows
 
     def _row(self, entries: Sequence[int]) -> bytes:
         key = tuple(entries)
@@ -212,7 +211,7 @@ class PolicyPools:
 
     def _number(self, entry: MergedEntry) -> int:
         """Number of an entry that was not seen as this object before."""
-        selector = layout.ANY if entry.selector is None else self.selectors[entry.selector]
+        selector = layout.ANY if entry.selector is None else self._selectors[entry.selector]
         origins = numbers(self.l7.rule(origin) for origin in entry.origins)
         l7_set, cost = self._l7_set(entry)
         sni = layout.NONE if entry.sni is None else self.l7.matcher(entry.sni, entry.origins[0], "serverNames")

@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Laws of packing: the file, what stays when something changes, and what each span holds."""
+
+import random
+import zlib
+from hashlib import blake2b
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ext_authz.compiler.entries import EntryVerdict, HeaderPredicate
+from ext_authz.compiler.pack import Packer, pack
+from ext_authz.compiler.policies import COST_LIMIT, Span, fold_ports
+from ext_authz.engine import layout
+from ext_authz.engine.layout import TableKind
+from ext_authz.model.types import PolicyError
+from tests.unit.compiler.handmade import (
+    TCP,
+    UDP,
+    Snapshot,
+    changed,
+    entry,
+    everything,
+    http_entry,
+    http_rule,
+    ingress,
+    origin,
+    resolved,
+)
+
+WORLD = resolved({300: ingress(entry("a"), entry("b", 443), everything("c")), 301: ingress(entry("a"))})
+
+
+def test_equal_input_gives_equal_bytes():
+    again = resolved({301: ingress(entry("a")), 300: ingress(entry("a"), entry("b", 443), everything("c"))})
+    assert pack(WORLD).snapshot == pack(again).snapshot
+
+
+def test_checksums_and_digests_cover_what_the_layout_says():
+    data = pack(WORLD).snapshot
+    snapshot = Snapshot(data)
+    head = layout.record("idm_header")
+    crc_at = next(leaf.offset for leaf in head.leaves if leaf.name == "crc32")
+    covered = bytearray(data[: head.size + 3 * layout.record("idm_table_ref").size])
+    covered[crc_at : crc_at + 4] = bytes(4)
+    assert zlib.crc32(covered) == snapshot.head["crc32"]
+    for ref in snapshot.refs:
+        table = snapshot.tables[ref["kind"]]
+        assert zlib.crc32(table) == ref["crc32"]
+        assert blake2b(table, digest_size=32).digest() == ref["digest"]
+        assert ref["offset"] % 8 == 0
+    whole = b"".join(ref["digest"] for ref in snapshot.refs) + (7).to_bytes(8, "little")
+    assert blake2b(whole, digest_size=32).digest() == snapshot.head["digest"]
+    assert snapshot.head["file_size"] == len(data)
+
+
+def test_a_changed_policy_changes_only_table_3():
+    packer = Packer()
+    before = Snapshot(packer.pack(WORLD).snapshot)
+    after = Snapshot(packer.pack(changed(WORLD, subjects={**WORLD.subjects, 301: ingress(entry("b", 443))})).snapshot)
+    assert [ref["revision"] for ref in before.refs] == [1, 1, 1]
+    assert [ref["revision"] for ref in after.refs] == [1, 1, 2]
+    assert after.head["revision"] == 2
+
+
+def test_equal_content_keeps_its_revision():
+    packer = Packer(revision=41)
+    first = packer.pack(WORLD)
+    assert packer.pack(WORLD) is not first
+    assert packer.pack(changed(WORLD)).revision == first.revision == 42
+
+
+def test_policies_packed_after_others_mean_the_same():
+    packer = Packer()
+    for peer in "abc":
+        packer.pack(changed(WORLD, subjects={300: ingress(entry(peer, 1000))}))
+    late, fresh = Snapshot(packer.pack(WORLD).snapshot), Snapshot(pack(WORLD).snapshot)
+    assert meaning(late) == meaning(fresh)
+
+
+def test_unused_bytes_do_not_pile_up():
+    packer = Packer()
+    source = random.Random(1)
+    sizes = []
+    for _ in range(60):
+        entries = [entry("a", port) for port in source.sample(range(1, 65536), 1000)]
+        sizes.append(len(packer.pack(changed(WORLD, subjects={300: ingress(*entries)})).snapshot))
+    assert max(sizes) < 2 * sizes[0] + (2 << 20)
+
+
+def test_a_selector_that_returns_under_another_number_is_packed_anew():
+    packer = Packer()
+    policy = ingress(entry("a"), entry("b"))
+    world = resolved({300: policy})
+    packer.pack(world)
+    packer.pack(changed(world, subjects={}))
+    turned = {s: 1 - n for s, n in world.selector_numbers.items()}
+    packed = packer.pack(changed(world, selectors=world.selectors[::-1], selector_numbers=turned))
+    late = Snapshot(packed.snapshot)
+    side = late.policies("POLICIES")[late.policies("SUBJECTS")[0]["policy"]]
+    rows = late.policies("ROWS")[side["side_0_first_row"] :][:2]
+    assert [row["selector"] for row in rows] == [0, 1]
+    texts = {meaning_of_entry(late, late.policies("ENTRIES")[e])["selector"] for e in late.policies("REFS")}
+    assert texts == {s.text for s in world.selectors}
+
+
+def test_rules_are_reachable_from_every_entry():
+    snapshot = Snapshot(pack(WORLD).snapshot)
+    origins, rules = snapshot.policies("ORIGINS"), snapshot.policies("RULES")
+    for item in snapshot.policies("ENTRIES"):
+        found = origins[item["first_origin"] :][: item["origin_count"]]
+        assert [snapshot.text(rules[number], "file") for number in found] == ["p.yaml"]
+        assert rules[found[0]]["line"] == 7
+
+
+def test_entries_of_a_span_fall_by_precedence():
+    deny = entry("a", 1, 100, verdict=EntryVerdict.DENY)
+    snapshot = Snapshot(pack(resolved({300: ingress(entry("a"), everything("a"), deny)})).snapshot)
+    entries, refs = snapshot.policies("ENTRIES"), snapshot.policies("REFS")
+    for span in snapshot.policies("SPANS"):
+        found = [entries[n]["precedence"] for n in refs[span["first_ref"] :][: span["ref_count"]]]
+        assert found == sorted(found, reverse=True)
+
+
+def test_shared_rows_are_stored_once():
+    many = {identity: ingress(entry("a"), entry("b", 443)) for identity in range(300, 400)}
+    snapshot = Snapshot(pack(resolved(many)).snapshot)
+    assert len(snapshot.policies("SUBJECTS")) == 100
+    assert len(snapshot.policies("POLICIES")) == 1
+    assert len(snapshot.policies("ROWS")) == 2
+
+
+def test_too_dear_rules_are_refused_at_their_origin_and_isolate_without_a_last_good_policy():
+    packed = pack(resolved({300: ingress(*dear_entries()), 301: ingress(entry("a"))}))
+    assert packed.rejected == {300}
+    (error,) = packed.errors
+    assert error.origin.file.startswith("dear")
+    assert str(COST_LIMIT) in error.reason
+    assert flags_of(Snapshot(packed.snapshot)) == {300: 5, 301: 1}
+
+
+def test_the_last_good_policy_stays_when_its_successor_is_too_dear():
+    packer = Packer()
+    good = ingress(entry("a", 8080))
+    world = resolved({300: good}, {1000: "a"})
+    packer.pack(world)
+    worse = resolved({300: ingress(*dear_entries())}, {1000: "a"})
+    packed = packer.pack(worse)
+    assert packed.errors
+    assert flags_of(Snapshot(packed.snapshot)) == {300: 1}
+    ports = {item["first_port"] for item in Snapshot(packed.snapshot).policies("SPANS")}
+    assert 8080 in ports
+
+
+def test_a_last_good_policy_whose_selector_is_gone_is_not_used():
+    packer = Packer()
+    packer.pack(resolved({300: ingress(entry("b"))}))
+    packed = packer.pack(resolved({300: ingress(*dear_entries())}))
+    assert flags_of(Snapshot(packed.snapshot)) == {300: 5}
+
+
+def test_old_secret_values_do_not_stay_behind():
+    packer = Packer()
+    secret = "s3cret-of-yesterday"
+
+    def world(value):
+        rule = http_rule(headers=[HeaderPredicate("x-key", value, secret=True)])
+        return changed(WORLD, subjects={300: ingress(http_entry(rule))})
+
+    assert secret.encode() in packer.pack(world(secret), secrets=(1,)).snapshot
+    assert secret.encode() not in packer.pack(world("other"), secrets=(2,)).snapshot
+
+
+def dear_entries():
+    """HTTP rules that no request could be judged by in time: one automaton each, all on one port."""
+    paths = [http_rule(f".*/[a-z]+/x{n}/[0-9]+/.*", headers=[], method=f"[A-Z]+{n}") for n in range(400)]
+    return [http_entry(*paths, origins=(origin("dear"),))]
+
+
+def flags_of(snapshot):
+    policies = snapshot.policies("POLICIES")
+    return {s["identity"]: policies[s["policy"]]["side_0_flags"] for s in snapshot.policies("SUBJECTS")}
+
+
+def meaning(snapshot):
+    """What table 3 says, without a single index."""
+    return {s["identity"]: meaning_of_policy(snapshot, s["policy"]) for s in snapshot.policies("SUBJECTS")}
+
+
+def meaning_of_policy(snapshot, number):
+    policy = snapshot.policies("POLICIES")[number]
+    rows = snapshot.policies("ROWS")
+    found = []
+    for side in "01":
+        first, count = policy[f"side_{side}_first_row"], policy[f"side_{side}_row_count"]
+        spans = [meaning_of_row(snapshot, row) for row in rows[first : first + count]]
+        found.append((policy[f"side_{side}_flags"], spans))
+    return found
+
+
+def meaning_of_row(snapshot, row):
+    refs, entries = snapshot.policies("REFS"), snapshot.policies("ENTRIES")
+    spans = snapshot.policies("SPANS")[row["first_span"] :][: row["span_count"]]
+    return [
+        (
+            span["protocol"],
+            span["first_port"],
+            span["last_port"],
+            [meaning_of_entry(snapshot, entries[n]) for n in refs[span["first_ref"] :][: span["ref_count"]]],
+        )
+        for span in spans
+    ]
+
+
+def meaning_of_entry(snapshot, item):
+    texts = snapshot.section(TableKind.SELECTORS, layout.SelectorsSection.SELECTORS)
+    strings = snapshot.section(TableKind.SELECTORS, layout.SelectorsSection.STRINGS)
+    chosen = texts[item["selector"]]
+    text = strings[chosen["text_offset"] :][: chosen["text_size"]].decode()
+    fields = ("precedence", "verdict", "first_port", "last_port", "protocol")
+    return {name: item[name] for name in fields} | {"selector": text}
+
+
+# ---- spans ----
+
+PORTS = st.integers(0, 40)
+ENTRIES = st.lists(
+    st.tuples(st.sampled_from([0, TCP, UDP]), PORTS, PORTS).map(lambda t: (t[0], min(t[1:]), max(t[1:]))), max_size=8
+)
+
+
+@given(ENTRIES)
+def test_spans_hold_what_covers_each_port(ports):
+    numbered = [(n, *(p if p[0] else (0, 0, 65535))) for n, p in enumerate(ports)]
+    spans = list(fold_ports(TCP, numbered))
+    for port in (*range(45), 65535):
+        own = [n for n, protocol, first, last in numbered if protocol == TCP and first <= port <= last]
+        wanted = [n for n, protocol, first, last in numbered if protocol in (0, TCP) and first <= port <= last]
+        found = [span.entries for span in spans if span.first_port <= port <= span.last_port]
+        assert found == ([tuple(wanted)] if own else [])
+
+
+@given(ENTRIES)
+def test_spans_rise_are_disjoint_and_have_no_equal_neighbours(ports):
+    numbered = [(n, *(p if p[0] else (0, 0, 65535))) for n, p in enumerate(ports)]
+    spans = list(fold_ports(TCP, numbered))
+    for a, b in pairwise(spans):
+        assert a.last_port < b.first_port
+        assert a.last_port + 1 < b.first_port or a.entries != b.entries
+
+
+def test_all_traffic_stands_alone_only_where_the_protocol_has_no_entry():
+    assert list(fold_ports(TCP, [(0, TCP, 80, 80), (1, 0, 0, 65535)])) == [Span(TCP, 80, 80, (0, 1))]
+    assert list(fold_ports(UDP, [(0, TCP, 80, 80), (1, 0, 0, 65535)])) == []
+
+
+def test_errors_are_policy_errors():
+    with pytest.raises(PolicyError):
+        raise pack(resolved({300: ingress(*dear_entries())})).errors[0]
