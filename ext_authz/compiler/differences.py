@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Where we differ from Cilium on purpose: one table, for people and for the reference.
+
+Cilium's behaviour in these places looks accidental. The rule for all of them: accepted where Cilium accepts; an allow
+matches no more, and a deny no less, than the text says.
+
+Source: shared interface; reference policy-semantics, items marked (low).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Difference(NamedTuple):
+    """written: what stands in the policy. cilium, here: what it comes to."""
+
+    written: str
+    cilium: str
+    here: str
+
+
+DELIBERATE: tuple[Difference, ...] = (
+    Difference(
+        "toServices that matches no service, with toPorts, in egress",
+        "the ports are open to any peer",
+        "nothing is allowed",
+    ),
+    Difference(
+        "toServices in egressDeny without ports",
+        "services are not resolved: nothing is denied",
+        "the services' pods and backends are denied",
+    ),
+    Difference(
+        "toServices in egressDeny with ports",
+        "the ports are denied for every peer",
+        "the same: a deny matches no less than its text",
+    ),
+    Difference(
+        "fromGroups or toGroups, not empty",
+        "the operator asks the cloud for the addresses",
+        "selects nothing, with a warning: there is no cloud to ask",
+    ),
+    Difference(
+        "ICMPv4 type 0 (EchoReply) in an allow",
+        "every ICMPv4 type",
+        "type 0 only; in a deny every ICMPv4 type, as in Cilium",
+    ),
+    Difference(
+        'port "0" with endPort in an allow',
+        "all ports of the protocol",
+        "ports 0 up to endPort; in a deny all ports, as in Cilium",
+    ),
+    Difference(
+        "cidrGroupSelector with only NotIn or DoesNotExist",
+        "also identities outside every group, pods included",
+        "only addresses that are in some CiliumCIDRGroup",
+    ),
+    Difference(
+        "NetworkPolicy namespaceSelector with only NotIn or DoesNotExist",
+        "without policy-default-local-cluster also nodes and outside addresses",
+        "only what lives in a namespace",
+    ),
+    Difference(
+        "serverNames of one rule and L7 rules of another for the same peer and port, without terminatingTLS",
+        "an error or not, depending on the order in which rules are merged",
+        "always an error",
+    ),
+    Difference(
+        "listeners of equal priority for the same peer and port",
+        "an error unless a listener of another priority is merged first",
+        "always an error",
+    ),
+    Difference(
+        "0.0.0.0/0 while IPv6 is switched off (and the reverse)",
+        "there is no IPv6 traffic to match",
+        "addresses of the other family stay outside it",
+    ),
+    Difference(
+        "two workloads with one address",
+        "the later one has the address",
+        "the address counts as unmanaged, with a warning, until only one has it",
+    ),
+)

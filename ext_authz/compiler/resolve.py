@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+From a world to everything packing needs: the semantic half of the compiler, in stages that keep what did not change.
+
+    policies -> expanded rules -> selectors in use -> prefixes -> identities
+                              \\-> subjects' rules  -> merged policies
+
+A change of one policy expands that policy, evaluates its new selectors, and merges again only for the subjects its
+rules select.
+
+Source: reference policy-semantics section 19.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from ext_authz.compiler.enforce import HOST_SELECTOR, ISOLATED, Enforcer, SubjectKind, kind_of
+from ext_authz.compiler.entries import SubjectPolicy
+from ext_authz.compiler.expand import Context, ExpandedRule, KeyTable, expand_policy
+from ext_authz.compiler.merge import Merger, unique_errors
+from ext_authz.compiler.peers import subject_selector
+from ext_authz.compiler.places import Placer, uses_of
+from ext_authz.compiler.resolved import Resolved
+from ext_authz.compiler.subjects import Selection
+from ext_authz.identity import reserved
+from ext_authz.identity.allocator import Allocator
+from ext_authz.identity.membership import Membership
+from ext_authz.identity.selectors import Kind, Selector
+from ext_authz.model.types import Isolated, Policy, PolicyError, Secret, World
+
+_Computed = tuple[SubjectPolicy | None, tuple[PolicyError, ...]]
+
+
+def resolve(world: World, allocator: Allocator) -> Resolved:
+    """Resolve one world from nothing. Raises AllocationError if identities run out."""
+    return Resolver(allocator).update(world)
+
+
+class Resolver:
+    """Resolves one world after another; what two worlds share is worked out once."""
+
+    def __init__(self, allocator: Allocator) -> None:
+        self._allocator = allocator
+        self._last: dict[int, SubjectPolicy] = {}
+        self._state: _State | None = None
+
+    def update(self, world: World) -> Resolved:
+        """
+        Resolve a world.
+
+        A subject whose policy cannot be computed keeps its last one, and is isolated if it never had one. Raises
+        AllocationError if identities run out; the resolver then starts anew with the next world.
+        """
+        state = self._state
+        if state is None or state.world.settings != world.settings:
+            state = _State(world, self._allocator)
+        self._state = None
+        resolved = state.update(world, self._last)
+        self._allocator.flush()
+        self._state = state
+        self._last = dict(resolved.subjects)
+        return resolved
+
+
+class _State:
+    """Everything kept between two worlds with the same settings."""
+
+    def __init__(self, world: World, allocator: Allocator) -> None:
+        self.world = World(settings=world.settings)
+        self._allocator = allocator
+        self._settings = world.settings
+        self._merger = Merger()
+        self._keys = KeyTable()
+        self._enforcer = Enforcer(world.settings, self._merger)
+        self._placer = Placer(world.settings, allocator)
+        self._membership = Membership()
+        self._selection = Selection()
+        self._policies: dict[int, Policy] = {}
+        self._expanded: dict[int, tuple[ExpandedRule, ...]] = {}
+        self._used: Counter[Selector] = Counter({HOST_SELECTOR: 1})
+        self._subjects: dict[int, SubjectPolicy] = {}
+        self._kinds: dict[int, SubjectKind] = {}
+        self._failed: dict[int, tuple[PolicyError, ...]] = {}
+        self._computed: dict[tuple[SubjectKind, tuple[ExpandedRule, ...]], _Computed] = {}
+        self._began = False
+
+    def update(self, world: World, last: dict[int, SubjectPolicy]) -> Resolved:
+        added, removed = self._expand(world)
+        selectors_changed = self._count_selectors(added, removed)
+        places_changed = self._place(world, selectors_changed)
+        if selectors_changed or places_changed or not self._began:
+            self._membership.set_selectors(self._used)
+        if places_changed:
+            self._membership.set_identities(self._placer.places.label_sets)
+        touched = self._selection.set_subjects(self._placer.places.subjects) if places_changed else set()
+        touched |= self._selection.change_rules(added, removed)
+        self._merge(touched, last)
+        self.world, self._began = world, True
+        return self._resolved(world)
+
+    def _expand(self, world: World) -> tuple[list[ExpandedRule], list[ExpandedRule]]:
+        """Rules that came and went."""
+        if world.policies == self.world.policies and not self._context_changed(world):
+            return [], []
+        secrets: dict[tuple[str, str], Secret] = {(item.namespace, item.name): item for item in world.secrets}
+        context = Context(self._settings, world.services, secrets, self._keys, self._merger)
+        stale = self._stale(world)
+        before = {rule: None for rules in self._expanded.values() for rule in rules}
+        by_value: dict[Policy, tuple[ExpandedRule, ...]] | None = None
+        expanded: dict[int, tuple[ExpandedRule, ...]] = {}
+        for policy in world.policies:
+            rules = self._expanded.get(id(policy)) if id(policy) not in stale else None
+            if rules is None and id(policy) not in self._policies and self._policies:
+                if by_value is None:
+                    by_value = self._gone(world, stale)
+                rules = by_value.get(policy)
+            expanded[id(policy)] = rules if rules is not None else expand_policy(policy, context)
+        self._expanded = expanded
+        self._policies = {id(policy): policy for policy in world.policies}
+        now = {rule: None for rules in expanded.values() for rule in rules}
+        return [rule for rule in now if rule not in before], [rule for rule in before if rule not in now]
+
+    def _gone(self, world: World, stale: set[int]) -> dict[Policy, tuple[ExpandedRule, ...]]:
+        """Rules of objects that are not there any more; a file read again gives equal objects."""
+        present = {id(policy) for policy in world.policies}
+        return {
+            policy: self._expanded[number]
+            for number, policy in self._policies.items()
+            if number not in present and number not in stale
+        }
+
+    def _context_changed(self, world: World) -> bool:
+        return world.services != self.world.services or world.secrets != self.world.secrets
+
+    def _stale(self, world: World) -> set[int]:
+        """Policies to expand again because services or secrets changed."""
+        services = world.services != self.world.services
+        secrets = world.secrets != self.world.secrets
+        return {
+            number
+            for number, rules in self._expanded.items()
+            if any((services and rule.uses_services) or (secrets and rule.uses_secrets) for rule in rules)
+        }
+
+    def _count_selectors(self, added: Iterable[ExpandedRule], removed: Iterable[ExpandedRule]) -> bool:
+        """Keep count of the selectors in use; True if one came or went."""
+        before = len(self._used)
+        changed = False
+        for rule in added:
+            for selector in rule.selectors:
+                changed |= selector not in self._used
+                self._used[selector] += 1
+        for rule in removed:
+            for selector in rule.selectors:
+                self._used[selector] -= 1
+                if not self._used[selector]:
+                    del self._used[selector]
+                    changed = True
+        return changed or before != len(self._used)
+
+    def _place(self, world: World, selectors_changed: bool) -> bool:
+        old = self.world
+        if (
+            self._began
+            and not selectors_changed
+            and (
+                world.endpoints == old.endpoints
+                and world.cidr_groups == old.cidr_groups
+                and world.dns_cache == old.dns_cache
+            )
+        ):
+            return False
+        named = any(selector.kind is Kind.FQDN for selector in self._used)
+        owned = self._placer.owned(world.endpoints) if named else set()
+        uses = uses_of(self._used, world.cidr_groups, world.dns_cache, world.endpoints, owned)
+        return self._placer.update(world.endpoints, uses)
+
+    def _merge(self, touched: set[int], last: dict[int, SubjectPolicy]) -> None:
+        subjects = self._placer.places.subjects
+        for number in touched:
+            self._subjects.pop(number, None)
+            self._failed.pop(number, None)
+            labels = subjects.get(number)
+            if labels is None:
+                continue
+            policy, errors = self._compute(kind_of(number, labels, self._settings), self._selection.rules_of(number))
+            if errors:
+                self._failed[number] = errors
+            self._subjects[number] = policy if policy is not None else last.get(number, ISOLATED)
+        if touched:
+            self._prune()
+
+    def _compute(self, kind: SubjectKind, rules: tuple[ExpandedRule, ...]) -> _Computed:
+        found = self._computed.get((kind, rules))
+        if found is None:
+            errors: list[PolicyError] = []
+            policy = self._enforcer.policy(kind, rules, errors)
+            found = (None if errors else policy, unique_errors(errors))
+            self._computed[kind, rules] = found
+        return found
+
+    def _prune(self) -> None:
+        """Let go of policies of rules that are gone, now and then."""
+        self._merger.forget()
+        if len(self._computed) > 4 * len(self._subjects) + 1000:
+            live = {id(policy) for policy in self._subjects.values()}
+            self._computed = {key: value for key, value in self._computed.items() if id(value[0]) in live}
+
+    def _isolated(self, world: World) -> set[int]:
+        found: set[int] = set()
+        for item in world.isolated:
+            found.update(self._isolated_by(item))
+        return found
+
+    def _isolated_by(self, item: Isolated) -> list[int]:
+        selector = subject_selector(item.selector, item.ref.kind, item.ref.namespace)
+        return self._selection.matching(selector, item.subject_kind == "node")
+
+    def _resolved(self, world: World) -> Resolved:
+        places = self._placer.places
+        subjects = dict(sorted(self._subjects.items()))
+        for number in self._isolated(world):
+            subjects[number] = ISOLATED
+        errors = [error for errors in self._failed.values() for error in errors]
+        warnings = [warning for rules in self._expanded.values() for rule in rules for warning in rule.warnings]
+        return Resolved(
+            domain=self._allocator.domain,
+            world4=reserved.world_identity(self._settings, 4),
+            world6=reserved.world_identity(self._settings, 6),
+            identities=places.identities,
+            endpoints=places.endpoints,
+            hosts=places.hosts,
+            ranges4=places.ranges4,
+            ranges6=places.ranges6,
+            selectors=tuple(self._membership.selectors),
+            selector_numbers=dict(self._membership.numbers),
+            membership=self._membership.rows(),
+            subjects=subjects,
+            errors=unique_errors(errors),
+            warnings=unique_errors([*warnings, *places.warnings]),
+            closed=world.closed,
+        )
