@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Files to a World: finds the files, reads what changed, joins the objects.
+
+A Loader remembers every document by its text, so a load costs what changed. Nothing is kept between loads that the
+files did not say: a file gone is its objects gone; keeping a last good version is the agent's work, which finds each
+object's text in `Loaded.objects`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+
+from ext_authz.model.nodes import Document, split_documents
+from ext_authz.model.objects import ParsedObject, moved, read_document
+from ext_authz.model.types import ObjectRef, Origin, PolicyError, Settings, World
+from ext_authz.model.world import Joined, WorldBuilder
+
+SUFFIXES = (".yaml", ".yml", ".json")
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedObject:
+    """One object of our kinds as it stood in a file; `text` alone reads as the same object."""
+
+    ref: ObjectRef
+    file: str
+    line: int
+    text: str
+    ok: bool
+
+
+@dataclass(slots=True)
+class Loaded:
+    """What the files held. `skipped` counts objects of other kinds."""
+
+    world: World
+    errors: list[PolicyError] = field(default_factory=list)
+    warnings: list[PolicyError] = field(default_factory=list)
+    skipped: dict[str, int] = field(default_factory=dict)
+    objects: list[LoadedObject] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _File:
+    digest: bytes
+    texts: list[str]
+    objects: list[ParsedObject]
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """What a document's text gave, and where it stood then."""
+
+    file: str
+    line: int
+    objects: list[ParsedObject]
+
+
+class Loader:
+    """
+    Loads again and again, reading only documents whose text is new.
+
+    Args:
+        settings: What the user stated; a ConfigMap cilium-config among the files fills in the rest.
+        node: Name of the own Node; without it every pod is local.
+        strict: Objects of other kinds are errors.
+    """
+
+    def __init__(self, *, settings: Settings = Settings(), node: str | None = None, strict: bool = False) -> None:
+        self._builder = WorldBuilder(settings, node, strict)
+        self._read_with: Settings | None = None
+        self._files: dict[str, _File] = {}
+        self._documents: dict[str, _Read] = {}
+
+    def load(self, paths: Sequence[str | Path]) -> Loaded:
+        """
+        Read files and folders.
+
+        Raises:
+            OSError: A path does not exist. (A file inside a folder that cannot be read is an error of the result.)
+        """
+        texts = [(name, _read_bytes(name, given)) for name, given in find_files(paths)]
+        return self._load(texts)
+
+    def load_text(self, text: str, file: str) -> Loaded:
+        """The same for one text."""
+        return self._load([(file, text.encode("utf-8", "surrogatepass"))])
+
+    def _load(self, contents: Sequence[tuple[str, bytes | PolicyError]]) -> Loaded:
+        builder = self._builder
+        effective = self._read_with or builder.settings([])
+        objects = self._objects(contents, effective)
+        settings = builder.settings(objects)
+        if settings != effective:  # the ConfigMap decides what policies may say, so they are read again with it
+            objects = self._objects(contents, settings)
+        joined = builder.join(objects, settings)
+        return _loaded(objects, joined)
+
+    def _objects(self, contents: Sequence[tuple[str, bytes | PolicyError]], settings: Settings) -> list[ParsedObject]:
+        if settings != self._read_with:
+            self._files, self._documents, self._read_with = {}, {}, settings
+        files: dict[str, _File] = {}
+        documents: dict[str, _Read] = {}
+        for name, content in contents:
+            digest = b"" if isinstance(content, PolicyError) else blake2b(content, digest_size=16).digest()
+            known = self._files.get(name)
+            if known is None or known.digest != digest or isinstance(content, PolicyError):
+                known = self._read_file(name, content, digest, documents)
+            else:
+                documents.update((text, self._documents[text]) for text in known.texts)
+            files[name] = known
+        self._files, self._documents = files, documents
+        return [parsed for known in files.values() for parsed in known.objects]
+
+    def _read_file(
+        self, name: str, content: bytes | PolicyError, digest: bytes, documents: dict[str, _Read]
+    ) -> _File:
+        if isinstance(content, PolicyError):
+            return _File(digest, [], [_file_problem(content)])
+        try:
+            text = content.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            return _File(digest, [], [_file_problem(_not_utf8(name, content, error.start))])
+        found = _File(digest, [], [])
+        for document in split_documents(text):
+            known = documents.get(document.text) or self._documents.get(document.text)
+            objects = self._read(document, name, known)
+            documents[document.text] = _Read(name, document.line, objects)
+            found.texts.append(document.text)
+            found.objects.extend(objects)
+        return found
+
+    def _read(self, document: Document, name: str, known: _Read | None) -> list[ParsedObject]:
+        assert self._read_with is not None
+        if known is None:
+            return read_document(document, name, self._read_with)
+        if (known.file, known.line) == (name, document.line):
+            return known.objects
+        return [moved(parsed, name, document.line - known.line) for parsed in known.objects]
+
+
+def load(
+    paths: Sequence[str | Path], *, settings: Settings = Settings(), node: str | None = None, strict: bool = False
+) -> Loaded:
+    """Read files and folders once; see Loader.load."""
+    return Loader(settings=settings, node=node, strict=strict).load(paths)
+
+
+def load_text(
+    text: str, file: str, *, settings: Settings = Settings(), node: str | None = None, strict: bool = False
+) -> Loaded:
+    """Read one text once, as if it stood in `file`."""
+    return Loader(settings=settings, node=node, strict=strict).load_text(text, file)
+
+
+def find_files(paths: Sequence[str | Path]) -> list[tuple[str, bool]]:
+    """
+    The files to read, each once and in a fixed order, with whether the user named it himself.
+
+    In folders: *.yaml, *.yml and *.json at any depth; names that begin with a dot are passed over (as the folders
+    that Kubernetes puts beside mounted files).
+    """
+    found: dict[str, bool] = {}
+    for path in paths:
+        name = os.fspath(path)
+        if os.path.isdir(name):
+            for file in _walk(name):
+                found.setdefault(file, False)
+        else:
+            os.stat(name)  # raises for what does not exist
+            found[name] = True
+    return list(found.items())
+
+
+def _walk(folder: str) -> Iterator[str]:
+    def fail(error: OSError) -> None:
+        raise error
+
+    for base, folders, files in os.walk(folder, onerror=fail):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for file in sorted(files):
+            if file.endswith(SUFFIXES) and not file.startswith("."):
+                yield os.path.join(base, file)
+
+
+def _read_bytes(name: str, given: bool) -> bytes | PolicyError:
+    try:
+        return Path(name).read_bytes()
+    except OSError as error:
+        if given:
+            raise
+        origin = Origin(name, 1, 1)
+        return PolicyError(origin, ObjectRef("", "", ""), "", f"cannot be read: {error.strerror}")
+
+
+def _not_utf8(name: str, content: bytes, position: int) -> PolicyError:
+    before = content[:position]
+    column = len(before) - before.rfind(b"\n")
+    return PolicyError(
+        Origin(name, before.count(b"\n") + 1, column), ObjectRef("", "", ""), "", "is not UTF-8 text: save it as UTF-8"
+    )
+
+
+def _file_problem(error: PolicyError) -> ParsedObject:
+    return ParsedObject(error.ref, error.origin, "", errors=[error], closed=True)
+
+
+def _loaded(objects: Sequence[ParsedObject], joined: Joined) -> Loaded:
+    refused = joined.refused
+    listed = [
+        LoadedObject(parsed.ref, parsed.origin.file, parsed.origin.line, parsed.text, parsed.ok and id(parsed) not in refused)
+        for parsed in objects
+        if not parsed.skipped
+    ]
+    return Loaded(joined.world, joined.errors, joined.warnings, joined.skipped, listed)
