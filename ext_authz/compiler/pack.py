@@ -13,17 +13,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from ext_authz.compiler.assemble import Table, pack_snapshot, snapshot_digest
-from ext_authz.compiler.entries import SidePolicy, SubjectPolicy
+from ext_authz.compiler.enforce import ISOLATED
+from ext_authz.compiler.entries import SubjectPolicy
 from ext_authz.compiler.l7 import MatcherCache
-from ext_authz.compiler.policies import PolicyPools
+from ext_authz.compiler.policies import MissingSelector, PolicyPools
 from ext_authz.compiler.resolved import Resolved
 from ext_authz.compiler.tables import IdentityPools, SelectorPools
 from ext_authz.model.types import PolicyError
 
-# Every flow of this subject is denied, whoever the peer is.
-ISOLATED = SubjectPolicy(
-    ingress=SidePolicy(enforced=True, isolated=True), egress=SidePolicy(enforced=True, isolated=True)
-)
 # Unused bytes that are never worth a fresh start.
 _SLACK = 1 << 20
 
@@ -95,15 +92,15 @@ class Packer:
         self, resolved: Resolved, errors: list[PolicyError], rejected: set[int]
     ) -> tuple[dict[int, int], dict[int, SubjectPolicy]]:
         """Policy number and policy of each identity."""
-        self._policies.use_selectors(resolved.selector_numbers)
+        self._policies.use_selectors(resolved.selector_numbers, kept_policies=bool(resolved.errors))
         subjects: dict[int, int] = {}
         policies: dict[int, SubjectPolicy] = {}
         for identity in sorted(resolved.subjects):
             policy = resolved.subjects[identity]
             try:
                 subjects[identity] = self._policies.policy(policy)
-            except PolicyError as error:
-                if error not in errors:
+            except (PolicyError, MissingSelector) as error:
+                if isinstance(error, PolicyError) and error not in errors:
                     errors.append(error)
                 rejected.add(identity)
                 policy = self._fallback(identity, resolved.selector_numbers)

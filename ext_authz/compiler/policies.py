@@ -54,6 +54,10 @@ COST_LIMIT = 320
 SideFields = tuple[int, int, int, int]
 
 
+class MissingSelector(Exception):
+    """A policy from before speaks of a selector that nobody evaluates any more."""
+
+
 @dataclass(frozen=True, slots=True)
 class Span:
     """Entries that cover these ports, by falling precedence."""
@@ -87,13 +91,28 @@ class PolicyPools:
         self._entry_cost: list[int] = []  # of its HTTP rules
         self._row_of: dict[tuple[int, ...], bytes] = {}
 
-    def use_selectors(self, numbers_now: Mapping[Selector, int]) -> None:
-        """Take the selectors' numbers for the policies to come; a number that changed hands is not trusted again."""
+    def use_selectors(self, numbers_now: Mapping[Selector, int], kept_policies: bool) -> None:
+        """
+        Take the selectors' numbers for the policies to come; a number that changed hands is not trusted again.
+
+        Args:
+            kept_policies: Some subject may have a policy from before, whose selectors are perhaps gone.
+        """
         left = {number for selector, number in self._selectors.items() if numbers_now.get(selector) != number}
         if left:
             chosen = self._entry_selector
             self._entry_of = {key: kept for key, kept in self._entry_of.items() if chosen[kept[1]] not in left}
+        if left and kept_policies:
+            self._side_of = {key: kept for key, kept in self._side_of.items() if left.isdisjoint(self._chosen(kept[1]))}
+            self._policy_of.clear()
         self._selectors = dict(numbers_now)
+
+    def _chosen(self, side: SideFields) -> Iterator[int]:
+        """The selectors a packed side speaks of."""
+        _, _, first, count = side
+        size = self._rows.item_size
+        for at in range(first * size, (first + count) * size, size):
+            yield int.from_bytes(self._rows.data[at : at + 4], "little")
 
     def policy(self, policy: SubjectPolicy) -> int:
         """
@@ -101,6 +120,7 @@ class PolicyPools:
 
         Raises:
             PolicyError: Its HTTP rules cost more than a request may, or a pattern cannot be matched.
+            MissingSelector: One of its selectors has no number.
         """
         known = self._policy_of.get(id(policy))
         if known is not None:
@@ -211,7 +231,7 @@ class PolicyPools:
 
     def _number(self, entry: MergedEntry) -> int:
         """Number of an entry that was not seen as this object before."""
-        selector = layout.ANY if entry.selector is None else self._selectors[entry.selector]
+        selector = self._selector_number(entry)
         origins = numbers(self.l7.rule(origin) for origin in entry.origins)
         l7_set, cost = self._l7_set(entry)
         sni = layout.NONE if entry.sni is None else self.l7.matcher(entry.sni, entry.origins[0], "serverNames")
@@ -227,6 +247,14 @@ class PolicyPools:
             self._entry_selector.append(selector)
             self._entry_cost.append(cost)
         self._entry_of[id(entry)] = (entry, number)
+        return number
+
+    def _selector_number(self, entry: MergedEntry) -> int:
+        if entry.selector is None:
+            return layout.ANY
+        number = self._selectors.get(entry.selector)
+        if number is None:
+            raise MissingSelector(entry.selector.text)
         return number
 
     def _l7_set(self, entry: MergedEntry) -> tuple[int, int]:
