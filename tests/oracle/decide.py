@@ -22,6 +22,9 @@ from tests.oracle.world import End, Fixture
 
 AUTH = {"disabled": 0, "required": 1, "test-always-fail": 2}
 NORMAL, DEFAULT = 0, 1
+Range = tuple[int, int]
+Named = frozenset[tuple[str, int, str]]
+ALL_TRAFFIC: Range = (-1, 65536)
 HTTP, KAFKA, OTHER, TLS, DNS = 101, 106, 111, 116, 121
 NODE_ENTITIES = ("host", "remote-node", "init", "ingress", "health", "unmanaged", "kube-apiserver")
 
@@ -175,10 +178,10 @@ class Oracle:
     def _decide(self, tuples: tuple[Tuple, ...], named: End, ingress: bool, probe: Mapping[str, Any]) -> dict[str, Any]:
         protocol, port = wire(probe)
         ports = named.named_ports if ingress else self.fixture.named_ports_of_identity(named)
-        covering = [(t, level) for t in tuples if (level := covers(t.key, protocol, port, ports)) is not None]
+        covering = [(t, found) for t in tuples if (found := covers(t.key, protocol, port, ports)) is not None]
         if not covering or any(t.deny for t, _ in covering):
             return dropped(probe, 181 if covering else 133)
-        best = max(covering, key=lambda c: (c[0].rank, c[1], c[0].selector != ANY))
+        best = max(covering, key=lambda c: (c[0].rank, -width(c[1]), c[0].selector != ANY))
         auth = demanded(best, covering)
         if not best[0].redirect:
             return passed(probe, auth)
@@ -321,44 +324,37 @@ def single(key: PortKey) -> bool:
     return bool(key.protocol) and key.first == key.last
 
 
-def covers(key: PortKey, protocol: int, port: int, named: frozenset[tuple[str, int, str]]) -> int | None:
-    """How long a prefix of (protocol, port) the key fixes; None: it does not cover them."""
+def covers(key: PortKey, protocol: int, port: int, named: Named) -> Range | None:
+    """The ports this key stands for here, if protocol and port are among them. All traffic is wider than all ports."""
     if key.protocol == 0:
-        return 0
+        return ALL_TRAFFIC
     if key.protocol != protocol:
         return None
     ranges = [(key.first, key.last)]
     if key.name:
         found = [p for name, p, kind in named if name == key.name and PROTOCOLS[kind] == protocol]
         ranges = [(p, max(p, key.last)) for p in found]
-    return max((1 + prefix(first, last, port) for first, last in ranges if first <= port <= last), default=None)
+    return min((r for r in ranges if r[0] <= port <= r[1]), key=width, default=None)
 
 
-def prefix(first: int, last: int, port: int) -> int:
-    """Length of the longest-prefix block of this range that holds the port."""
-    for length in range(17):
-        size = 1 << (16 - length)
-        start = port - port % size
-        if first <= start and start + size - 1 <= last:
-            return length
-    raise AssertionError("the range does not hold the port")
+def width(ports: Range) -> int:
+    return ports[1] - ports[0]
 
 
-def demanded(best: tuple[Tuple, int], covering: list[tuple[Tuple, int]]) -> str | None:
-    """Section 15: the mode of the winner's own key, else of the most specific broader key that has one."""
-    exact, level = best[0].selector != ANY, best[1]
-
-    def modes(of_peer: bool, at: int) -> list[str]:
-        return [t.auth for t, found in covering if t.auth and (t.selector != ANY) == of_peer and found == at]
-
-    keys = [(exact, lower) for lower in range(level, -1, -1)]
-    if exact:
-        keys += [(False, lower) for lower in range(level, -1, -1)]
-    for of_peer, at in keys:
-        if found := modes(of_peer, at):
-            mode = max(found, key=AUTH.__getitem__)
-            return None if mode == "disabled" else mode
-    return None
+def demanded(best: tuple[Tuple, Range], covering: list[tuple[Tuple, Range]]) -> str | None:
+    """Section 15: the modes of the winner's own key, else of the narrowest broader key that has one."""
+    exact, own = best[0].selector != ANY, best[1]
+    lending = [
+        (t, ports)
+        for t, ports in covering
+        if t.auth and (exact or t.selector == ANY) and ports[0] <= own[0] and own[1] <= ports[1]
+    ]
+    found = [t.auth for t, ports in lending if ports == own and (t.selector != ANY) == exact]
+    if not found and lending:
+        narrowest = min(width(ports) for _, ports in lending)
+        found = [t.auth for t, ports in lending if width(ports) == narrowest]
+    mode = max(found, key=lambda auth: AUTH[auth or ""], default=None)
+    return None if mode == "disabled" else mode
 
 
 def dns_allowed(covering: list[Tuple], probe: Mapping[str, Any]) -> bool:

@@ -122,12 +122,15 @@ class Reader:
         if selectors is None and not to_ports and not icmps:
             return []
         selectors = [ANY] if selectors is None else [s for s in selectors if s != NONE]
+        if deny and entry.get("toServices") and (to_ports or icmps):
+            # Cilium denies every peer here and nobody without ports; the wider of text and Cilium holds.
+            selectors = [ANY]
         items = []
         for selector in dict.fromkeys(selectors):
             if not to_ports and not icmps:
                 items.append(Item(direction, deny, selector, PortKey(), auth))
             for icmp in icmps or []:
-                items += [Item(direction, deny, selector, icmp_key(f), auth) for f in icmp.get("fields") or []]
+                items += [Item(direction, deny, selector, icmp_key(f, deny), auth) for f in icmp.get("fields") or []]
             for port_rule in to_ports or []:
                 items += port_items(port_rule, direction, deny, selector, auth)
         return items
@@ -246,11 +249,13 @@ def cidr_selector(text: str, excepts: Iterable[str]) -> Selector:
     return ("cidr", ip_network(text, strict=False), networks(excepts))
 
 
-def icmp_key(written: Mapping[str, Any]) -> PortKey:
+def icmp_key(written: Mapping[str, Any], deny: bool) -> PortKey:
+    """Cilium reads type 0 as every type; here only a deny does (deliberate difference)."""
     family, kind = written.get("family") or "IPv4", written["type"]
     number = ICMP_NAMES[family].get(str(kind))
     number = int(kind) if number is None else number
-    return PortKey(PROTOCOLS["ICMP" if family == "IPv4" else "ICMPv6"], number, number)
+    last = 65535 if deny and number == 0 else number
+    return PortKey(PROTOCOLS["ICMP" if family == "IPv4" else "ICMPv6"], number, last)
 
 
 def kubernetes_key(port: Mapping[str, Any]) -> PortKey:
