@@ -211,10 +211,6 @@ class _Expansion:
             # An entry with neither peer nor port says nothing, but in a NetworkPolicy it says everything.
             return PeerSet(any=has_ports or entry.knp)
         peers = expand_peers(entry.peers, self._scope, self._context.services)
-        if peers.groups:
-            self._warnings.append(
-                origin_error(self._origin(entry), "toGroups selects nothing: there is no cloud to ask", "warning")
-            )
         # Cilium does not resolve services in deny entries, and with ports such an entry denies every peer. The
         # wider reading is kept where it exists, and the services are denied where Cilium would deny nothing.
         if peers.services and entry.verdict == "deny" and has_ports:

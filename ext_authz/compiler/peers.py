@@ -63,13 +63,12 @@ class PeerSet:
     """
     The peers of one entry: any, or exactly these selectors (none of them: nobody).
 
-    services: a toServices peer was looked up; groups: a toGroups peer was there.
+    services: a toServices peer was looked up.
     """
 
     any: bool = False
     selectors: list[Selector] = field(default_factory=list)
     services: bool = False
-    groups: bool = False
 
 
 def scope_of(kind: str, namespace: str, rule: Rule, settings: Settings) -> Scope:
@@ -115,7 +114,8 @@ def _expand_peer(peer: Peer, scope: Scope, services: Sequence[Service], found: P
             found.services = True
             _expand_service(peer, scope, services, found)
         case GroupPeer():
-            found.groups = True
+            # There is no cloud to ask; the model warns where it is written.
+            return
         case KnpPeer():
             _add(found, _knp_requirements(peer, scope))
 
