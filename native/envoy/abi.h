@@ -28,7 +28,8 @@ _Static_assert(sizeof(struct idm_bytes) == 2 * sizeof(void *), "buffers are {poi
 _Static_assert(sizeof(struct idm_header_line) == 4 * sizeof(void *), "headers are {name, value}");
 
 /* Told to Envoy at load; another string than its own only makes it warn. */
-#define ENVOY_ABI_VERSION "v0.2.0"
+#define ENVOY_ABI_OLDER "v0.1.0" /* 1.38, 1.39 */
+#define ENVOY_ABI_NEWEST "v0.2.0" /* 1.40 */
 
 struct envoy_bootstrap_config;
 struct envoy_bootstrap;
@@ -108,6 +109,9 @@ void CALLBACK(http_set_dynamic_metadata_string)(struct envoy_http *filter, struc
 /* All at once: since 1.39. */
 IDM_NEWER void CALLBACK(http_set_dynamic_metadata_string_batch)(struct envoy_http *filter, struct idm_bytes name_space,
 								const struct envoy_pair *pairs, size_t count);
+/* Never called: its presence tells 1.40 from the older ones. */
+IDM_NEWER bool CALLBACK(http_get_downstream_direct_remote_address)(struct envoy_http *filter, struct idm_bytes *ret,
+								   uint32_t *port);
 bool CALLBACK(http_get_filter_state_bytes)(struct envoy_http *filter, struct idm_bytes key, struct idm_bytes *ret);
 bool CALLBACK(http_filter_get_attribute_string)(struct envoy_http *filter, enum envoy_attribute id,
 						struct idm_bytes *ret);

@@ -19,7 +19,7 @@ static void unmap(struct address *address)
 	address->family = 4;
 }
 
-static bool parse_port(const char *text, uint16_t *ret)
+bool address_parse_port(const char *text, uint16_t *ret)
 {
 	unsigned int port = 0;
 
@@ -57,7 +57,7 @@ static bool parse_bracketed(char *text, struct address *ret)
 	if (!end)
 		return false;
 	*end++ = 0;
-	if (*end == ':' ? !parse_port(end + 1, &ret->port) : *end)
+	if (*end == ':' ? !address_parse_port(end + 1, &ret->port) : *end)
 		return false;
 	return parse_host(text + 1, ret);
 }
@@ -78,7 +78,7 @@ bool address_parse(struct idm_bytes text, struct address *ret)
 	if (!colon || strchr(colon + 1, ':'))
 		return parse_host(copy, ret);
 	*colon = 0;
-	return parse_port(colon + 1, &ret->port) && parse_host(copy, ret) && ret->family == 4;
+	return address_parse_port(colon + 1, &ret->port) && parse_host(copy, ret) && ret->family == 4;
 }
 
 static bool below(const uint8_t *bytes, unsigned int bits, unsigned int width)
@@ -104,7 +104,7 @@ bool network_parse(const char *text, struct network *ret)
 		return true;
 	if (!strcmp(slash, "/0"))
 		bits = 0;
-	else if (!parse_port(slash + 1, &bits) || bits > width)
+	else if (!address_parse_port(slash + 1, &bits) || bits > width)
 		return false;
 	ret->bits = (uint8_t)bits;
 	return below(ret->base.bytes, bits, width);

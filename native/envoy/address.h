@@ -25,6 +25,8 @@ struct network {
 
 /* "10.0.0.1", "10.0.0.1:80", "::1", "[::1]:80". False if text is anything else. */
 bool address_parse(struct idm_bytes text, struct address *ret);
+/* 1 to 65535, digits only. */
+bool address_parse_port(const char *text, uint16_t *ret);
 /* "10.0.0.0/8"; a bare address counts as its whole length. Host bits must be zero. */
 bool network_parse(const char *text, struct network *ret);
 bool network_contains(const struct network *network, const struct address *address);

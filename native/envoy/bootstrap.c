@@ -216,7 +216,7 @@ static bool start(struct bootstrap *self, struct idm_error *why)
 
 IDM_HOOK const char *ON(program_init)(void)
 {
-	return ENVOY_ABI_VERSION;
+	return CALLBACK(http_get_downstream_direct_remote_address) ? ENVOY_ABI_NEWEST : ENVOY_ABI_OLDER;
 }
 
 IDM_HOOK void *ON(bootstrap_extension_config_new)(struct envoy_bootstrap_config *envoy, struct idm_bytes name,

@@ -25,17 +25,24 @@ static bool set_direction(struct door *door, const char *text)
 	return door->ingress || door->egress;
 }
 
+// "NAMESPACE/NAME" or "NAMESPACE/NAME:PORT".
+static bool set_endpoint(struct door *door, const char *text)
+{
+	const char *colon = strrchr(text, ':');
+
+	door->destination = DESTINATION_ENDPOINT;
+	door->endpoint = strndup(text, colon ? (size_t)(colon - text) : strlen(text));
+	return door->endpoint && (!colon || address_parse_port(colon + 1, &door->port));
+}
+
 static bool set_destination(struct door *door, const char *text)
 {
 	if (!strcmp(text, "local")) {
 		door->destination = DESTINATION_LOCAL;
 		return true;
 	}
-	if (strchr(text, '/')) {
-		door->destination = DESTINATION_ENDPOINT;
-		door->endpoint = strdup(text);
-		return door->endpoint;
-	}
+	if (strchr(text, '/'))
+		return set_endpoint(door, text);
 	door->destination = DESTINATION_ADDRESS;
 	if (!address_parse((struct idm_bytes){text, strlen(text)}, &door->address))
 		return false;
@@ -70,7 +77,7 @@ static bool set_fields(struct door *door, const char *direction, const char *des
 	if (upstream && destination)
 		return refuse_value(why, "destination", "absent in an upstream filter: the chosen host is judged");
 	if (destination && !set_destination(door, destination))
-		return refuse_value(why, "destination", "local, an address with or without port, or NAMESPACE/NAME");
+		return refuse_value(why, "destination", "local, or an address or NAMESPACE/NAME with or without :PORT");
 	if (metadata && !set_metadata(door, metadata))
 		return refuse_value(why, "metadata", "all, denied or none");
 	if (port > 65535)

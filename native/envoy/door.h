@@ -6,7 +6,7 @@
  * 10.0.0.5:8080. So the configuration says which destination a connection is for:
  *   "local"          the connection's own local address and port (Envoy stands on the workload's address)
  *   "ADDR[:PORT]"    that address; its endpoint is looked up in each snapshot anew
- *   "NS/NAME"        that endpoint, whatever its address
+ *   "NS/NAME[:PORT]" that endpoint, whatever its address
  *   upstream filter  the host that the load balancer chose
  * "port" overrides the port that policies see.
  */

@@ -59,6 +59,8 @@ static const char *check_file(const struct stat *seen)
 		return "not a regular file";
 	if (seen->st_mode & (S_IWGRP | S_IWOTH))
 		return "group or others may write it";
+	if (seen->st_uid && seen->st_uid != geteuid())
+		return "belongs to another user";
 	if (seen->st_size > SNAPSHOT_MAX)
 		return "too large";
 	return NULL;
@@ -66,7 +68,7 @@ static const char *check_file(const struct stat *seen)
 
 static int read_file(struct snapshot_file *file, char **data, size_t *size, struct idm_error *err)
 {
-	int fd = open(file->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+	int fd = open(file->path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
 	const char *bad;
 	int code = 0;
 

@@ -96,7 +96,7 @@ static bool replace(struct status *status)
 	FILE *out;
 	bool good;
 
-	if (mkdir(status->directory, 0755) && errno != EEXIST)
+	if (mkdir(status->directory, 0700) && errno != EEXIST)
 		return false;
 	out = fopen(status->part, "we");
 	if (!out)

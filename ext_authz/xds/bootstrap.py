@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one generator of Envoy configuration: a Setup in, a complete bootstrap out."""
+
+from __future__ import annotations
+
+import json
+
+from envoy_data_plane.envoy.config.bootstrap.v3 import Admin, Bootstrap, BootstrapStaticResources
+from envoy_data_plane.envoy.config.core.v3 import Node
+
+from ext_authz.xds import authz
+from ext_authz.xds.clusters import upstream_cluster
+from ext_authz.xds.listeners import listener
+from ext_authz.xds.parts import NAME, address, bootstrap_extension
+from ext_authz.xds.setup import Door, Setup
+
+
+def bootstrap(setup: Setup) -> Bootstrap:
+    clusters = [upstream_cluster(setup)]
+    if setup.door == Door.EXT_AUTHZ:
+        clusters.append(authz.authz_cluster(setup))
+    return Bootstrap(
+        node=Node(id=NAME, cluster=NAME),
+        admin=Admin(address=address(setup.admin)) if setup.admin else None,
+        bootstrap_extensions=[bootstrap_extension(setup)] if setup.door == Door.MODULE else [],
+        static_resources=BootstrapStaticResources(listeners=[listener(setup)], clusters=clusters),
+    )
+
+
+def render(setup: Setup) -> str:
+    """
+    As JSON: YAML writers leave `n`, `y` and `on` unquoted, and Envoy reads those as booleans.
+    """
+    return json.dumps(json.loads(bootstrap(setup).to_json()), indent=2) + "\n"

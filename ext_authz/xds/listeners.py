@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The listener: who connects is asked of the socket first, then every request or connection is judged.
+
+Policies match the canonical path, and the backend must receive that same path, so the connection manager resolves
+dot segments and repeated slashes, and redirects escaped slashes to their plain form.
+"""
+
+from __future__ import annotations
+
+from envoy_data_plane.envoy.config.accesslog.v3 import AccessLog
+from envoy_data_plane.envoy.config.core.v3 import Http2ProtocolOptions, SubstitutionFormatString
+from envoy_data_plane.envoy.config.listener.v3 import Filter, FilterChain, Listener, ListenerFilter
+from envoy_data_plane.envoy.config.rbac.v3 import Permission, PermissionSet, Policy, Principal, Rbac
+from envoy_data_plane.envoy.config.route.v3 import (
+    HeaderMatcher,
+    Route,
+    RouteAction,
+    RouteConfiguration,
+    RouteMatch,
+    VirtualHost,
+)
+from envoy_data_plane.envoy.extensions.access_loggers.file.v3 import FileAccessLog
+from envoy_data_plane.envoy.extensions.filters.http.dynamic_modules.v3 import DynamicModuleFilter
+from envoy_data_plane.envoy.extensions.filters.http.rbac.v3 import Rbac as RbacFilter
+from envoy_data_plane.envoy.extensions.filters.http.router.v3 import Router
+from envoy_data_plane.envoy.extensions.filters.listener.dynamic_modules.v3 import DynamicModuleListenerFilter
+from envoy_data_plane.envoy.extensions.filters.listener.proxy_protocol.v3 import ProxyProtocol
+from envoy_data_plane.envoy.extensions.filters.listener.tls_inspector.v3 import TlsInspector
+from envoy_data_plane.envoy.extensions.filters.network.dynamic_modules.v3 import DynamicModuleNetworkFilter
+from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v3 import (
+    HttpConnectionManager,
+    HttpConnectionManagerPathWithEscapedSlashesAction,
+    HttpConnectionManagerUpgradeConfig,
+    HttpFilter,
+)
+from envoy_data_plane.envoy.extensions.filters.network.tcp_proxy.v3 import TcpProxy, UpstreamConnectMode
+from envoy_data_plane.envoy.type.matcher.v3 import PathMatcher, RegexMatcher, StringMatcher
+from envoy_data_plane.google.protobuf import Any, Struct
+
+from ext_authz.xds import authz
+from ext_authz.xds.clusters import UPSTREAM
+from ext_authz.xds.parts import NAME, address, door_config, module_of, seconds, struct
+from ext_authz.xds.setup import Door, Mode, RbacRule, Setup
+
+_ESCAPED_SLASHES = HttpConnectionManagerPathWithEscapedSlashesAction.UNESCAPE_AND_REDIRECT
+_EARLY_DATA_BYTES = 64 * 1024
+# The service's metadata arrives under its filter's name.
+_AUTHZ_METADATA = "envoy.filters.http.ext_authz"
+_LOGGED = ("verdict", "at", "drop", "entry", "rule", "policy", "revision", "decision", "source", "destination")
+
+
+def listener(setup: Setup) -> Listener:
+    filters = _tcp_filters(setup) if setup.mode == Mode.TCP else [_connection_manager(setup)]
+    return Listener(
+        name=NAME,
+        address=address(setup.listen),
+        listener_filters=_listener_filters(setup),
+        filter_chains=[FilterChain(filters=filters)],
+    )
+
+
+def _listener_filters(setup: Setup) -> list[ListenerFilter]:
+    filters = []
+    if setup.proxy_protocol_from:
+        proxy = ProxyProtocol(allow_requests_without_proxy_protocol=True)
+        filters.append(ListenerFilter(name="envoy.filters.listener.proxy_protocol", typed_config=Any.pack(proxy)))
+    if setup.sni:
+        filters.append(
+            ListenerFilter(name="envoy.filters.listener.tls_inspector", typed_config=Any.pack(TlsInspector()))
+        )
+    if setup.door == Door.MODULE:
+        filters.append(ListenerFilter(name=NAME, typed_config=Any.pack(_peer_filter(setup))))
+    return filters
+
+
+def _peer_filter(setup: Setup) -> DynamicModuleListenerFilter:
+    config: dict[str, object] = {}
+    if setup.proxy_protocol_from:
+        config["proxy_protocol_from"] = list(setup.proxy_protocol_from)
+    if setup.original_dst:
+        config["original_dst"] = True
+    return DynamicModuleListenerFilter(
+        dynamic_module_config=module_of(setup), filter_name=NAME, filter_config=struct(config)
+    )
+
+
+# ---- connections ----
+
+
+def _tcp_filters(setup: Setup) -> list[Filter]:
+    proxy = TcpProxy(stat_prefix=NAME, cluster=UPSTREAM)
+    filters = []
+    if setup.door == Door.MODULE:
+        judge = DynamicModuleNetworkFilter(
+            dynamic_module_config=module_of(setup), filter_name=NAME, filter_config=struct(door_config(setup))
+        )
+        filters.append(Filter(name=NAME, typed_config=Any.pack(judge)))
+    elif setup.door == Door.EXT_AUTHZ:
+        # The filter asks at the client's first byte; without this a denied client would read a banner before.
+        proxy.upstream_connect_mode = UpstreamConnectMode.ON_DOWNSTREAM_DATA
+        proxy.max_early_data_bytes = _EARLY_DATA_BYTES
+        filters.append(Filter(name=NAME, typed_config=Any.pack(authz.network_filter(setup))))
+    return [*filters, Filter(name="envoy.filters.network.tcp_proxy", typed_config=Any.pack(proxy))]
+
+
+# ---- requests ----
+
+
+def _connection_manager(setup: Setup) -> Filter:
+    manager = HttpConnectionManager(
+        stat_prefix=NAME,
+        use_remote_address=setup.use_remote_address,
+        xff_num_trusted_hops=setup.trusted_hops,
+        normalize_path=True,
+        merge_slashes=True,
+        path_with_escaped_slashes_action=_ESCAPED_SLASHES,
+        http2_protocol_options=Http2ProtocolOptions(allow_connect=True),
+        upgrade_configs=[HttpConnectionManagerUpgradeConfig(upgrade_type="websocket")],
+        route_config=_routes(),
+        http_filters=[*_judges(setup), _router()],
+        access_log=_access_log(setup),
+    )
+    return Filter(name="envoy.filters.network.http_connection_manager", typed_config=Any.pack(manager))
+
+
+def _routes() -> RouteConfiguration:
+    """Everything goes upstream, for as long as it takes: streams and upgraded connections have no end."""
+    action = RouteAction(cluster=UPSTREAM, timeout=seconds(0))
+    route = Route(match=RouteMatch(prefix="/"), route=action)
+    return RouteConfiguration(name=NAME, virtual_hosts=[VirtualHost(name=NAME, domains=["*"], routes=[route])])
+
+
+def _router() -> HttpFilter:
+    router = Router(suppress_envoy_headers=True)
+    return HttpFilter(name="envoy.filters.http.router", typed_config=Any.pack(router))
+
+
+def _judges(setup: Setup) -> list[HttpFilter]:
+    if setup.door == Door.EXT_AUTHZ:
+        return [HttpFilter(name=_AUTHZ_METADATA, typed_config=Any.pack(authz.http_filter(setup)))]
+    if setup.door == Door.RBAC:
+        return [HttpFilter(name="envoy.filters.http.rbac", typed_config=Any.pack(_rbac(setup.rbac)))]
+    if setup.door == Door.MODULE:
+        return [_module_filter(setup, NAME, door_config(setup))]
+    if setup.door == Door.EMPTY:
+        return [_module_filter(setup, f"{NAME}.empty", {})]
+    return []
+
+
+def _module_filter(setup: Setup, name: str, config: dict[str, object]) -> HttpFilter:
+    judge = DynamicModuleFilter(dynamic_module_config=module_of(setup), filter_name=name, filter_config=struct(config))
+    return HttpFilter(name=name, typed_config=Any.pack(judge))
+
+
+def _rbac(rules: tuple[RbacRule, ...]) -> RbacFilter:
+    permissions = [_permission(rule) for rule in rules]
+    return RbacFilter(rules=Rbac(policies={NAME: Policy(permissions=permissions, principals=[Principal(any=True)])}))
+
+
+def _permission(rule: RbacRule) -> Permission:
+    path = Permission(url_path=PathMatcher(path=StringMatcher(safe_regex=RegexMatcher(regex=rule.path))))
+    if not rule.method:
+        return path
+    method = HeaderMatcher(name=":method", string_match=StringMatcher(exact=rule.method))
+    return Permission(and_rules=PermissionSet(rules=[Permission(header=method), path]))
+
+
+def _access_log(setup: Setup) -> list[AccessLog]:
+    if not setup.access_log:
+        return []
+    space = _AUTHZ_METADATA if setup.door == Door.EXT_AUTHZ else NAME
+    fields = {
+        "method": "%REQ(:METHOD)%",
+        "path": "%REQ(:PATH)%",
+        "host": "%REQ(:AUTHORITY)%",
+        "status": "%RESPONSE_CODE%",
+        "details": "%RESPONSE_CODE_DETAILS%",
+        "peer": "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%",
+        "upstream": "%UPSTREAM_HOST%",
+        **{name: f"%DYNAMIC_METADATA({space}:{name})%" for name in _LOGGED},
+    }
+    log = FileAccessLog(
+        path=setup.access_log, log_format=SubstitutionFormatString(json_format=Struct.from_dict(fields))
+    )
+    return [AccessLog(name="envoy.access_loggers.file", typed_config=Any.pack(log))]

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an Envoy is wanted for: the one input of the configuration generator, checked when it is made."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+
+class SetupError(ValueError):
+    """The wish makes no configuration; the message says which part."""
+
+
+class Door(StrEnum):
+    """Who decides. The last three are for comparison in benchmarks."""
+
+    MODULE = "module"
+    EXT_AUTHZ = "ext-authz"
+    NONE = "none"
+    EMPTY = "empty"
+    RBAC = "rbac"
+
+
+class Mode(StrEnum):
+    HTTP = "http"
+    TCP = "tcp"
+
+
+class Direction(StrEnum):
+    INGRESS = "ingress"
+    EGRESS = "egress"
+    BOTH = "both"
+
+
+class UpstreamHttp(StrEnum):
+    """How the upstream is spoken to; `same`: as the client came."""
+
+    HTTP1 = "http1"
+    HTTP2 = "http2"
+    SAME = "same"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """path: a unix socket; else host (an IP literal, or a DNS name for upstreams) and port."""
+
+    host: str = ""
+    port: int = 0
+    path: str = ""
+
+    @property
+    def address(self) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+        """None for names and sockets."""
+        try:
+            return ipaddress.ip_address(self.host)
+        except ValueError:
+            return None
+
+    @property
+    def text(self) -> str:
+        if self.path:
+            return f"unix:{self.path}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse_target(text: str) -> Target:
+    """
+    Read unix:PATH, HOST:PORT or [HOST]:PORT.
+
+    Raises:
+        SetupError: Malformed.
+    """
+    if text.startswith("unix:"):
+        path = text.removeprefix("unix:")
+        if not path.startswith("/"):
+            raise SetupError(f"{text}: want an absolute path")
+        return Target(path=path)
+    host, colon, port = text.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    host = host[1:-1] if bracketed else host
+    if not colon or not host or (":" in host and not bracketed):
+        raise SetupError(f"{text}: want HOST:PORT, [HOST]:PORT or unix:PATH")
+    if not (port.isascii() and port.isdigit() and int(port) < 65536):
+        raise SetupError(f"{text}: want a port from 0 to 65535")
+    return Target(host="127.0.0.1" if host == "localhost" else host, port=int(port))
+
+
+@dataclass(frozen=True, slots=True)
+class RbacRule:
+    """One rule of Envoy's own RBAC filter, for comparison. method empty: any; path: RE2, full match."""
+
+    path: str
+    method: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """
+    destination: "local", ADDRESS[:PORT] or NAMESPACE/NAME[:PORT]; whose policy judges what comes in here (for
+    egress: the peer). Empty: the upstream's address and port, or "local" with the upstream's port where the
+    upstream is this host's loopback and the listener is not (see `resolved_destination`).
+    state: directory the module reads its snapshot from.
+    module: absolute path of libidmesh_envoy.so.
+    authz: addresses of the ext_authz service's workers.
+    second_point: judge again on the chosen upstream host (module only).
+    proxy_protocol_from: networks whose PROXY header is believed.
+    sni: read the server name of TLS connections (delays server-first protocols).
+    access_log: path of a JSON access log, with the decision in it.
+    """
+
+    door: Door
+    listen: Target
+    upstreams: tuple[Target, ...]
+    mode: Mode = Mode.HTTP
+    direction: Direction = Direction.INGRESS
+    destination: str = ""
+    state: Path | None = None
+    module: Path | None = None
+    authz: tuple[Target, ...] = ()
+    authz_timeout_ms: int = 2000
+    admin: Target | None = None
+    use_remote_address: bool = True
+    trusted_hops: int = 0
+    upstream_http: UpstreamHttp = UpstreamHttp.HTTP1
+    second_point: bool = False
+    proxy_protocol_from: tuple[str, ...] = ()
+    original_dst: bool = False
+    sni: bool = False
+    body: str = ""
+    metadata: str = ""
+    access_log: str = ""
+    rbac: tuple[RbacRule, ...] = ()
+
+    def __post_init__(self) -> None:
+        for problem in self._problems():
+            if problem:
+                raise SetupError(problem)
+
+    def _problems(self) -> list[str]:
+        return [
+            "" if self.upstreams else "an upstream is needed",
+            "" if self.listen.address else f"{self.listen.text}: the listener needs an IP address",
+            "" if self.door != Door.EXT_AUTHZ or self.authz else "the ext-authz door needs the service's address",
+            "" if not self.loads_module or self.module else "the module's path is needed",
+            "" if self.door != Door.MODULE or self.state else "the module door needs the state directory",
+            "" if not self.second_point or self.door == Door.MODULE else "only the module can judge a second time",
+            "" if not self._port_lost else "the ext-authz door cannot tell the service the port: name the destination",
+        ]
+
+    @property
+    def _port_lost(self) -> bool:
+        _, port = self.resolved_destination if self.upstreams else ("", 0)
+        return self.door == Door.EXT_AUTHZ and port not in (0, self.listen.port)
+
+    @property
+    def loads_module(self) -> bool:
+        return self.door in (Door.MODULE, Door.EMPTY)
+
+    @property
+    def resolved_destination(self) -> tuple[str, int]:
+        """
+        Destination and the port that policies see (0: the destination's own).
+
+        A listener need not stand on the workload's address. With an upstream elsewhere the workload is the
+        upstream. With an upstream on loopback behind a listener that others reach, the workload is this host:
+        then it is the address the client connected to, and the port the workload listens on.
+        """
+        if self.destination:
+            return self.destination, 0
+        first = self.upstreams[0]
+        if not first.address:
+            return "local", 0
+        listen = self.listen.address
+        if first.address.is_loopback and listen and not listen.is_loopback:
+            return "local", first.port
+        return first.text, 0
