@@ -10,7 +10,7 @@ object's text in `Loaded.objects`.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -20,6 +20,7 @@ from ext_authz.model.objects import ParsedObject, moved, read_document
 from ext_authz.model.types import ObjectRef, Origin, PolicyError, Settings, World
 from ext_authz.model.world import Joined, WorldBuilder
 
+DEFAULTS = Settings()
 SUFFIXES = (".yaml", ".yml", ".json")
 
 
@@ -43,6 +44,9 @@ class Loaded:
     warnings: list[PolicyError] = field(default_factory=list)
     skipped: dict[str, int] = field(default_factory=dict)
     objects: list[LoadedObject] = field(default_factory=list)
+
+
+Mend = Callable[[list[ParsedObject], set[int], Settings], "list[ParsedObject] | None"]
 
 
 @dataclass(slots=True)
@@ -71,7 +75,7 @@ class Loader:
         strict: Objects of other kinds are errors.
     """
 
-    def __init__(self, *, settings: Settings = Settings(), node: str | None = None, strict: bool = False) -> None:
+    def __init__(self, *, settings: Settings = DEFAULTS, node: str | None = None, strict: bool = False) -> None:
         self._builder = WorldBuilder(settings, node, strict)
         self._read_with: Settings | None = None
         self._files: dict[str, _File] = {}
@@ -91,7 +95,17 @@ class Loader:
         """The same for one text."""
         return self._load([(file, text.encode("utf-8", "surrogatepass"))])
 
-    def _load(self, contents: Sequence[tuple[str, bytes | PolicyError]]) -> Loaded:
+    def load_contents(self, contents: Sequence[tuple[str, bytes | PolicyError]], mend: Mend | None = None) -> Loaded:
+        """
+        The same for files that were read already, each name once.
+
+        Args:
+            mend: Gets all objects, the ids of those refused in company, and the settings in force; gives the objects
+                that shall count instead (last good versions), or None. Errors are reported as without it.
+        """
+        return self._load(contents, mend)
+
+    def _load(self, contents: Sequence[tuple[str, bytes | PolicyError]], mend: Mend | None = None) -> Loaded:
         builder = self._builder
         effective = self._read_with or builder.settings([])
         objects = self._objects(contents, effective)
@@ -99,7 +113,11 @@ class Loader:
         if settings != effective:  # the ConfigMap decides what policies may say, so they are read again with it
             objects = self._objects(contents, settings)
         joined = builder.join(objects, settings)
-        return _loaded(objects, joined)
+        loaded = _loaded(objects, joined)
+        mended = mend(objects, joined.refused, settings) if mend else None
+        if mended is not None:
+            loaded.world = builder.join(mended, settings).world
+        return loaded
 
     def _objects(self, contents: Sequence[tuple[str, bytes | PolicyError]], settings: Settings) -> list[ParsedObject]:
         if settings != self._read_with:
@@ -117,9 +135,7 @@ class Loader:
         self._files, self._documents = files, documents
         return [parsed for known in files.values() for parsed in known.objects]
 
-    def _read_file(
-        self, name: str, content: bytes | PolicyError, digest: bytes, documents: dict[str, _Read]
-    ) -> _File:
+    def _read_file(self, name: str, content: bytes | PolicyError, digest: bytes, documents: dict[str, _Read]) -> _File:
         if isinstance(content, PolicyError):
             return _File(digest, [], [_file_problem(content)])
         try:
@@ -145,14 +161,14 @@ class Loader:
 
 
 def load(
-    paths: Sequence[str | Path], *, settings: Settings = Settings(), node: str | None = None, strict: bool = False
+    paths: Sequence[str | Path], *, settings: Settings = DEFAULTS, node: str | None = None, strict: bool = False
 ) -> Loaded:
     """Read files and folders once; see Loader.load."""
     return Loader(settings=settings, node=node, strict=strict).load(paths)
 
 
 def load_text(
-    text: str, file: str, *, settings: Settings = Settings(), node: str | None = None, strict: bool = False
+    text: str, file: str, *, settings: Settings = DEFAULTS, node: str | None = None, strict: bool = False
 ) -> Loaded:
     """Read one text once, as if it stood in `file`."""
     return Loader(settings=settings, node=node, strict=strict).load_text(text, file)
@@ -213,7 +229,13 @@ def _file_problem(error: PolicyError) -> ParsedObject:
 def _loaded(objects: Sequence[ParsedObject], joined: Joined) -> Loaded:
     refused = joined.refused
     listed = [
-        LoadedObject(parsed.ref, parsed.origin.file, parsed.origin.line, parsed.text, parsed.ok and id(parsed) not in refused)
+        LoadedObject(
+            parsed.ref,
+            parsed.origin.file,
+            parsed.origin.line,
+            parsed.text,
+            not parsed.errors and id(parsed) not in refused,
+        )
         for parsed in objects
         if not parsed.skipped
     ]

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The compiling process: reads the sources, keeps last good objects, compiles, publishes, and reports.
+
+It is a process of its own, so that nothing the sources hold (size, a hostile pattern, a crash) can stall or end
+the agent. One line of JSON on stdin asks for a look; one line on stdout answers each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from ext_authz import logs
+from ext_authz.agent.sources import Sources, View
+from ext_authz.agent.standing import standing_warnings
+from ext_authz.compiler.compile import Compiler
+from ext_authz.compiler.publish import FileTransport, read_head
+from ext_authz.identity.allocator import FileAllocator
+from ext_authz.logs import event
+from ext_authz.model.settings import parse_settings
+from ext_authz.model.types import PolicyError, Settings
+from ext_authz.state import State
+
+log = logging.getLogger(__name__)
+
+_SHOWN_MAX = 500
+
+
+class Builder:
+    """What the process holds between two looks."""
+
+    def __init__(
+        self, state: State, policies: list[Path], endpoints: list[Path], settings: Any, node: str | None
+    ) -> None:
+        self._sources = Sources(state.kept, {"policies": policies, "endpoints": endpoints}, settings, node)
+        self._compiler = Compiler(FileAllocator(state.identities))
+        self._transport = FileTransport(state.root)
+        self._digest = ""
+        self._published = 0.0
+
+    def build(self) -> dict[str, Any]:
+        """
+        Look at the sources and put in force what they say.
+
+        Returns:
+            The report the agent shows. Whatever failed is in it; the snapshot in force then stays.
+        """
+        started = time.monotonic()
+        view = self._sources.look()
+        read = time.monotonic()
+        compiled = self._compiler.compile(view.world, revision=self._transport.revision + 1)
+        done = time.monotonic()
+        changed = self._publish(compiled.snapshot)
+        self._sources.persist(view)
+        return {
+            "revision": self._transport.revision,
+            "digest": self._digest,
+            "published": self._published,
+            "changed": changed,
+            "read_ms": round((read - started) * 1000, 3),
+            "compile_ms": round((done - read) * 1000, 3),
+            "publish_ms": round((time.monotonic() - done) * 1000, 3),
+            **self._findings(view, compiled),
+        }
+
+    def _publish(self, snapshot: bytes) -> bool:
+        digest = read_head(snapshot).digest
+        if digest == self._digest:
+            return False
+        self._digest = self._transport.publish(snapshot)
+        self._published = time.time()
+        return True
+
+    def _findings(self, view: View, compiled: Any) -> dict[str, Any]:
+        errors = [*view.errors, *compiled.errors]
+        warnings = [*view.warnings, *compiled.warnings]
+        world = view.world
+        return {
+            "sources": [source.__dict__ for source in view.sources],
+            "errors": [error_record(error) for error in errors[:_SHOWN_MAX]],
+            "error_count": len(errors),
+            "warnings": [error_record(warning) for warning in warnings[:_SHOWN_MAX]],
+            "warning_count": len(warnings),
+            "standing": standing_warnings(world)[:_SHOWN_MAX],
+            "kept": view.kept,
+            "closed": world.closed,
+            "counts": {"policies": len(world.policies), "endpoints": len(world.endpoints), **view.counts},
+        }
+
+
+def error_record(error: PolicyError) -> dict[str, Any]:
+    """As `idmesh validate --json` prints it."""
+    return {
+        "file": error.origin.file,
+        "line": error.origin.line,
+        "col": error.origin.column,
+        "kind": error.ref.kind,
+        "namespace": error.ref.namespace,
+        "name": error.ref.name,
+        "field": error.field,
+        "reason": error.reason,
+        "severity": error.severity,
+    }
+
+
+def serve(builder: Builder) -> None:
+    """Answer each line of stdin; end with it."""
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever prints must not speak on our channel
+    for _line in sys.stdin:
+        try:
+            report = builder.build()
+        except Exception as error:
+            event(log, logging.ERROR, "build failed, the last snapshot stays", error=True)
+            report = {"failure": f"{type(error).__name__}: {error}"}
+        out.write(json.dumps(report) + "\n")
+        out.flush()
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="idmesh-builder")
+    parser.add_argument("--state", type=Path, required=True)
+    parser.add_argument("--policies", type=Path, action="append", default=[])
+    parser.add_argument("--endpoints", type=Path, action="append", default=[])
+    parser.add_argument("--set", action="append", default=[], dest="pairs")
+    parser.add_argument("--settings")
+    parser.add_argument("--node")
+    parser.add_argument("--log", default="INFO")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str]) -> int:
+    args = parse(arguments)
+    logs.install(args.log)
+    settings = parse_settings(args.pairs, args.settings)
+    serve(Builder(State(args.state), {"policies": args.policies, "endpoints": args.endpoints}, settings, args.node))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Envoy as a child: started with a configuration, restarted when it dies, drained before it is ended.
+
+Like the workers it outlives a killed agent; the next one starts its own Envoy beside it (Envoy's listeners share
+their port) and then drains the orphan.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ext_authz.logs import event
+from ext_authz.state import read_json, write_json
+
+log = logging.getLogger(__name__)
+
+_FIRST_WAIT_S, _LAST_WAIT_S = 0.1, 5.0
+_CALM_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Admin:
+    """Envoy's admin interface: a pipe's path, or host and port. None of them: there is none."""
+
+    path: str = ""
+    host: str = ""
+    port: int = 0
+
+    def request(self, method: str, target: str, timeout_s: float = 2.0) -> tuple[int, bytes]:
+        """
+        Raises:
+            OSError, http.client.HTTPException: Nobody answers.
+        """
+        connection = http.client.HTTPConnection(self.host or "localhost", self.port or None, timeout=timeout_s)
+        if self.path:
+            connection.sock = socket.socket(socket.AF_UNIX)
+            connection.sock.settimeout(timeout_s)
+            connection.sock.connect(self.path)
+        try:
+            connection.request(method, target)
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+        finally:
+            connection.close()
+
+    def __bool__(self) -> bool:
+        return bool(self.path or self.port)
+
+
+def admin_of(config: Any) -> Admin:
+    """Where a bootstrap's admin interface listens."""
+    address = ((config or {}).get("admin") or {}).get("address") or {}
+    if "pipe" in address:
+        return Admin(path=str(address["pipe"].get("path", "")))
+    found = address.get("socket_address") or address.get("socketAddress") or {}
+    host = str(found.get("address", "127.0.0.1"))
+    return Admin(host="127.0.0.1" if host == "0.0.0.0" else host, port=int(found.get("port_value") or 0))
+
+
+class Proxy:
+    """`tick` restarts it when due."""
+
+    def __init__(self, binary: Path, config: Path, record: Path, admin: Admin, arguments: list[str]) -> None:
+        self._command = [str(binary), "-c", str(config), "--use-dynamic-base-id", *arguments]
+        self._config = config
+        self._record = record
+        self.admin = admin
+        self.process: subprocess.Popen[bytes] | None = None
+        self.deaths = 0
+        self._wait_s = 0.0
+        self._started = 0.0
+        self._due = 0.0
+
+    def start(self) -> None:
+        orphan = self._orphan()
+        self._spawn()
+        if orphan:
+            event(log, logging.INFO, "ending the Envoy of an earlier node", pid=orphan)
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(orphan, signal.SIGTERM)
+
+    def _orphan(self) -> int | None:
+        record = read_json(self._record)
+        pid = record.get("pid") if isinstance(record, dict) else None
+        if not isinstance(pid, int):
+            return None
+        with contextlib.suppress(OSError):
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            if os.fsencode(self._config) in words and os.stat(f"/proc/{pid}").st_uid == os.geteuid():
+                return pid
+        return None
+
+    def _spawn(self) -> None:
+        self.process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, start_new_session=True)
+        self._started = time.monotonic()
+        write_json(self._record, {"pid": self.process.pid})
+        event(log, logging.INFO, "Envoy started", pid=self.process.pid)
+
+    def tick(self) -> None:
+        now = time.monotonic()
+        if self.process is None:
+            if now >= self._due:
+                self._spawn()
+        elif self.process.poll() is not None:
+            self.deaths += 1
+            calm = now - self._started > _CALM_S
+            self._wait_s = 0.0 if calm else min(max(self._wait_s * 2, _FIRST_WAIT_S), _LAST_WAIT_S)
+            event(log, logging.ERROR, "Envoy died", status=self.process.returncode, wait_s=self._wait_s)
+            self.process, self._due = None, now + self._wait_s
+
+    def stop(self, grace_s: float) -> None:
+        """Drain for at most `grace_s`, then end."""
+        process, self.process = self.process, None
+        if process is None or process.poll() is not None:
+            return
+        if self.admin:
+            self._drain(process, grace_s)
+        process.terminate()
+        try:
+            process.wait(5.0)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        with contextlib.suppress(OSError):
+            self._record.unlink()
+
+    def _drain(self, process: subprocess.Popen[bytes], grace_s: float) -> None:
+        """Ask clients to leave and wait until none is left. An Envoy that does not answer is just ended."""
+        try:
+            self.admin.request("POST", "/healthcheck/fail")
+            self.admin.request("POST", "/drain_listeners?graceful&skip_exit")
+            until = time.monotonic() + grace_s
+            while time.monotonic() < until and process.poll() is None and self._connections() > 0:
+                time.sleep(0.05)
+        except (OSError, http.client.HTTPException, ValueError, LookupError) as error:
+            event(log, logging.WARNING, "Envoy does not drain", reason=error)
+
+    def _connections(self) -> int:
+        _, body = self.admin.request("GET", "/stats?format=json&filter=^listener\\..*\\.downstream_cx_active$")
+        names = json.loads(body).get("stats", [])
+        return sum(
+            int(stat.get("value", 0)) for stat in names if not str(stat.get("name")).startswith("listener.admin")
+        )

@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The sources with a memory: what they say, and where they say nothing sensible, what they last said.
+
+A source or folder that is missing, unreadable or suddenly empty is an error, and its objects stay. An object that is
+bad has its own last good version; if it never had one, the model closes whom it selects, or the node. Only a file or
+a document taken out of a source that can be read and holds something is a deletion.
+
+Source: design.md "Fail closed, always".
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from ext_authz.agent.kept import Kept, KeptStore
+from ext_authz.model.load import SUFFIXES, Loaded, Loader
+from ext_authz.model.nodes import Document
+from ext_authz.model.objects import ParsedObject, read_document
+from ext_authz.model.types import ObjectRef, Origin, PolicyError, Settings, World
+
+_NOBODY = ObjectRef("", "", "")
+
+
+@dataclass(slots=True)
+class Source:
+    """One path the user gave, as found at the last look."""
+
+    role: str  # policies | endpoints
+    path: str
+    files: int = 0
+    objects: int = 0
+    kept: int = 0  # objects that stand in their last good version
+    problem: str = ""
+
+
+@dataclass(slots=True)
+class View:
+    """One look. `kept` names the objects that stand in an earlier version."""
+
+    world: World
+    errors: list[PolicyError]
+    warnings: list[PolicyError]
+    sources: list[Source]
+    kept: list[str]
+    counts: dict[str, int]
+    good: dict[str, list[Kept]]  # file to what shall be remembered of it
+
+
+@dataclass(slots=True)
+class _Found:
+    """What one look found on disk."""
+
+    contents: dict[str, bytes | PolicyError] = field(default_factory=dict)
+    lost: list[tuple[str, str]] = field(default_factory=list)  # file or folder whose objects stay, and why
+    errors: list[PolicyError] = field(default_factory=list)
+    sources: list[Source] = field(default_factory=list)
+
+
+class Sources:
+    """Look again and again; call `persist` once what a look gave is in force."""
+
+    def __init__(self, kept: Path, paths: dict[str, list[Path]], settings: Settings, node: str | None) -> None:
+        self._paths = [(role, str(path.absolute())) for role, found in paths.items() for path in found]
+        self._store = KeptStore(kept)
+        self._loader = Loader(settings=settings, node=node)
+
+    def look(self) -> View:
+        """Read what is there. Never raises for what the sources hold."""
+        found = _Found()
+        for role, path in self._paths:
+            source = Source(role, path)
+            found.sources.append(source)
+            self._read_source(source, found)
+        mender = _Mender(self._store, found)
+        loaded = self._loader.load_contents(list(found.contents.items()), mender.mend)
+        world = loaded.world
+        if any(source.problem and not source.kept and source.role == "policies" for source in found.sources):
+            world = replace(world, closed=True)  # no policies were ever read: nothing may be taken for allowed
+        counts = {"objects": len(loaded.objects), "skipped": sum(loaded.skipped.values())}
+        errors = [*found.errors, *loaded.errors]
+        view = View(world, errors, loaded.warnings, found.sources, mender.names, counts, {})
+        view.good = self._remember(loaded, found, mender)
+        return view
+
+    def persist(self, view: View) -> None:
+        """
+        Remember the good versions of a look.
+
+        Raises:
+            OSError: A page could not be written.
+        """
+        for file in self._store.files():
+            if file not in view.good:
+                self._store.replace(file, ())
+        for file, objects in view.good.items():
+            self._store.replace(file, objects)
+
+    def _read_source(self, source: Source, found: _Found) -> None:
+        before = len(found.contents)
+        if os.path.isdir(source.path):
+            self._read_folder(source, found)
+        else:
+            found.contents.setdefault(source.path, _read(source.path))
+        own = [name for name in found.contents if _within(name, source.path)]
+        source.files = len(own)
+        problem = self._source_problem(source, own, found)
+        if problem:
+            source.problem = problem
+            # Nothing of it counts, so that a torn read and a lost mount end alike.
+            for name in list(found.contents)[before:]:
+                del found.contents[name]
+            found.lost.append((source.path, problem))
+            found.errors.append(PolicyError(Origin(source.path, 1, 1), _NOBODY, "", problem))
+
+    def _source_problem(self, source: Source, own: list[str], found: _Found) -> str:
+        if not os.path.lexists(source.path):
+            return "is missing: its objects keep their last good version"
+        if not own:
+            return "holds no files: its objects keep their last good version"
+        contents = [found.contents[name] for name in own]
+        if all(isinstance(content, PolicyError) for content in contents):
+            return f"cannot be read: {contents[0].reason}" if isinstance(contents[0], PolicyError) else ""
+        if not any(isinstance(content, PolicyError) or content.strip() for content in contents):
+            return "is empty: its objects keep their last good version"
+        return ""
+
+    def _read_folder(self, source: Source, found: _Found) -> None:
+        known: dict[str, int] = defaultdict(int)
+        for file in self._store.files():
+            if _within(file, source.path):
+                known[os.path.dirname(file)] += 1
+
+        def fail(error: OSError) -> None:
+            folder = str(error.filename)
+            self._lose(folder, f"cannot be read: {error.strerror}", found)
+
+        for base, folders, names in os.walk(source.path, onerror=fail):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            files = sorted(name for name in names if name.endswith(SUFFIXES) and not name.startswith("."))
+            for name in files:
+                found.contents.setdefault(os.path.join(base, name), _read(os.path.join(base, name)))
+            if not files and known[base] and base != source.path:
+                self._lose(
+                    base, "is suddenly empty: its objects keep their last version (remove it to drop them)", found
+                )
+
+    @staticmethod
+    def _lose(folder: str, reason: str, found: _Found) -> None:
+        found.lost.append((folder, reason))
+        found.errors.append(PolicyError(Origin(folder, 1, 1), _NOBODY, "", reason))
+
+    def _remember(self, loaded: Loaded, found: _Found, mender: _Mender) -> dict[str, list[Kept]]:
+        """Good objects as they are now, and what stands in for the others."""
+        good: dict[str, list[Kept]] = defaultdict(list)
+        for thing in loaded.objects:
+            if thing.ok:
+                good[thing.file].append(Kept(thing.ref, thing.file, thing.line, thing.text))
+        now = {kept.ref for objects in good.values() for kept in objects}
+        for kept in mender.used:
+            if kept.ref not in now:
+                good[kept.file].append(kept)
+        for source in found.sources:
+            source.objects = sum(len(objects) for file, objects in good.items() if _within(file, source.path))
+            source.kept = sum(1 for kept in mender.used if _within(kept.file, source.path))
+        return dict(good)
+
+
+class _Mender:
+    """Puts last good versions in the place of what cannot be used; `used` and `names` tell which."""
+
+    def __init__(self, store: KeptStore, found: _Found) -> None:
+        self._store = store
+        self._found = found
+        self.used: list[Kept] = []
+        self.names: list[str] = []
+
+    def mend(self, objects: list[ParsedObject], refused: set[int], settings: Settings) -> list[ParsedObject] | None:
+        """The objects that count, or None if nothing is to mend."""
+        bad = [parsed for parsed in objects if not parsed.skipped and (not parsed.ok or id(parsed) in refused)]
+        self._add_emptied(objects)
+        if not bad and not self._found.lost:
+            return None
+        present = {parsed.ref for parsed in objects if parsed.ok and id(parsed) not in refused}
+        chosen: dict[ObjectRef, Kept] = {}
+        covered: set[int] = set()
+        self._by_name(bad, present, chosen, covered)
+        self._by_file(bad, objects, present, chosen, covered)
+        self._lost(present, chosen)
+        self.used = list(chosen.values())
+        self.names = sorted(f"{kept.ref.kind} {kept.ref.namespace}/{kept.ref.name}" for kept in self.used)
+        rest = [parsed for parsed in objects if id(parsed) not in covered]
+        return rest + [parsed for kept in self.used for parsed in _parse(kept, settings)]
+
+    def _add_emptied(self, objects: list[ParsedObject]) -> None:
+        """A file that held objects and now holds none was torn or truncated: to drop them, remove the file."""
+        holding = {parsed.origin.file for parsed in objects}
+        for file in self._store.files():
+            if file in self._found.contents and file not in holding and self._store.of_file(file):
+                Sources._lose(
+                    file, "is suddenly empty: its objects keep their last version (remove it to drop them)", self._found
+                )
+
+    def _by_name(
+        self, bad: list[ParsedObject], present: set[ObjectRef], chosen: dict[ObjectRef, Kept], covered: set[int]
+    ) -> None:
+        for parsed in bad:
+            kept = self._store.find(parsed.ref) if parsed.ref.name else None
+            if kept is None or parsed.ref in present:
+                continue
+            chosen[parsed.ref] = kept
+            covered.add(id(parsed))
+
+    def _by_file(
+        self,
+        bad: list[ParsedObject],
+        objects: list[ParsedObject],
+        present: set[ObjectRef],
+        chosen: dict[ObjectRef, Kept],
+        covered: set[int],
+    ) -> None:
+        """
+        Documents so broken that they name nobody: whatever their file last held and is nowhere now may be theirs.
+
+        If fewer objects are missing than documents are broken, one of them is new: it stays and closes the node.
+        """
+        named = present | {parsed.ref for parsed in bad if parsed.ref.name}
+        nameless: dict[str, list[ParsedObject]] = defaultdict(list)
+        for parsed in bad:
+            if not parsed.ref.name:
+                nameless[parsed.origin.file].append(parsed)
+        for file, broken in nameless.items():
+            missing = [kept for kept in self._store.of_file(file) if kept.ref not in named]
+            chosen.update((kept.ref, kept) for kept in missing)
+            whole = isinstance(self._found.contents.get(file), PolicyError) or not any(p.text for p in broken)
+            if missing and (whole or len(missing) >= len(broken)):
+                covered.update(id(parsed) for parsed in broken)
+
+    def _lost(self, present: set[ObjectRef], chosen: dict[ObjectRef, Kept]) -> None:
+        for place, _ in self._found.lost:
+            for file in self._store.files():
+                if _within(file, place):
+                    chosen.update((kept.ref, kept) for kept in self._store.of_file(file) if kept.ref not in present)
+
+
+def _parse(kept: Kept, settings: Settings) -> list[ParsedObject]:
+    return read_document(Document(kept.text, max(0, kept.line - 1)), kept.file, settings)
+
+
+def _within(file: str, place: str) -> bool:
+    return file == place or file.startswith(place.rstrip("/") + "/")
+
+
+def _read(name: str) -> bytes | PolicyError:
+    try:
+        return Path(name).read_bytes()
+    except OSError as error:
+        return PolicyError(Origin(name, 1, 1), _NOBODY, "", f"cannot be read: {error.strerror}")

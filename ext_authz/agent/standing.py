@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What weakens enforcement and is meant to be seen as long as it is so: `idmesh status` lists it.
+
+Nothing here is wrong; all of it lets traffic pass that a reader of the policies may believe denied.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ext_authz.model.types import ObjectRef, Policy, Rule, Settings, World
+
+
+def standing_warnings(world: World) -> list[dict[str, Any]]:
+    """One record each: reason, and file, line and object where there is one."""
+    found = _settings(world.settings)
+    for policy in world.policies:
+        for rule in policy.rules:
+            found += _rule(policy, rule)
+    for endpoint in world.endpoints:
+        if endpoint.audit:
+            found.append(_record("audit: denials of this endpoint pass", object=endpoint.name))
+    if world.closed:
+        found.append(_record("the node is closed: the subjects of a policy cannot be read"))
+    for isolated in world.isolated:
+        reason = f"the endpoints it selects are closed: {isolated.reason}"
+        found.append(_record(reason, object=_name(isolated.ref)))
+    return found
+
+
+def _settings(settings: Settings) -> list[dict[str, Any]]:
+    weak = {
+        "policy_enforcement=never: no policy is enforced": settings.policy_enforcement == "never",
+        "policy_audit_mode: denials of L3/L4 pass": settings.policy_audit_mode,
+        "l7_proxy=false: rules of L7 are not enforced": not settings.l7_proxy,
+        "allow_localhost=always: the node reaches every local endpoint": settings.allow_localhost == "always",
+        "k8s_networkpolicy=false: NetworkPolicies are ignored": not settings.k8s_networkpolicy,
+    }
+    return [_record(reason) for reason, holds in weak.items() if holds]
+
+
+def _rule(policy: Policy, rule: Rule) -> list[dict[str, Any]]:
+    ref = policy.ref
+    name = f"{ref.kind} {ref.namespace}/{ref.name}" if ref.namespace else f"{ref.kind} {ref.name}"
+    sides = (
+        ("ingress", rule.has_ingress, rule.default_deny_ingress),
+        ("egress", rule.has_egress, rule.default_deny_egress),
+    )
+    return [
+        _record(
+            f"enableDefaultDeny.{side}: false: the rule denies nothing by itself",
+            file=rule.origin.file,
+            line=rule.origin.line,
+            object=_name(policy.ref),
+        )
+        for side, has, denies in (ingress, egress)
+        if has and not denies
+    ]
+
+
+def _name(ref: ObjectRef) -> str:
+    return f"{ref.kind} {ref.namespace}/{ref.name}" if ref.namespace else f"{ref.kind} {ref.name}"
+
+
+def _record(reason: str, **fields: Any) -> dict[str, Any]:
+    return {"reason": reason, **fields}
