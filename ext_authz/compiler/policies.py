@@ -164,7 +164,6 @@ class PolicyPools:
             return known[1]
         flags = _SIDE_ENFORCED * side.enforced | _SIDE_AUDIT * side.audit | _SIDE_ISOLATED * side.isolated
         rows = self._rows_of(side)
-        self._check_cost(number for row in rows.values() for number in row if self._entry_cost[number])
         any_row = rows.pop(layout.ANY, None)
         packed = b"".join(self._row(rows[selector]) for selector in sorted(rows))
         fields = (
@@ -179,10 +178,20 @@ class PolicyPools:
     def _rows_of(self, side: SidePolicy) -> dict[int, list[int]]:
         """Entry numbers by selector number."""
         rows: dict[int, list[int]] = {}
+        dear: list[int] = []
+        known, chosen, costs = self._entry_of, self._entry_selector, self._entry_cost
         for entry in side.entries:
-            found = self._entry_of.get(id(entry))
+            found = known.get(id(entry))
             number = self._number(entry) if found is None else found[1]
-            rows.setdefault(self._entry_selector[number], []).append(number)
+            row = rows.get(chosen[number])
+            if row is None:
+                rows[chosen[number]] = [number]
+            else:
+                row.append(number)
+            if costs[number]:
+                dear.append(number)
+        if dear:
+            self._check_cost(dear)
         return rows
 
     def _row(self, entries: Sequence[int]) -> bytes:

@@ -65,7 +65,8 @@ class IdentityPools:
         self._named = Pool(layout.record("idm_named_port").size)
         self._identities = _Remembered()
         self._endpoints = _Remembered()
-        self._hosts = _Remembered()
+        # By id(): the address with its hash, its bytes and its family.
+        self._addresses: dict[int, tuple[Address, int, bytes, int]] = {}
         self._last: tuple[object, ...] = ()
 
     @property
@@ -79,7 +80,7 @@ class IdentityPools:
         now = (*rows, resolved.world4, resolved.world6)
         if previous is not None and _are_same(now, self._last):
             return previous
-        slots, longest = fill_slots(self._hosts.make(resolved.hosts, _pack_host), bytes(layout.record("idm_host").size))
+        slots, longest = fill_slots(self._pack_hosts(resolved.hosts), bytes(layout.record("idm_host").size))
         identities = b"".join(self._identities.make(resolved.identities, self._pack_identity))
         endpoints = b"".join(self._endpoints.make(resolved.endpoints, self._pack_endpoint))
         sections = [
@@ -109,6 +110,20 @@ class IdentityPools:
         packed = [_named_port(*self._strings(port.name), port.port, PROTOCOLS[port.protocol]) for port in ports]
         return self._named.intern(b"".join(packed)), len(packed)
 
+    def _pack_hosts(self, rows: Iterable[HostRow]) -> list[tuple[int, bytes]]:
+        """Hash and slot of each exact address."""
+        before, now, items = self._addresses, {}, []
+        for row in rows:
+            address = row.address
+            known = before.get(id(address)) or _hashed(address)
+            now[id(address)] = known
+            _, hash64, packed, family = known
+            items.append(
+                (hash64, _host(packed, row.identity, layout.NONE if row.endpoint is None else row.endpoint, family))
+            )
+        self._addresses = now
+        return items
+
 
 class SelectorPools:
     """Everything table 2 is made of."""
@@ -135,18 +150,12 @@ def _are_same(now: Sequence[object], last: Sequence[object]) -> bool:
     return len(now) == len(last) and all(a is b for a, b in zip(now, last, strict=True))
 
 
-def _pack_host(row: HostRow) -> tuple[int, bytes]:
-    """Hash and slot of one exact address."""
-    packed = _canonical(row.address)
-    family, address = (4 if len(packed) == 4 else 6), packed.ljust(16, b"\0")
-    endpoint = layout.NONE if row.endpoint is None else row.endpoint
-    return layout.hash64(family, address), _host(address, row.identity, endpoint, family)
-
-
-def _canonical(address: Address) -> bytes:
-    """4 or 16 bytes; IPv4-mapped IPv6 addresses count as IPv4."""
+def _hashed(address: Address) -> tuple[Address, int, bytes, int]:
+    """IPv4-mapped IPv6 addresses count as IPv4."""
     mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
-    return (mapped or address).packed
+    packed = (mapped or address).packed
+    family, filled = (4 if len(packed) == 4 else 6), packed.ljust(16, b"\0")
+    return address, layout.hash64(family, filled), filled, family
 
 
 def _pack_ranges(rows: Iterable[RangeRow], size: int) -> bytes:
