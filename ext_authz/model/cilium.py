@@ -81,9 +81,7 @@ class CiliumReader:
         if not specs:
             self.subjects.unreadable = True
         rules = [self._rule(node, path, index) for index, (node, path) in enumerate(specs)]
-        return Policy(
-            self._reader.ref, self._reader.origin(root), tuple(rule for rule in rules if rule is not None)
-        )
+        return Policy(self._reader.ref, self._reader.origin(root), tuple(rule for rule in rules if rule is not None))
 
     def _specs(self, root: Mapping) -> list[tuple[Node, str]]:
         reader = self._reader
@@ -107,11 +105,7 @@ class CiliumReader:
             return None
         kind, subject = self._subject(mapping, path)
         entries = {name: self._entries(mapping, path, name, kind == "node") for name in _ENTRY_LISTS}
-        if not any(isinstance(list_ := mapping.get(name), Sequence) and list_.items for name in _ENTRY_LISTS):
-            reader.error(
-                mapping, child(path, "ingress"), "is missing or empty, as are egress, ingressDeny and egressDeny: at "
-                "least one must have an entry (to isolate, write ingress: [{}])"
-            )  # fmt: skip
+        self._check_entries(mapping, path)
         has_ingress = bool(entries["ingress"] or entries["ingressDeny"])
         has_egress = bool(entries["egress"] or entries["egressDeny"])
         deny_ingress, deny_egress = self._default_deny(mapping, path, has_ingress, has_egress)
@@ -159,6 +153,17 @@ class CiliumReader:
                 self._check_fields(entry, where, name)
                 found.append(self._entry(entry, where, direction, verdict, host))
         return found
+
+    def _check_entries(self, mapping: Mapping, path: str) -> None:
+        lists = [(name, mapping.get(name)) for name in _ENTRY_LISTS if name in mapping.fields]
+        if any(not isinstance(node, Sequence) or node.items for _, node in lists):
+            return
+        name, place = (lists[0][0], mapping.fields[lists[0][0]][0]) if lists else ("ingress", mapping)
+        what = "is empty, and no other list has an entry" if lists else "is missing"
+        self._reader.error(
+            place, child(path, name), f"{what}: ingress, egress, ingressDeny or egressDeny must have an entry "
+            "(to isolate, write ingress: [{}])"
+        )  # fmt: skip
 
     def _check_fields(self, entry: Mapping, path: str, name: str) -> None:
         known = _ENTRY_FIELDS[name]
@@ -211,7 +216,8 @@ class CiliumReader:
             label = reader.mapping(item, place, ("key", "value", "source"))
             if label is None:
                 continue
-            key, value, source = (reader.text(label.get(name), child(place, name)) for name in ("key", "value", "source"))
+            texts = (reader.text(label.get(name), child(place, name)) for name in ("key", "value", "source"))
+            key, value, source = texts
             if key is None and "key" not in label.fields:
                 reader.error(item, child(place, "key"), "is missing")
             found.append(f"{source or 'unspec'}:{key or ''}={value or ''}")

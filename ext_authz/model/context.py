@@ -161,7 +161,7 @@ class ContextReader:
         addressing = "status.networking.addressing"
         node = self._at("status", "networking", "addressing")
         addresses = (*self._addresses(node, addressing, "ipv4"), *self._addresses(node, addressing, "ipv6"))
-        ports = []
+        ports: list[NamedPort] = []
         for item, place in reader.elements(self._at("status", "named-ports"), "status[named-ports]"):
             mapping = reader.mapping(item, place)
             if mapping is not None:

@@ -128,5 +128,3 @@ class HttpReader:
         if secret is not None and node is not None:
             self.secrets.append((secret, node, place))
         return secret
-
-

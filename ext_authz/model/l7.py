@@ -8,6 +8,8 @@ Source: policy-semantics sections 1, 11 to 14 and 18.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from typing import TypeVar
 
 from ext_authz.model.http import HttpReader, read_secret
 from ext_authz.model.nodes import Mapping, Node, Sequence
@@ -21,23 +23,22 @@ from ext_authz.model.types import (
     ListenerRef,
     PortRule,
     PortSpec,
-    SecretRef,
     Settings,
     TlsContext,
 )
 
 KINDS = ("http", "dns", "kafka", "l7proto")
-KAFKA_KEYS = {
-    name: number
-    for number, name in enumerate(
-        "produce fetch offsets metadata leaderandisr stopreplica updatemetadata controlledshutdown offsetcommit "
-        "offsetfetch findcoordinator joingroup heartbeat leavegroup syncgroup describegroups listgroups saslhandshake "
-        "apiversions createtopics deletetopics deleterecords initproducerid offsetforleaderepoch addpartitionstotxn "
-        "addoffsetstotxn endtxn writetxnmarkers txnoffsetcommit describeacls createacls deleteacls describeconfigs "
-        "alterconfigs".split()
-    )
-}
+KAFKA_NAMES = (
+    "produce", "fetch", "offsets", "metadata", "leaderandisr", "stopreplica", "updatemetadata", "controlledshutdown",
+    "offsetcommit", "offsetfetch", "findcoordinator", "joingroup", "heartbeat", "leavegroup", "syncgroup",
+    "describegroups", "listgroups", "saslhandshake", "apiversions", "createtopics", "deletetopics", "deleterecords",
+    "initproducerid", "offsetforleaderepoch", "addpartitionstotxn", "addoffsetstotxn", "endtxn", "writetxnmarkers",
+    "txnoffsetcommit", "describeacls", "createacls", "deleteacls", "describeconfigs", "alterconfigs",
+)  # fmt: skip
+KAFKA_KEYS = {name: number for number, name in enumerate(KAFKA_NAMES)}
 KAFKA_ROLES = {"produce": frozenset({0, 3, 18}), "consume": frozenset({1, 2, 3, 8, 9, 10, 11, 12, 13, 14, 18})}
+
+T = TypeVar("T")
 
 _ALLOW_FIELDS = ("ports", "rules", "serverNames", "terminatingTLS", "originatingTLS", "listener")
 _TOPIC = re.compile(r"[a-zA-Z0-9\\._-]{1,255}")
@@ -56,7 +57,10 @@ class PortRuleReader:
         self._http = HttpReader(reader, namespace)
         self.secrets = self._http.secrets
 
-    def read(self, node: Node | None, path: str, direction: str, verdict: str, host: bool) -> tuple[PortRule, ...] | None:
+    def read(
+        self, node: Node | None, path: str, direction: str, verdict: str, host: bool
+    ) -> tuple[PortRule, ...] | None:
+        """The elements of toPorts; None if absent."""
         items = self._reader.sequence(node, path)
         if items is None:
             return None
@@ -107,7 +111,9 @@ class PortRuleReader:
         items = self._list(mapping, path, "l7", self._key_values)
         return L7Rules(http, dns, kafka, l7proto, items or ())
 
-    def _list(self, mapping: Mapping, path: str, name: str, read):  # type: ignore[no-untyped-def]
+    def _list(
+        self, mapping: Mapping, path: str, name: str, read: Callable[[Node, str], T | None]
+    ) -> tuple[T, ...] | None:
         """The elements of one list field as `read` reads them; None if the field is absent."""
         node, place = mapping.get(name), child(path, name)
         if node is None:
@@ -133,7 +139,7 @@ class PortRuleReader:
         role = reader.one_of(mapping.get("role"), child(path, "role"), tuple(KAFKA_ROLES))
         key = reader.text(mapping.get("apiKey"), child(path, "apiKey"))
         if key and "role" in mapping.fields:
-            reader.error(mapping.fields["apiKey"][0], child(path, "apiKey"), "cannot stand beside role; use one of them")
+            reader.error(mapping.fields["apiKey"][0], child(path, "apiKey"), "cannot stand beside role; use one")
         if key and key.lower() not in KAFKA_KEYS:
             reader.error(mapping.get("apiKey") or node, child(path, "apiKey"), f"{shown(key)} is no Kafka API key")
             return None
@@ -188,7 +194,8 @@ class PortRuleReader:
         if inner is None:
             reader.error(mapping, child(path, "secret"), "is missing: name the Secret that holds the certificate")
         secret = read_secret(reader, inner, child(path, "secret"), self._namespace)
-        texts = (reader.text(mapping.get(name), child(path, name)) for name in ("certificate", "privateKey", "trustedCA"))
+        names = ("certificate", "privateKey", "trustedCA")
+        texts = (reader.text(mapping.get(name), child(path, name)) for name in names)
         certificate, private_key, trusted_ca = (text or "" for text in texts)
         if secret is None or inner is None:
             return None
@@ -296,5 +303,3 @@ class _Consistency:
 
 def _has_elements(node: Node | None) -> bool:
     return isinstance(node, Sequence) and bool(node.items)
-
-

@@ -114,7 +114,7 @@ class Loader:
             objects = self._objects(contents, settings)
         joined = builder.join(objects, settings)
         loaded = _loaded(objects, joined)
-        mended = mend(objects, joined.refused, settings) if mend else None
+        mended = mend(objects, set(joined.refused), settings) if mend else None
         if mended is not None:
             loaded.world = builder.join(mended, settings).world
         return loaded

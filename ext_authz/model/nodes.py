@@ -12,10 +12,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any, TypeAlias
 
 import yaml
-from yaml.cyaml import CParser  # type: ignore[import-untyped, unused-ignore]
+from yaml._yaml import CParser  # type: ignore[import-untyped, import-not-found, unused-ignore]
 
 MAX_DEPTH = 64
 MAX_ALIASED_NODES = 100_000  # nodes that exist only because an alias repeats them
@@ -46,7 +46,7 @@ class SyntaxProblem(Exception):
 class Scalar:
     """Text of one scalar; `plain` if it was not quoted, so that YAML could read it as a number, a boolean or null."""
 
-    __slots__ = ("text", "plain", "line", "column")
+    __slots__ = ("column", "line", "plain", "text")
 
     def __init__(self, text: str, plain: bool, line: int, column: int) -> None:
         self.text = text
@@ -56,7 +56,7 @@ class Scalar:
 
 
 class Sequence:
-    __slots__ = ("items", "line", "column")
+    __slots__ = ("column", "items", "line")
 
     def __init__(self, line: int, column: int) -> None:
         self.items: list[Node] = []
@@ -67,7 +67,7 @@ class Sequence:
 class Mapping:
     """`fields` in the order written: name to (the key's own node, the value)."""
 
-    __slots__ = ("fields", "line", "column")
+    __slots__ = ("column", "fields", "line")
 
     def __init__(self, line: int, column: int) -> None:
         self.fields: dict[str, tuple[Scalar, Node]] = {}
@@ -79,7 +79,7 @@ class Mapping:
         return None if found is None else found[1]
 
 
-Node = Union[Scalar, Sequence, Mapping]
+Node: TypeAlias = Scalar | Sequence | Mapping
 
 
 @dataclass(frozen=True, slots=True)

@@ -140,7 +140,7 @@ class _ObjectReader:
         known = API_VERSIONS.get(kind)
         node = root.get("apiVersion") or root
         if kind in UNSUPPORTED:
-            reader.error(root.get("kind") or root, "kind", f"{kind} is not supported: use CiliumClusterwideNetworkPolicy")
+            reader.error(root.get("kind") or root, "kind", "is not supported: use CiliumClusterwideNetworkPolicy")
         elif known is None:
             lower = {name.lower(): name for name in API_VERSIONS}
             if kind.lower() in lower or (version.startswith("cilium.io/") and near(kind, API_VERSIONS)):
@@ -166,7 +166,7 @@ class _ObjectReader:
                 reader.warning(node, "metadata.namespace", f"has no effect: {kind} is cluster-wide")
             return ObjectRef(kind, "", name)
         if namespace and node is not None and not is_label(namespace):
-            reader.error(node, "metadata.namespace", f"{shown(namespace)} is no namespace name (a lower-case DNS label)")
+            reader.error(node, "metadata.namespace", f"{shown(namespace)} is no namespace's name (a DNS label)")
         return ObjectRef(kind, namespace or "default", name)
 
     def _name(self, reader: Reader, root: Mapping, metadata: Mapping | None) -> str:
@@ -198,11 +198,12 @@ class _ObjectReader:
         parsed.value = readers[kind]()
 
     def _read_policy(self, reader: Reader, root: Mapping, parsed: ParsedObject) -> None:
-        reader.mapping(root, "", _POLICY_TOP[:4] + _POLICY_TOP[5:] if reader.ref.kind == "NetworkPolicy" else _POLICY_TOP)
+        is_network_policy = reader.ref.kind == "NetworkPolicy"
+        reader.mapping(root, "", [name for name in _POLICY_TOP if name != "specs" or not is_network_policy])
         secrets: list[tuple[SecretRef, Node, str]] = []
         policy: Policy
         subjects: Subjects
-        if reader.ref.kind == "NetworkPolicy":
+        if is_network_policy:
             network = NetworkPolicyReader(reader)
             policy, subjects = network.read(root), network.subjects
         else:

@@ -9,6 +9,7 @@ treats so by accident the safe reading is taken, an allow selects nothing and a 
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import re
 from collections.abc import Callable
@@ -58,11 +59,9 @@ def read_network(reader: Reader, node: Node | None, path: str) -> Network | None
             if not (network.version == 6 and network.prefixlen >= 96 and network.network_address.ipv4_mapped):
                 return network
     hint = ""
-    try:
+    with contextlib.suppress(ValueError):
         hint = f'; for one address write "{text}/{ipaddress.ip_address(text).max_prefixlen}"'
-    except ValueError:
-        pass
-    reader.error(node, path, f"{shown(text)} is not a CIDR: must be ADDRESS/LENGTH, as 10.0.0.0/8 or 2001:db8::/32{hint}")
+    reader.error(node, path, f"{shown(text)} is not a CIDR: must be ADDRESS/LENGTH, as 10.0.0.0/8 or fd00::/8{hint}")
     return None
 
 

@@ -62,7 +62,7 @@ class PortReader:
         """The good elements of ports[], each with its node and path."""
         items = list(self._reader.elements(node, path))
         if len(items) > MAX_PORTS and node is not None:
-            self._reader.error(node, path, f"holds {len(items)} ports; at most {MAX_PORTS} are allowed, split the entry")
+            self._reader.error(node, path, f"holds {len(items)} ports; at most {MAX_PORTS} may stand here: split it")
         found = []
         for item, place in items:
             mapping = self._reader.mapping(item, place, ("port", "endPort", "protocol"))
@@ -103,7 +103,7 @@ class PortReader:
         if number == 0:
             return _all_ports(protocol, last, verdict)
         if 0 < last < number:
-            reader.warning(mapping.get("endPort") or node, child(path, "endPort"), f"is below port: only {number} counts")
+            reader.warning(mapping, child(path, "endPort"), f"is below port: only port {number} counts")
         return PortSpec(protocol, number, max(number, last))
 
     def _without_port(self, mapping: Mapping, path: str, protocol: str) -> PortSpec | None:

@@ -48,7 +48,7 @@ def bad_key(key: str) -> str | None:
     if len(name) > 63:
         return "its name is longer than 63 characters"
     if not _NAME.fullmatch(name):
-        return "must be [dns-name/]name, the name of letters, digits, '-', '_' or '.', beginning and ending with a letter or digit"
+        return "must be [dns-name/]name: letters, digits, '-', '_' or '.', at both ends a letter or digit"
     return None
 
 

@@ -157,5 +157,3 @@ def _node_text(node: Node) -> str:
     if isinstance(node, SequenceNode):
         return ",".join(_node_text(item) for item in node.items)
     return node.text
-
-

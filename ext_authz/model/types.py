@@ -47,7 +47,7 @@ class ObjectRef:
 
 @dataclass(slots=True, eq=True)
 class PolicyError(Exception):
-    """One thing wrong with one object; `severity` is "error" or "warning". Field is a path like spec.ingress[0].toPorts."""
+    """One thing wrong with one object; `severity` is "error" or "warning"; `field` as spec.ingress[0].toPorts."""
 
     origin: Origin
     ref: ObjectRef

@@ -185,9 +185,7 @@ class _EndpointJoiner:
 
     def _nodes(self) -> list[Endpoint]:
         servers = [
-            record
-            for record in self._records.get(SliceRecord, ())
-            if (record.namespace, record.service) == _API_SERVER
+            record for record in self._records.get(SliceRecord, ()) if (record.namespace, record.service) == _API_SERVER
         ]
         api_addresses = {address: record.origin for record in servers for address in record.addresses}
         found = []
