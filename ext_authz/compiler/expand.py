@@ -331,18 +331,44 @@ class _Expansion:
             self._warnings.append(origin_error(_at(origin, "rules.http"), reason, "warning"))
 
     def _add(self, target: Atoms, template: Atom, selector: Selector | None, key: PortKey) -> None:
-        entry = replace(
-            template.entry,
-            selector=selector,
-            protocol=key.protocol,
-            first_port=key.first,
-            last_port=key.last,
-            port_name=key.name,
+        entry = _placed(template.entry, selector, key)
+        atom = Atom(
+            entry,
+            template.parser,
+            template.terminating,
+            template.originating,
+            template.listeners,
+            template.l7proto,
+            template.bare_sni,
+            template.bare_rules,
         )
-        atom = replace(template, entry=entry)
         number = self._context.keys.number(merge_key(entry))
         present = target.get(number)
         target[number] = atom if present is None else self._context.merger.both(present, atom, self._errors)
+
+
+def _placed(entry: MergedEntry, selector: Selector | None, key: PortKey) -> MergedEntry:
+    """The entry for this selector and port key (dataclasses.replace is too slow for what runs so often)."""
+    return MergedEntry(
+        selector,
+        key.protocol,
+        key.first,
+        key.last,
+        key.name,
+        entry.verdict,
+        entry.tier,
+        entry.priority,
+        entry.origins,
+        entry.l7,
+        entry.redirect_priority,
+        entry.http,
+        entry.dns,
+        entry.kafka,
+        entry.sni,
+        entry.auth,
+        entry.listener,
+        entry.terminates_tls,
+    )
 
 
 def merge_key(entry: MergedEntry) -> Key:

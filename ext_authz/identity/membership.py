@@ -11,18 +11,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from ext_authz.identity.labels import ANY, CIDR, CLUSTER_KEY, NAMESPACE_KEY, LabelSet
+from ext_authz.identity.networks import NetworkIndex
 from ext_authz.identity.selectors import Kind, Selector
 from ext_authz.model.types import Requirement
 
 # (source, key, value), or (source, key) where any value will do.
 _Anchor = tuple[str, ...]
-_NETWORKS: _Anchor = ("",)
 
 
 def _anchors(selector: Selector) -> tuple[_Anchor, ...] | None:
     """One of these must be among an identity's anchors for it to match; None: it may match any identity."""
-    if selector.kind is Kind.CIDR:
-        return (_NETWORKS,)
     if selector.kind is Kind.FQDN and selector.fqdn is not None:
         return ((selector.fqdn.source, selector.fqdn.key),)
     best: tuple[_Anchor, ...] | None = None
@@ -36,13 +34,13 @@ def _anchors(selector: Selector) -> tuple[_Anchor, ...] | None:
 def _worth(anchors: tuple[_Anchor, ...]) -> tuple[bool, bool, int]:
     """How few identities anchors may leave: a value beats a key, and what every pod has comes last."""
     anchor = anchors[0]
-    everywhere = len(anchor) > 1 and anchor[1] in (NAMESPACE_KEY, CLUSTER_KEY)
+    everywhere = anchor[1] in (NAMESPACE_KEY, CLUSTER_KEY)
     return not everywhere, len(anchor) > 2, -len(anchors)
 
 
 def _requirement_anchors(requirement: Requirement) -> tuple[_Anchor, ...] | None:
     if requirement.source == CIDR:
-        return (_NETWORKS,) if requirement.operator in ("In", "Exists") else None
+        return None
     if requirement.operator == "In":
         return tuple((requirement.source, requirement.key, value) for value in requirement.values)
     if requirement.operator == "Exists":
@@ -54,8 +52,6 @@ def _identity_anchors(labels: LabelSet) -> set[_Anchor]:
     anchors: set[_Anchor] = set()
     for source, key, value in labels.labels:
         anchors.update(((source, key, value), (source, key), (ANY, key, value), (ANY, key)))
-    if labels.networks:
-        anchors.add(_NETWORKS)
     return anchors
 
 
@@ -70,10 +66,12 @@ class Membership:
     def __init__(self) -> None:
         self._identities: dict[int, LabelSet] = {}
         self._by_anchor: dict[_Anchor, set[int]] = {}
+        self._by_network = NetworkIndex()
         self.numbers: dict[Selector, int] = {}
         self.selectors: list[Selector | None] = []
         self._free: list[int] = []
         self._waiting: dict[_Anchor, set[int]] = {}
+        self._waiting_cidrs = NetworkIndex()
         self._everywhere: set[int] = set()
         self._selected: dict[int, set[int]] = {}
         self._selecting: dict[int, set[int]] = {}
@@ -86,7 +84,10 @@ class Membership:
 
     def candidates(self, selector: Selector) -> list[int]:
         """Identities a selector matches, whether it is known or not."""
-        return [number for number in self._possible(selector) if selector.matches(self._identities[number])]
+        possible, sure = self._possible(selector)
+        if sure:
+            return list(possible)
+        return [number for number in possible if selector.matches(self._identities[number])]
 
     def set_selectors(self, wanted: Iterable[Selector]) -> None:
         """Make these the known selectors: the others leave, new ones are evaluated."""
@@ -127,12 +128,27 @@ class Membership:
             self._stale.clear()
         return self._rows
 
-    def _possible(self, selector: Selector) -> Iterable[int]:
-        anchors = _anchors(selector)
-        if anchors is None:
-            return self._identities
+    def _possible(self, selector: Selector) -> tuple[Iterable[int], bool]:
+        """Identities that may match, and whether all of them surely do."""
+        if selector.kind is Kind.CIDR and selector.cidr is not None:
+            return self._by_network.inside(selector.cidr), not selector.excepts
+        if selector.kind is not Kind.LABELS:
+            anchors = _anchors(selector)
+            return (self._identities if anchors is None else self._union(anchors)), False
+        found: set[int] | None = None
+        sure = True
+        for requirement in selector.requirements:
+            anchors = _requirement_anchors(requirement)
+            if anchors is None:
+                sure = False
+                continue
+            having = self._union(anchors)
+            found = having if found is None else found & having
+        return (self._identities if found is None else found), sure
+
+    def _union(self, anchors: tuple[_Anchor, ...]) -> set[int]:
         if len(anchors) == 1:
-            return self._by_anchor.get(anchors[0], ())
+            return self._by_anchor.get(anchors[0], set())
         return set().union(*(self._by_anchor.get(anchor, ()) for anchor in anchors))
 
     def _add_selector(self, selector: Selector) -> None:
@@ -143,8 +159,9 @@ class Membership:
             number = len(self.selectors)
             self.selectors.append(selector)
         self.numbers[selector] = number
-        anchors = _anchors(selector)
-        if anchors is None:
+        if selector.kind is Kind.CIDR and selector.cidr is not None:
+            self._waiting_cidrs.add(selector.cidr, number)
+        elif (anchors := _anchors(selector)) is None:
             self._everywhere.add(number)
         else:
             for anchor in anchors:
@@ -160,8 +177,11 @@ class Membership:
         self.selectors[number] = None
         self._free.append(number)
         self._everywhere.discard(number)
-        for anchor in _anchors(selector) or ():
-            self._waiting[anchor].discard(number)
+        if selector.kind is Kind.CIDR and selector.cidr is not None:
+            self._waiting_cidrs.remove(selector.cidr, number)
+        else:
+            for anchor in _anchors(selector) or ():
+                self._waiting[anchor].discard(number)
         for identity in self._selected.pop(number):
             self._selecting[identity].discard(number)
             self._stale.add(identity)
@@ -173,6 +193,9 @@ class Membership:
         for anchor in anchors:
             self._by_anchor.setdefault(anchor, set()).add(number)
             possible |= self._waiting.get(anchor, set())
+        for network in labels.networks:
+            self._by_network.add(network, number)
+            possible |= self._waiting_cidrs.around(network)
         for candidate in possible:
             selector = self.selectors[candidate]
             if selector is not None and selector.matches(labels):
@@ -181,8 +204,11 @@ class Membership:
         self._stale.add(number)
 
     def _remove_identity(self, number: int) -> None:
-        for anchor in _identity_anchors(self._identities.pop(number)):
+        labels = self._identities.pop(number)
+        for anchor in _identity_anchors(labels):
             self._by_anchor[anchor].discard(number)
+        for network in labels.networks:
+            self._by_network.remove(network, number)
         for selector in self._selecting.pop(number, ()):
             self._selected[selector].discard(number)
         self._stale.add(number)

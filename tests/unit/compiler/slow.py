@@ -99,9 +99,7 @@ class Slow:
                 found.append(entry)
         return found
 
-    def _covers(
-        self, entry: MergedEntry, peer: int, protocol: int, port: int, named: Sequence[NamedPort]
-    ) -> bool:
+    def _covers(self, entry: MergedEntry, peer: int, protocol: int, port: int, named: Sequence[NamedPort]) -> bool:
         if entry.selector is not None:
             number = self.resolved.selector_numbers[entry.selector]
             if number not in self.resolved.membership.get(peer, ()):
@@ -171,9 +169,7 @@ class Slow:
     def _dns(covering: Sequence[MergedEntry], name: str) -> Result:
         full = name.lower().rstrip(".") + "."
         for entry in covering:
-            if entry.exact_port and (
-                entry.dns is None or any(re.fullmatch(pattern, full) for pattern in entry.dns)
-            ):
+            if entry.exact_port and (entry.dns is None or any(re.fullmatch(pattern, full) for pattern in entry.dns)):
                 return {"expect": "allow", "at": "proxy"}
         return {"expect": "deny", "at": "proxy", "rcode": "REFUSED"}
 
@@ -192,7 +188,7 @@ class Slow:
         ]
         topics = set(request["topics"])
         allowed = any(not rule.topic or request["api_key"] not in TOPIC_KEYS for rule in rules)
-        allowed = allowed or bool(topics) and topics <= {rule.topic for rule in rules}
+        allowed = allowed or (bool(topics) and topics <= {rule.topic for rule in rules})
         return {"expect": "allow", "at": "proxy"} if allowed else {"expect": "deny", "at": "proxy", "error_code": 29}
 
 
