@@ -20,8 +20,8 @@ from typing import Any
 from ext_authz import logs
 from ext_authz.agent.sources import Sources, View
 from ext_authz.agent.standing import standing_warnings
-from ext_authz.compiler.compile import Compiler
-from ext_authz.compiler.publish import FileTransport, read_head
+from ext_authz.compiler.compile import Compiled, Compiler
+from ext_authz.compiler.publish import FileTransport
 from ext_authz.identity.allocator import FileAllocator
 from ext_authz.logs import event
 from ext_authz.model.settings import parse_settings
@@ -36,12 +36,11 @@ _SHOWN_MAX = 500
 class Builder:
     """What the process holds between two looks."""
 
-    def __init__(
-        self, state: State, policies: list[Path], endpoints: list[Path], settings: Any, node: str | None
-    ) -> None:
-        self._sources = Sources(state.kept, {"policies": policies, "endpoints": endpoints}, settings, node)
-        self._compiler = Compiler(FileAllocator(state.identities))
+    def __init__(self, state: State, paths: dict[str, list[Path]], settings: Settings, node: str | None) -> None:
+        self._sources = Sources(state.kept, paths, settings, node)
         self._transport = FileTransport(state.root)
+        self._allocator = FileAllocator(state.identities)
+        self._compiler = Compiler(self._allocator, revision=self._transport.revision)
         self._digest = ""
         self._published = 0.0
 
@@ -55,9 +54,9 @@ class Builder:
         started = time.monotonic()
         view = self._sources.look()
         read = time.monotonic()
-        compiled = self._compiler.compile(view.world, revision=self._transport.revision + 1)
+        compiled = self._compiler.compile(view.world)
         done = time.monotonic()
-        changed = self._publish(compiled.snapshot)
+        changed = self._publish(compiled)
         self._sources.persist(view)
         return {
             "revision": self._transport.revision,
@@ -70,15 +69,21 @@ class Builder:
             **self._findings(view, compiled),
         }
 
-    def _publish(self, snapshot: bytes) -> bool:
-        digest = read_head(snapshot).digest
-        if digest == self._digest:
+    def _publish(self, compiled: Compiled) -> bool:
+        if compiled.digest == self._digest:
             return False
-        self._digest = self._transport.publish(snapshot)
+        self._confirm()
+        self._digest = self._transport.publish(compiled.snapshot)
         self._published = time.time()
         return True
 
-    def _findings(self, view: View, compiled: Any) -> dict[str, Any]:
+    def _confirm(self) -> None:
+        """Numbers released before the revision that every reader has reached may be given again."""
+        reached = [word.revision for word in self._transport.acknowledgements()]
+        if reached:
+            self._allocator.confirm(min(reached))
+
+    def _findings(self, view: View, compiled: Compiled) -> dict[str, Any]:
         errors = [*view.errors, *compiled.errors]
         warnings = [*view.warnings, *compiled.warnings]
         world = view.world

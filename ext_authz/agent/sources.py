@@ -22,6 +22,7 @@ from ext_authz.model.nodes import Document
 from ext_authz.model.objects import ParsedObject, read_document
 from ext_authz.model.types import ObjectRef, Origin, PolicyError, Settings, World
 
+_EMPTIED = "is suddenly empty: its objects keep their last good version (remove it to drop them)"
 _NOBODY = ObjectRef("", "", "")
 
 
@@ -144,9 +145,7 @@ class Sources:
             for name in files:
                 found.contents.setdefault(os.path.join(base, name), _read(os.path.join(base, name)))
             if not files and known[base] and base != source.path:
-                self._lose(
-                    base, "is suddenly empty: its objects keep their last version (remove it to drop them)", found
-                )
+                self._lose(base, _EMPTIED, found)
 
     @staticmethod
     def _lose(folder: str, reason: str, found: _Found) -> None:
@@ -200,9 +199,7 @@ class _Mender:
         holding = {parsed.origin.file for parsed in objects}
         for file in self._store.files():
             if file in self._found.contents and file not in holding and self._store.of_file(file):
-                Sources._lose(
-                    file, "is suddenly empty: its objects keep their last version (remove it to drop them)", self._found
-                )
+                Sources._lose(file, _EMPTIED, self._found)
 
     def _by_name(
         self, bad: list[ParsedObject], present: set[ObjectRef], chosen: dict[ObjectRef, Kept], covered: set[int]

@@ -41,12 +41,8 @@ def _settings(settings: Settings) -> list[dict[str, Any]]:
 
 
 def _rule(policy: Policy, rule: Rule) -> list[dict[str, Any]]:
-    ref = policy.ref
-    name = f"{ref.kind} {ref.namespace}/{ref.name}" if ref.namespace else f"{ref.kind} {ref.name}"
-    sides = (
-        ("ingress", rule.has_ingress, rule.default_deny_ingress),
-        ("egress", rule.has_egress, rule.default_deny_egress),
-    )
+    ingress = ("ingress", rule.has_ingress, rule.default_deny_ingress)
+    egress = ("egress", rule.has_egress, rule.default_deny_egress)
     return [
         _record(
             f"enableDefaultDeny.{side}: false: the rule denies nothing by itself",

@@ -4,8 +4,8 @@ The Check method: Envoy's bytes to the C half and back, and the snapshot it deci
 
 What Envoy's configuration says of the filter that asks travels as gRPC initial metadata of its grpc_service
 (a client cannot reach it): `idmesh-direction` ingress, egress or both; `idmesh-destination` as in
-native/include/idmesh/check.h; `idmesh-require` evidence that must be present; `idmesh-next: http` where an
-HTTP filter asks again.
+native/include/idmesh/check.h; `idmesh-port` the port that policies see, if not the destination's own;
+`idmesh-require` evidence that must be present; `idmesh-next: http` where an HTTP filter asks again.
 """
 
 from __future__ import annotations
@@ -135,6 +135,7 @@ class Checker:
         options.direction = _DIRECTIONS[words.get("idmesh-direction", self._direction)]
         options.required = sum({_EVIDENCE[word] for word in words.get("idmesh-require", "").split(",") if word})
         options.http_follows = words.get("idmesh-next") == "http"
+        options.port = _port(words.get("idmesh-port", "0"))
         kept = ffi.new("char[]", destination or b"\0")
         options.destination.ptr, options.destination.size = kept, len(destination)
         _KEPT[options] = kept
@@ -175,6 +176,12 @@ class Checker:
 
 # cffi frees what nobody holds: the text of a destination lives as long as the options that point to it.
 _KEPT: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+
+
+def _port(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) < 65536):
+        raise ValueError("idmesh-port is no port")
+    return int(text)
 
 
 def _relevant(metadata: Metadata) -> tuple[tuple[str, str], ...]:

@@ -311,5 +311,7 @@ void judge(const struct idm_snapshot *snapshot, const struct idm_check_options *
 		refuse(ret, IDM_CHECK_NO_DESTINATION, IDM_DROP_NO_POLICY);
 		return;
 	}
+	if (options->port)
+		ret->port = options->port;
 	ret->allowed = decide_all(snapshot, options, request, ret);
 }

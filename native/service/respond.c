@@ -167,9 +167,6 @@ static void put_metadata(struct wire_writer *writer, const struct idm_snapshot *
 	}
 	if (judged->count)
 		put_verdict(writer, snapshot, judged);
-	// Envoy files it under the name of its own filter; ours is a struct within.
-	wire_close(writer, 5, end); // Value.struct_value
-	put_struct_entry(writer, BYTES("idmesh"), end);
 	wire_close(writer, METADATA, end);
 }
 

@@ -22,7 +22,7 @@ struct idm_check_options {
 	uint32_t direction; /* idm_direction or IDM_CHECK_BOTH */
 	uint32_t required;  /* mask of idm_evidence that must be present */
 	uint32_t http_follows; /* 1: an HTTP filter behind this network filter asks again */
-	uint32_t reserved;
+	uint32_t port; /* that policies see; 0: the destination's own */
 	/* NAMESPACE/NAME[:PORT], ADDRESS or ADDRESS:PORT of the destination; empty: the connection's own. */
 	struct idm_bytes destination;
 };
