@@ -255,14 +255,16 @@ class ContextReader:
     def _label_map(self, node: Node | None, path: str) -> dict[str, str]:
         labels = self._reader.text_map(node, path)
         for key, value in labels.items():
+            assert isinstance(node, Mapping)
+            place, (name, content) = child(path, key), node.fields[key]
             problem = bad_key(key)
-            if ":" in key:
+            if ":" in key or key.startswith("$"):
                 problem = "a file may not name a label source or a reserved label"
             if problem is not None:
-                self._reader.error(node or self._root, child(path, key), f"label key {shown(key)}: {problem}")
+                self._reader.error(name, place, f"label key {shown(key)}: {problem}")
             problem = bad_value(value)
             if problem is not None:
-                self._reader.error(node or self._root, child(path, key), f"label value {shown(value)} {problem}")
+                self._reader.error(content, place, f"label value {shown(value)}: {problem}")
         return labels
 
     def _endpoint_label(self, node: Node, path: str, text: str) -> bool:
@@ -290,10 +292,14 @@ class ContextReader:
 
     def _address(self, node: Node, path: str, text: str) -> tuple[str, ...]:
         try:
-            return (str(ipaddress.ip_address(text)),)
+            address = ipaddress.ip_address(text)
         except ValueError:
             self._reader.error(node, path, f"{shown(text)} is no address")
             return ()
+        if getattr(address, "scope_id", None) is not None:
+            self._reader.error(node, path, f"{shown(text)} has a zone: an endpoint's address must be global")
+            return ()
+        return (str(address),)
 
     def _container_ports(self) -> tuple[NamedPort, ...]:
         reader = self._reader

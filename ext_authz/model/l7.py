@@ -14,7 +14,7 @@ from typing import TypeVar
 from ext_authz.model.http import HttpReader, read_secret
 from ext_authz.model.nodes import Mapping, Node, Sequence
 from ext_authz.model.peers import read_dns_name
-from ext_authz.model.ports import PortReader
+from ext_authz.model.ports import PortReader, parse_number
 from ext_authz.model.reading import Reader, child, shown
 from ext_authz.model.types import (
     DnsRule,
@@ -296,8 +296,8 @@ class _Consistency:
     def _check_ranges(self, ports: list[tuple[PortSpec, Mapping, str]]) -> None:
         """Envoy refuses a range that ends before it begins, so such a one may not reach it."""
         for spec, node, place in ports:
-            last = getattr(node.get("endPort"), "text", "0")
-            if spec.name is None and 0 < int(last) < spec.port:
+            last = parse_number(getattr(node.get("endPort"), "text", "0")) or 0
+            if spec.name is None and 0 < last < spec.port:
                 self._reader.error(node, child(place, "endPort"), "is below port, which the proxy refuses: raise it")
 
 

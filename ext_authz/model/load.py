@@ -11,28 +11,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
 
 from ext_authz.model.nodes import Document, split_documents
-from ext_authz.model.objects import ParsedObject, moved, read_document
+from ext_authz.model.objects import LoadedObject, ParsedObject, moved, read_document
+from ext_authz.model.parts import Part
 from ext_authz.model.types import ObjectRef, Origin, PolicyError, Settings, World
 from ext_authz.model.world import Joined, WorldBuilder
 
+__all__ = ["Loaded", "LoadedObject", "Loader", "find_files", "load", "load_text"]
+
 DEFAULTS = Settings()
 SUFFIXES = (".yaml", ".yml", ".json")
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedObject:
-    """One object of our kinds as it stood in a file; `text` alone reads as the same object."""
-
-    ref: ObjectRef
-    file: str
-    line: int
-    text: str
-    ok: bool
 
 
 @dataclass(slots=True)
@@ -53,7 +45,7 @@ Mend = Callable[[list[ParsedObject], set[int], Settings], "list[ParsedObject] | 
 class _File:
     digest: bytes
     texts: list[str]
-    objects: list[ParsedObject]
+    part: Part
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,18 +100,20 @@ class Loader:
     def _load(self, contents: Sequence[tuple[str, bytes | PolicyError]], mend: Mend | None = None) -> Loaded:
         builder = self._builder
         effective = self._read_with or builder.settings([])
-        objects = self._objects(contents, effective)
-        settings = builder.settings(objects)
+        parts = self._parts(contents, effective)
+        settings = builder.settings(parts)
         if settings != effective:  # the ConfigMap decides what policies may say, so they are read again with it
-            objects = self._objects(contents, settings)
-        joined = builder.join(objects, settings)
-        loaded = _loaded(objects, joined)
-        mended = mend(objects, set(joined.refused), settings) if mend else None
-        if mended is not None:
-            loaded.world = builder.join(mended, settings).world
+            parts = self._parts(contents, settings)
+        joined = builder.join(parts, settings)
+        loaded = Loaded(joined.world, joined.errors, joined.warnings, joined.skipped, _listed(parts, joined))
+        if mend is not None:
+            objects = [parsed for part in parts for parsed in part.objects]
+            mended = mend(objects, set(joined.refused), settings)
+            if mended is not None:
+                loaded.world = builder.join([Part(mended)], settings).world
         return loaded
 
-    def _objects(self, contents: Sequence[tuple[str, bytes | PolicyError]], settings: Settings) -> list[ParsedObject]:
+    def _parts(self, contents: Sequence[tuple[str, bytes | PolicyError]], settings: Settings) -> list[Part]:
         if settings != self._read_with:
             self._files, self._documents, self._read_with = {}, {}, settings
         files: dict[str, _File] = {}
@@ -133,27 +127,31 @@ class Loader:
                 documents.update((text, self._documents[text]) for text in known.texts)
             files[name] = known
         self._files, self._documents = files, documents
-        return [parsed for known in files.values() for parsed in known.objects]
+        return [known.part for known in files.values()]
 
     def _read_file(self, name: str, content: bytes | PolicyError, digest: bytes, documents: dict[str, _Read]) -> _File:
         if isinstance(content, PolicyError):
-            return _File(digest, [], [_file_problem(content)])
+            return _File(digest, [], Part([_file_problem(content)]))
         try:
             text = content.decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            return _File(digest, [], [_file_problem(_not_utf8(name, content, error.start))])
-        found = _File(digest, [], [])
+            return _File(digest, [], Part([_file_problem(_not_utf8(name, content, error.start))]))
+        texts: list[str] = []
+        found: list[ParsedObject] = []
         for document in split_documents(text):
             known = documents.get(document.text) or self._documents.get(document.text)
             objects = self._read(document, name, known)
             documents[document.text] = _Read(name, document.line, objects)
-            found.texts.append(document.text)
-            found.objects.extend(objects)
-        return found
+            texts.append(document.text)
+            found.extend(objects)
+        return _File(digest, texts, Part(found))
 
     def _read(self, document: Document, name: str, known: _Read | None) -> list[ParsedObject]:
         assert self._read_with is not None
-        if known is None:
+        if known is None or (
+            (known.file, known.line) != (name, document.line) and any(p.errors for p in known.objects)
+        ):
+            # A reason may speak of lines, so what is wrong is read again where it stands now.
             return read_document(document, name, self._read_with)
         if (known.file, known.line) == (name, document.line):
             return known.objects
@@ -226,17 +224,9 @@ def _file_problem(error: PolicyError) -> ParsedObject:
     return ParsedObject(error.ref, error.origin, "", errors=[error], closed=True)
 
 
-def _loaded(objects: Sequence[ParsedObject], joined: Joined) -> Loaded:
-    refused = joined.refused
-    listed = [
-        LoadedObject(
-            parsed.ref,
-            parsed.origin.file,
-            parsed.origin.line,
-            parsed.text,
-            not parsed.errors and id(parsed) not in refused,
-        )
-        for parsed in objects
-        if not parsed.skipped
-    ]
-    return Loaded(joined.world, joined.errors, joined.warnings, joined.skipped, listed)
+def _listed(parts: Sequence[Part], joined: Joined) -> list[LoadedObject]:
+    listed = [entry for part in parts for entry in part.listed]
+    if not joined.refused:
+        return listed
+    refused = {(p.ref, p.origin.file, p.origin.line) for part in parts for p in part.objects if id(p) in joined.refused}
+    return [replace(e, ok=False) if (e.ref, e.file, e.line) in refused else e for e in listed]

@@ -68,6 +68,17 @@ class ParsedObject:
         return not self.errors
 
 
+@dataclass(frozen=True, slots=True)
+class LoadedObject:
+    """One object of our kinds as it stood in a file; `text` alone reads as the same object."""
+
+    ref: ObjectRef
+    file: str
+    line: int
+    text: str
+    ok: bool
+
+
 def read_document(document: Document, file: str, settings: Settings) -> list[ParsedObject]:
     """All objects of one document; a document that is no YAML gives one object that closes the node."""
     try:
@@ -226,7 +237,7 @@ def moved(parsed: ParsedObject, file: str, lines: int) -> ParsedObject:
             return tuple(shift(item) for item in value)
         if isinstance(value, PolicyError):
             return replace(value, origin=shift(value.origin))
-        return _shift_fields(value, shift) if hasattr(value, "origin") or hasattr(value, "rules") else value
+        return _shift_fields(value, shift) if any(hasattr(value, name) for name in _PLACED) else value
 
     return replace(
         parsed,
@@ -238,9 +249,12 @@ def moved(parsed: ParsedObject, file: str, lines: int) -> ParsedObject:
     )
 
 
+_PLACED = ("origin", "rules", "entries", "to_ports", "http")  # fields that hold places, or lead to some
+
+
 def _shift_fields(value: Any, shift: Callable[[Any], Any]) -> Any:
     changed = {}
-    for name in ("origin", "rules", "entries", "to_ports", "http"):
+    for name in _PLACED:
         before = getattr(value, name, None)
         if before is not None:
             changed[name] = shift(before)

@@ -8,21 +8,20 @@ An object that is refused here or was before is closed for whoever it selects, n
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ext_authz.model.context import (
-    CLUSTER_KEY,
     CiliumEndpointRecord,
     NamespaceRecord,
     NodeRecord,
     PodRecord,
     ServiceRecord,
     SliceRecord,
-    pod_labels,
 )
 from ext_authz.model.objects import ParsedObject
+from ext_authz.model.parts import Part, Surroundings, by_type
 from ext_authz.model.settings import overlay
 from ext_authz.model.types import (
     CidrGroup,
@@ -53,7 +52,7 @@ class Joined:
 
 class WorldBuilder:
     """
-    Builds worlds from the objects of one load after the other; endpoints that did not change stay the same objects.
+    Builds worlds from the parts of one load after the other.
 
     Args: as Loader's.
     """
@@ -62,163 +61,126 @@ class WorldBuilder:
         self._settings = settings
         self._node = node
         self._strict = strict
-        self._known: dict[tuple[int, int], tuple[Any, Any, Endpoint]] = {}
+        self._surroundings: Surroundings | None = None
 
-    def settings(self, objects: Iterable[ParsedObject]) -> Settings:
+    def settings(self, parts: Sequence[Part]) -> Settings:
         """The settings that count: stated ones, then those of a ConfigMap cilium-config, then defaults."""
         found: dict[str, Any] = {}
-        for parsed in objects:
-            if parsed.ref.kind == "ConfigMap" and parsed.ok and parsed.value:
-                found.update(parsed.value)
+        for part in parts:
+            for values in part.records.get(dict, ()):
+                found.update(values)
         return overlay(self._settings, found)
 
-    def join(self, objects: Sequence[ParsedObject], settings: Settings) -> Joined:
+    def join(self, parts: Sequence[Part], settings: Settings) -> Joined:
         joined = Joined(World(settings=settings))
-        good = self._collect(objects, joined)
-        _check_names(objects, joined)
-        _check_secrets(good, joined)
-        _check_groups(objects, good, joined)
-        records: dict[type, list[Any]] = {}
-        for parsed in good:
-            if id(parsed) not in joined.refused:
-                records.setdefault(parsed.value.__class__, []).append(parsed.value)
-        endpoints = self._endpoints(records, objects, settings)
-        _check_addresses(endpoints, joined)
+        self._collect(parts, joined)
+        _check_names(parts, joined)
+        _check_secrets(parts, joined)
+        _check_groups(parts, joined)
+        records = _records(parts, joined)
+        endpoints = self._endpoints(parts, records, joined, settings)
         _check_node(self._node, records.get(NodeRecord, []), joined)
-        joined.world = _world(records, endpoints, objects, joined, settings)
+        joined.world = _world(records, endpoints, parts, joined, settings)
         joined.errors.sort(key=_place)
         joined.warnings.sort(key=_place)
         return joined
 
-    def _collect(self, objects: Sequence[ParsedObject], joined: Joined) -> list[ParsedObject]:
-        """Sort out what each object said by itself; returns those that are good and of our kinds."""
-        good = []
-        for parsed in objects:
-            if parsed.skipped:
+    def _collect(self, parts: Sequence[Part], joined: Joined) -> None:
+        for part in parts:
+            joined.errors.extend(part.errors)
+            joined.warnings.extend(part.warnings)
+            for parsed in part.skipped:
                 joined.skipped[parsed.ref.kind] = joined.skipped.get(parsed.ref.kind, 0) + 1
                 if self._strict:
                     reason = "is of a kind not read here; remove it, or run without --strict"
                     joined.errors.append(PolicyError(parsed.origin, parsed.ref, "kind", reason))
-            elif parsed.errors:
-                joined.errors.extend(parsed.errors)
-            else:
-                good.append(parsed)
-            if parsed.warnings:
-                joined.warnings.extend(parsed.warnings)
-        return good
 
     def _endpoints(
-        self, records: dict[type, list[Any]], objects: Sequence[ParsedObject], settings: Settings
+        self, parts: Sequence[Part], records: dict[type, list[Any]], joined: Joined, settings: Settings
     ) -> list[Endpoint]:
-        joiner = _EndpointJoiner(records, objects, settings, self._node, self._known)
-        endpoints = joiner.all()
-        self._known = joiner.made
-        return endpoints
-
-
-class _EndpointJoiner:
-    """Makes endpoints of pods, CiliumEndpoints, nodes and the API server's addresses."""
-
-    def __init__(
-        self,
-        records: dict[type, list[Any]],
-        objects: Sequence[ParsedObject],
-        settings: Settings,
-        node: str | None,
-        known: dict[tuple[int, int], tuple[Any, Any, Endpoint]],
-    ) -> None:
-        self._records = records
-        self._settings = settings
-        self._node = node
-        self._known = known
-        self.made: dict[tuple[int, int], tuple[Any, Any, Endpoint]] = {}
-        self._namespaces: dict[str, dict[str, str]] = {
-            record.name: record.labels for record in records.get(NamespaceRecord, ())
-        }
-        self._bad_namespaces = {p.ref.name for p in objects if p.ref.kind == "Namespace" and not p.ok}
-        own = [record for record in records.get(NodeRecord, ()) if record.name == node]
-        self._own_addresses = {address for record in own for address in record.addresses}
-
-    def all(self) -> list[Endpoint]:
-        pods = self._records.get(PodRecord, [])
-        named = {(pod.namespace, pod.name) for pod in pods}
-        others = [
-            record
-            for record in self._records.get(CiliumEndpointRecord, ())
-            if (record.namespace, record.name) not in named  # the pod itself says the same, and newer
-        ]
-        found = [
-            self._once(record, self._namespaces.get(record.namespace))
-            for record in (*pods, *others)
-            if record.namespace not in self._bad_namespaces  # without its labels a deny might miss it
-        ]
-        return [*found, *self._nodes()]
-
-    def _once(self, record: PodRecord | CiliumEndpointRecord, labels: dict[str, str] | None) -> Endpoint:
-        key = (id(record), id(labels))
-        known = self._known.get(key)
-        if known is None:
-            make = self._pod if isinstance(record, PodRecord) else self._cilium_endpoint
-            known = (record, labels, make(record, labels or {}))  # type: ignore[arg-type]
-        self.made[key] = known
-        return known[2]
-
-    def _pod(self, pod: PodRecord, namespace_labels: dict[str, str]) -> Endpoint:
-        cluster = self._settings.cluster_name
-        labels = pod_labels(pod.namespace, pod.labels, namespace_labels, pod.service_account, cluster)
-        local = self._node is None or pod.node == self._node
-        name = f"{pod.namespace}/{pod.name}"
-        return Endpoint(name, "pod", labels, pod.addresses, pod.named_ports, local=local, origin=pod.origin)
-
-    def _cilium_endpoint(self, record: CiliumEndpointRecord, namespace_labels: dict[str, str]) -> Endpoint:
-        """Labels an identity lacks are filled in as for a pod; those it has stay."""
-        own = dict(label.removeprefix("k8s:").partition("=")[::2] for label in record.labels)
-        cluster = own.get(CLUSTER_KEY, self._settings.cluster_name)
-        implied = dict(
-            label.removeprefix("k8s:").partition("=")[::2]
-            for label in pod_labels(record.namespace, own, namespace_labels, "", cluster)
-        )
-        labels = tuple(sorted(f"k8s:{key}={value}" for key, value in {**implied, **own}.items()))
-        local = self._node is None or record.node in self._own_addresses
-        name = f"{record.namespace}/{record.name}"
-        return Endpoint(name, "pod", labels, record.addresses, record.named_ports, local=local, origin=record.origin)
-
-    def _nodes(self) -> list[Endpoint]:
-        servers = [
-            record for record in self._records.get(SliceRecord, ()) if (record.namespace, record.service) == _API_SERVER
-        ]
-        api_addresses = {address: record.origin for record in servers for address in record.addresses}
-        found = []
-        for node in self._records.get(NodeRecord, ()):
-            is_api = bool(api_addresses.keys() & set(node.addresses))
-            for address in node.addresses:
-                api_addresses.pop(address, None)
-            kind = "host" if node.name == self._node else "remote-node"
-            labels = tuple(sorted(f"k8s:{key}={value}" for key, value in node.labels.items()))
-            found.append(
-                Endpoint(
-                    node.name, kind, (), node.addresses, node_labels=labels, kube_apiserver=is_api,
-                    local=kind == "host", origin=node.origin,
-                )
-            )  # fmt: skip
-        for address, origin in api_addresses.items():
-            found.append(
-                Endpoint("kube-apiserver", "external", (), (address,), kube_apiserver=True, local=False, origin=origin)
-            )
+        around = self._around(parts, records, settings)
+        if joined.refused:  # some pod may be among the refused: sort the parts out anew
+            parts = [Part([p for part in parts for p in part.good if id(p) not in joined.refused])]
+        found = [endpoint for part in parts for endpoint in part.endpoints(around)]
+        nodes = _node_endpoints(records, self._node)
+        owners: dict[str, Endpoint] = {address: node for node in nodes for address in node.addresses}
+        claims = sum(len(node.addresses) for node in nodes) + sum(part.claims for part in parts)
+        for part in parts:
+            owners.update(part.addresses)
+        found.extend(nodes)
+        if len(owners) != claims:
+            _refuse_contested(found, joined)
         return found
+
+    def _around(self, parts: Sequence[Part], records: dict[type, list[Any]], settings: Settings) -> Surroundings:
+        """The same object as long as nothing of it changed, so that parts need not look."""
+        own = [record for record in records.get(NodeRecord, ()) if record.name == self._node]
+        needs_pods = CiliumEndpointRecord in records
+        around = Surroundings(
+            settings.cluster_name,
+            {record.name: record.labels for record in records.get(NamespaceRecord, ())},
+            frozenset(p.ref.name for part in parts for p in part.bad if p.ref.kind == "Namespace"),
+            self._node,
+            frozenset(address for record in own for address in record.addresses),
+            frozenset((pod.namespace, pod.name) for pod in records.get(PodRecord, ()) if needs_pods),
+        )
+        if around != self._surroundings:
+            self._surroundings = around
+        assert self._surroundings is not None
+        return self._surroundings
+
+
+def _records(parts: Sequence[Part], joined: Joined) -> dict[type, list[Any]]:
+    """Values of all objects that count, by their type."""
+    if joined.refused:
+        return by_type(p for part in parts for p in part.good if id(p) not in joined.refused)
+    records: dict[type, list[Any]] = {}
+    for part in parts:
+        for kind, values in part.records.items():
+            records.setdefault(kind, []).extend(values)
+    return records
+
+
+def _node_endpoints(records: dict[type, list[Any]], own: str | None) -> list[Endpoint]:
+    """Nodes, and addresses of the API server that no node has."""
+    servers = [r for r in records.get(SliceRecord, ()) if (r.namespace, r.service) == _API_SERVER]
+    outside = {address: record.origin for record in servers for address in record.addresses}
+    api_addresses = set(outside)
+    found = []
+    for node in records.get(NodeRecord, ()):
+        kind = "host" if node.name == own else "remote-node"
+        labels = tuple(sorted(f"k8s:{key}={value}" for key, value in node.labels.items()))
+        is_api = not api_addresses.isdisjoint(node.addresses)
+        found.append(
+            Endpoint(
+                node.name, kind, (), node.addresses, node_labels=labels, kube_apiserver=is_api,
+                local=kind == "host", origin=node.origin,
+            )
+        )  # fmt: skip
+        for address in node.addresses:
+            outside.pop(address, None)
+    for address, origin in outside.items():
+        found.append(
+            Endpoint("kube-apiserver", "external", (), (address,), kube_apiserver=True, local=False, origin=origin)
+        )
+    return found
 
 
 def _world(
     records: dict[type, list[Any]],
     endpoints: list[Endpoint],
-    objects: Sequence[ParsedObject],
+    parts: Sequence[Part],
     joined: Joined,
     settings: Settings,
 ) -> World:
     policies = records.get(Policy, [])
     if not settings.k8s_networkpolicy:
         policies = [policy for policy in policies if policy.ref.kind != "NetworkPolicy"]
-    bad = [parsed for parsed in objects if parsed.errors or id(parsed) in joined.refused]
+    bad = [parsed for part in parts for parsed in part.bad]
+    isolated = [item for parsed in bad for item in parsed.isolated]
+    if joined.refused:
+        refused = [p for part in parts for p in part.good if id(p) in joined.refused]
+        isolated += [replace(item, reason=joined.refused[id(p)]) for p in refused for item in p.isolated]
     return World(
         policies=tuple(policies),
         endpoints=tuple(endpoints),
@@ -226,11 +188,7 @@ def _world(
         cidr_groups=tuple(records.get(CidrGroup, ())),
         secrets=tuple(records.get(Secret, ())),
         settings=settings,
-        isolated=tuple(
-            isolated if parsed.errors else replace(isolated, reason=joined.refused[id(parsed)])
-            for parsed in bad
-            for isolated in parsed.isolated
-        ),
+        isolated=tuple(isolated),
         closed=any(parsed.closed for parsed in bad),
     )
 
@@ -253,41 +211,43 @@ def _refuse(joined: Joined, parsed: ParsedObject, error: PolicyError) -> None:
     joined.refused.setdefault(id(parsed), f"{error.field}: {error.reason}")
 
 
-def _check_names(objects: Sequence[ParsedObject], joined: Joined) -> None:
+def _check_names(parts: Sequence[Part], joined: Joined) -> None:
     """Two objects of one kind, namespace and name: nobody can say which counts, so neither does."""
+    merged: dict[ObjectRef, ParsedObject] = {}
+    for part in parts:
+        merged.update(part.refs)
+    if len(merged) == sum(len(part.refs) for part in parts) and not any(part.twins for part in parts):
+        return
     first: dict[ObjectRef, ParsedObject] = {}
-    for parsed in objects:
-        if parsed.skipped or not parsed.ref.name:
-            continue
+    for parsed in (p for part in parts for p in part.objects if not p.skipped and p.ref.name):
         other = first.setdefault(parsed.ref, parsed)
-        if other is parsed:
-            continue
-        for one, two in ((other, parsed), (parsed, other)):
-            reason = f"is defined twice; the other is at {two.origin.file}:{two.origin.line}: remove one"
-            _refuse(joined, one, PolicyError(one.origin, one.ref, "metadata.name", reason))
+        if other is not parsed:
+            for one, two in ((other, parsed), (parsed, other)):
+                reason = f"is defined twice; the other is at {two.origin.file}:{two.origin.line}: remove one"
+                _refuse(joined, one, PolicyError(one.origin, one.ref, "metadata.name", reason))
 
 
-def _check_secrets(good: Sequence[ParsedObject], joined: Joined) -> None:
+def _check_secrets(parts: Sequence[Part], joined: Joined) -> None:
     """A missing Secret is an error once any Secret is given; without any, secrets are known to live elsewhere."""
-    known = {(p.value.namespace, p.value.name) for p in good if isinstance(p.value, Secret)}
+    known = {(secret.namespace, secret.name) for part in parts for secret in part.records.get(Secret, ())}
     if not known:
         return
-    for parsed in good:
+    for parsed in (p for part in parts for p in part.using_secrets):
         for ref, origin, path in parsed.secrets:
-            if (ref.namespace, ref.name) in known:
-                continue
-            reason = f"Secret {ref.namespace}/{ref.name} is not among the files"
-            _refuse(joined, parsed, PolicyError(origin, parsed.ref, path, reason))
+            if (ref.namespace, ref.name) not in known:
+                reason = f"Secret {ref.namespace}/{ref.name} is not among the files"
+                _refuse(joined, parsed, PolicyError(origin, parsed.ref, path, reason))
 
 
-def _check_groups(objects: Sequence[ParsedObject], good: Sequence[ParsedObject], joined: Joined) -> None:
+def _check_groups(parts: Sequence[Part], joined: Joined) -> None:
     """A deny through a CiliumCIDRGroup that was refused would deny nothing, so it is refused with it."""
-    bad = {p.ref.name for p in objects if p.ref.kind == "CiliumCIDRGroup" and (p.errors or id(p) in joined.refused)}
+    bad = {p.ref.name for part in parts for p in part.bad if p.ref.kind == "CiliumCIDRGroup"}
+    if joined.refused:
+        good = (p for part in parts for p in part.good if id(p) in joined.refused)
+        bad |= {p.ref.name for p in good if p.ref.kind == "CiliumCIDRGroup"}
     if not bad:
         return
-    for parsed in good:
-        if not isinstance(parsed.value, Policy):
-            continue
+    for parsed in (p for part in parts for p in part.good if isinstance(p.value, Policy)):
         for entry in (entry for rule in parsed.value.rules for entry in rule.entries if entry.verdict == "deny"):
             for peer in entry.peers or ():
                 if isinstance(peer, CidrGroupPeer) and (peer.ref in bad or peer.selector is not None):
@@ -295,8 +255,8 @@ def _check_groups(objects: Sequence[ParsedObject], good: Sequence[ParsedObject],
                     _refuse(joined, parsed, PolicyError(entry.origin, parsed.ref, entry.path, reason))
 
 
-def _check_addresses(endpoints: list[Endpoint], joined: Joined) -> None:
-    """One address, one endpoint: of two that claim it neither gets it. Nodes keep theirs against pods."""
+def _refuse_contested(endpoints: list[Endpoint], joined: Joined) -> None:
+    """One address, one endpoint: of two that claim it neither gets it."""
     owner: dict[str, int] = {}
     contested: dict[str, set[int]] = {}
     for index, endpoint in enumerate(endpoints):
