@@ -76,4 +76,7 @@ def _version() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # The commands raise ext_authz.cli.Failure, which is another class than __main__.Failure.
+    from ext_authz.cli import main as imported_main
+
+    sys.exit(imported_main())

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures for tests with a real Envoy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from envoy_backend import Backend, http_backend
+from envoy_harness import MODULE, NEWEST, Node, envoy_of, missing
+
+from ext_authz.envoy_binary import EnvoyBinary
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _module_is_built() -> None:
+    if not MODULE.exists():
+        missing("the Envoy module is not built: make setup")
+
+
+@pytest.fixture(scope="session")
+def envoy() -> EnvoyBinary:
+    """The newest Envoy served."""
+    return envoy_of(NEWEST)
+
+
+@pytest.fixture()
+def node(tmp_path: Path) -> Node:
+    state = tmp_path / "state"
+    state.mkdir(mode=0o755)
+    return Node(state)
+
+
+@pytest.fixture()
+def backend() -> Iterator[Backend]:
+    with http_backend() as started:
+        yield started
