@@ -1,0 +1,13 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef IDMESH_AUTOMATA_SCAN_H
+#define IDMESH_AUTOMATA_SCAN_H
+
+#include "writer.h"
+
+/*
+ * Where a part written as rows forgets all but the last bytes of clean text, enter it through IDM_NODE_SCAN.
+ * @return True if so.
+ */
+bool scan_write(struct writer *w, uint32_t part);
+
+#endif
