@@ -72,11 +72,11 @@ def compile_sources(loaded: Loaded, identities: Path | None = None, revision: in
 
 def error_text(error: PolicyError) -> str:
     """FILE:LINE:COL: KIND NAMESPACE/NAME: FIELD: reason"""
-    place = f"{error.origin.file}:{error.origin.line}:{error.origin.column}"
-    name = "/".join(part for part in (error.ref.namespace, error.ref.name) if part)
-    subject = " ".join(part for part in (error.ref.kind, name) if part)
-    reason = error.reason if error.severity == "error" else f"{error.severity}: {error.reason}"
-    return ": ".join(part for part in (place, subject, error.field, reason) if part)
+    origin, ref = error.origin, error.ref
+    name = "/".join(part for part in (ref.namespace, ref.name) if part)
+    warning = "warning: " if error.severity == "warning" else ""
+    place = f"{origin.file}:{origin.line}:{origin.column}"
+    return f"{place}: {ref.kind or 'Document'} {name or '-'}: {error.field or '-'}: {warning}{error.reason}"
 
 
 def error_record(error: PolicyError) -> dict[str, object]:

@@ -19,7 +19,7 @@ from enum import IntEnum
 
 from ext_authz.compiler.entries import HeaderPredicate, HttpMatch
 
-# Cost of looking at one group or one dimension, in the unit of Matcher.cost (64 byte steps).
+# Cost of looking at one group or one dimension, in the unit of Matcher.cost.
 GROUP_COST = 1
 DIM_COST = 1
 

@@ -151,7 +151,7 @@ class Scale:
 
     def workloads(self) -> list[_Workload]:
         """Identities of uneven size, together all endpoints; some have a single one."""
-        per_namespace = -(-self.identities // NAMESPACES)
+        per_namespace = max(4, -(-self.identities // NAMESPACES))
         found = [_Workload(f"app{n}", f"ns{n // per_namespace}", f"tier{n % TIERS}", 1) for n in range(self.identities)]
         share = 2 * self.endpoints // self.identities - 1
         left = self.endpoints - self.identities
@@ -273,12 +273,13 @@ def write(objects: Sequence[Object], folder: Path) -> list[Path]:
     written = []
     for start in range(0, len(objects), OBJECTS_PER_FILE):
         path = folder / f"objects-{start // OBJECTS_PER_FILE:04}.yaml"
-        path.write_text(_dump(objects[start : start + OBJECTS_PER_FILE]))
+        path.write_text(to_yaml(objects[start : start + OBJECTS_PER_FILE]))
         written.append(path)
     return written
 
 
-def _dump(objects: Sequence[Object]) -> str:
+def to_yaml(objects: Sequence[Object]) -> str:
+    """One text of many documents."""
     dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
     # Aliases would stand for values two objects share; people do not write those.
     plain = type("Plain", (dumper,), {"ignore_aliases": lambda *_: True})

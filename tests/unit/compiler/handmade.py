@@ -11,6 +11,7 @@ from typing import Any
 from ext_authz.compiler.entries import L7, EntryVerdict, HttpMatch, MergedEntry, RuleOrigin, SidePolicy, SubjectPolicy
 from ext_authz.compiler.resolved import EndpointRow, HostRow, IdentityRow, RangeRow, Resolved
 from ext_authz.engine import layout
+from ext_authz.engine.layout import TableKind
 from ext_authz.identity.labels import Label
 from ext_authz.identity.selectors import Selector, from_label
 from ext_authz.model.types import Tier
@@ -140,10 +141,57 @@ class Snapshot:
 
     def policies(self, name: str) -> Any:
         """A section of table 3 by name."""
-        return self.section(layout.TableKind.POLICIES, layout.PoliciesSection[name])
+        return self.section(TableKind.POLICIES, layout.PoliciesSection[name])
 
     def text(self, item: Mapping[str, Any], field: str) -> str:
         """A string field of an item of table 3."""
         strings = self.policies("STRINGS")
         first = item[f"{field}_offset"]
         return strings[first : first + item[f"{field}_size"]].decode()
+
+    def selector(self, number: int) -> str:
+        """A selector's text; "any" for entries without peer field."""
+        if number == layout.ANY:
+            return "any"
+        chosen = self.section(TableKind.SELECTORS, layout.SelectorsSection.SELECTORS)[number]
+        strings = self.section(TableKind.SELECTORS, layout.SelectorsSection.STRINGS)
+        return strings[chosen["text_offset"] :][: chosen["text_size"]].decode()
+
+
+def meaning(snapshot: Snapshot) -> dict[int, Any]:
+    """What table 3 says, without a single index."""
+    return {s["identity"]: _meaning_of_policy(snapshot, s["policy"]) for s in snapshot.policies("SUBJECTS")}
+
+
+def _meaning_of_policy(snapshot: Snapshot, number: int) -> list[Any]:
+    policy = snapshot.policies("POLICIES")[number]
+    rows = snapshot.policies("ROWS")
+    found = []
+    for side in "01":
+        first, count, any_row = (policy[f"side_{side}_{name}"] for name in ("first_row", "row_count", "any_row"))
+        chosen = {snapshot.selector(row["selector"]): row for row in rows[first : first + count]}
+        if any_row != layout.NONE:
+            chosen["any"] = rows[any_row]
+        found.append((policy[f"side_{side}_flags"], {t: _meaning_of_row(snapshot, row) for t, row in chosen.items()}))
+    return found
+
+
+def _meaning_of_row(snapshot: Snapshot, row: Mapping[str, Any]) -> list[Any]:
+    refs, entries = snapshot.policies("REFS"), snapshot.policies("ENTRIES")
+    spans = snapshot.policies("SPANS")[row["first_span"] :][: row["span_count"]]
+    return [
+        (
+            span["protocol"],
+            span["first_port"],
+            span["last_port"],
+            [meaning_of_entry(snapshot, entries[n]) for n in refs[span["first_ref"] :][: span["ref_count"]]],
+        )
+        for span in spans
+    ]
+
+
+def meaning_of_entry(snapshot: Snapshot, item: Mapping[str, Any]) -> dict[str, Any]:
+    """One entry with its selector's text."""
+    text = snapshot.selector(item["selector"])
+    fields = ("precedence", "verdict", "first_port", "last_port", "protocol")
+    return {name: item[name] for name in fields} | {"selector": text}

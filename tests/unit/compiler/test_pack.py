@@ -14,7 +14,6 @@ from ext_authz.compiler.entries import EntryVerdict, HeaderPredicate
 from ext_authz.compiler.pack import Packer, pack
 from ext_authz.compiler.policies import COST_LIMIT, Span, fold_ports
 from ext_authz.engine import layout
-from ext_authz.engine.layout import TableKind
 from ext_authz.model.types import PolicyError
 from tests.unit.compiler.handmade import (
     TCP,
@@ -26,6 +25,8 @@ from tests.unit.compiler.handmade import (
     http_entry,
     http_rule,
     ingress,
+    meaning,
+    meaning_of_entry,
     origin,
     resolved,
 )
@@ -182,45 +183,6 @@ def dear_entries():
 def flags_of(snapshot):
     policies = snapshot.policies("POLICIES")
     return {s["identity"]: policies[s["policy"]]["side_0_flags"] for s in snapshot.policies("SUBJECTS")}
-
-
-def meaning(snapshot):
-    """What table 3 says, without a single index."""
-    return {s["identity"]: meaning_of_policy(snapshot, s["policy"]) for s in snapshot.policies("SUBJECTS")}
-
-
-def meaning_of_policy(snapshot, number):
-    policy = snapshot.policies("POLICIES")[number]
-    rows = snapshot.policies("ROWS")
-    found = []
-    for side in "01":
-        first, count = policy[f"side_{side}_first_row"], policy[f"side_{side}_row_count"]
-        spans = [meaning_of_row(snapshot, row) for row in rows[first : first + count]]
-        found.append((policy[f"side_{side}_flags"], spans))
-    return found
-
-
-def meaning_of_row(snapshot, row):
-    refs, entries = snapshot.policies("REFS"), snapshot.policies("ENTRIES")
-    spans = snapshot.policies("SPANS")[row["first_span"] :][: row["span_count"]]
-    return [
-        (
-            span["protocol"],
-            span["first_port"],
-            span["last_port"],
-            [meaning_of_entry(snapshot, entries[n]) for n in refs[span["first_ref"] :][: span["ref_count"]]],
-        )
-        for span in spans
-    ]
-
-
-def meaning_of_entry(snapshot, item):
-    texts = snapshot.section(TableKind.SELECTORS, layout.SelectorsSection.SELECTORS)
-    strings = snapshot.section(TableKind.SELECTORS, layout.SelectorsSection.STRINGS)
-    chosen = texts[item["selector"]]
-    text = strings[chosen["text_offset"] :][: chosen["text_size"]].decode()
-    fields = ("precedence", "verdict", "first_port", "last_port", "protocol")
-    return {name: item[name] for name in fields} | {"selector": text}
 
 
 # ---- spans ----

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Laws of the whole compiler: equal worlds, small changes, and what stays when something cannot be compiled."""
+
+import random
+from dataclasses import replace
+
+import pytest
+
+from ext_authz.compiler.compile import Compiler, compile_world
+from ext_authz.identity.allocator import MemoryAllocator
+from ext_authz.model.load import load_text
+from tests.load.generate import Scale, mix_objects, scale, to_yaml
+from tests.unit.compiler.handmade import Snapshot, meaning
+
+SMALL = load_text(to_yaml(scale(Scale(policies=40, endpoints=120, identities=40))), "small.yaml").world
+
+
+def policy(name, port, http="", extra=""):
+    rules = f", rules: {{http: [{http}]}}" if http else ""
+    return f"""---
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {{name: {name}, namespace: default}}
+spec:
+  endpointSelector: {{matchLabels: {{app: server}}}}
+  ingress:
+  - fromEndpoints: [{{matchLabels: {{app: client}}}}]
+    toPorts: [{{ports: [{{port: "{port}", protocol: TCP}}]{rules}{extra}}}]
+"""
+
+
+PODS = """
+apiVersion: v1
+kind: Namespace
+metadata: {name: default}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: server, namespace: default, labels: {app: server}}
+status: {podIPs: [{ip: 10.0.0.1}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: client, namespace: default, labels: {app: client}}
+status: {podIPs: [{ip: 10.0.0.2}]}
+"""
+
+
+def world(*policies):
+    loaded = load_text(PODS + "".join(policies), "world.yaml")
+    assert loaded.errors == []
+    return loaded.world
+
+
+def test_equal_worlds_give_equal_bytes():
+    again = load_text(to_yaml(scale(Scale(policies=40, endpoints=120, identities=40))), "small.yaml").world
+    one, two = (compile_world(w, MemoryAllocator(5)) for w in (SMALL, again))
+    assert one.snapshot == two.snapshot
+    assert one.digest == two.digest
+
+
+def test_a_world_compiled_again_keeps_its_revision():
+    compiler = Compiler(MemoryAllocator(5), revision=7)
+    assert compiler.compile(SMALL).revision == 8
+    assert compiler.compile(SMALL).revision == 8
+
+
+def test_a_changed_port_changes_only_the_policies():
+    compiler = Compiler(MemoryAllocator(5))
+    compiler.compile(world(policy("a", 80)))
+    refs = Snapshot(compiler.compile(world(policy("a", 81))).snapshot).refs
+    assert [ref["revision"] for ref in refs] == [1, 1, 2]
+
+
+def test_small_changes_one_after_the_other_mean_what_a_fresh_start_means():
+    source = random.Random(3)
+    numbers = MemoryAllocator(5)
+    compiler = Compiler(numbers)
+    for _ in range(25):
+        policies = source.sample(SMALL.policies, source.randint(1, 40))
+        endpoints = SMALL.endpoints[: source.choice([60, 100, 120, 120, 120])]
+        changed = replace(SMALL, policies=tuple(policies), endpoints=endpoints)
+        late = Snapshot(compiler.compile(changed).snapshot)
+        fresh = Snapshot(compile_world(changed, numbers).snapshot)
+        assert meaning(late) == meaning(fresh)
+
+
+def test_a_removed_policy_leaves_nothing_in_force():
+    compiler = Compiler(MemoryAllocator(5))
+    before = meaning(Snapshot(compiler.compile(world()).snapshot))
+    compiler.compile(world(policy("a", 80)))
+    assert meaning(Snapshot(compiler.compile(world()).snapshot)) == before
+
+
+def test_dear_rules_are_an_error_with_cost_limit_and_place():
+    dear = ", ".join(f'{{method: "[A-Z]+{n}", path: ".*/[a-z]+/x{n}/[0-9]+/.*"}}' for n in range(60))
+    compiled = compile_world(world(policy("dear", 80, dear)), MemoryAllocator(5))
+    (error,) = compiled.errors
+    assert (error.ref.name, error.origin.file) == ("dear", "world.yaml")
+    assert error.origin.line > 1
+    assert "limit" in error.reason
+    assert compiled.rejected
+
+
+def test_what_cannot_be_compiled_isolates_its_subjects_only():
+    dear = ", ".join(f'{{method: "[A-Z]+{n}", path: ".*/[a-z]+/x{n}/[0-9]+/.*"}}' for n in range(60))
+    compiled = compile_world(world(policy("dear", 80, dear)), MemoryAllocator(5))
+    flags = {identity: sides[0][0] for identity, sides in meaning(Snapshot(compiled.snapshot)).items()}
+    (isolated,) = compiled.rejected
+    assert flags[isolated] & 4
+    assert not any(flag & 4 for identity, flag in flags.items() if identity != isolated)
+
+
+def test_the_last_good_policy_stays_when_an_object_becomes_too_dear():
+    compiler = Compiler(MemoryAllocator(5))
+    good = compiler.compile(world(policy("a", 80, "{path: /a}")))
+    dear = ", ".join(f'{{method: "[A-Z]+{n}", path: ".*/[a-z]+/x{n}/[0-9]+/.*"}}' for n in range(60))
+    bad = compiler.compile(world(policy("a", 80, dear)))
+    assert bad.errors
+    assert meaning(Snapshot(bad.snapshot)) == meaning(Snapshot(good.snapshot))
+    mended = compiler.compile(world(policy("a", 8080)))
+    assert not mended.errors
+    assert meaning(Snapshot(mended.snapshot)) != meaning(Snapshot(good.snapshot))
+
+
+def test_a_conflict_keeps_the_last_good_policy():
+    compiler = Compiler(MemoryAllocator(5))
+    one = policy("a", 80).replace("    toPorts", "    authentication: {mode: required}\n    toPorts")
+    two = one.replace("name: a", "name: b").replace("required", "disabled")
+    good = compiler.compile(world(one))
+    bad = compiler.compile(world(one, two))
+    assert bad.errors
+    assert meaning(Snapshot(bad.snapshot)) == meaning(Snapshot(good.snapshot))
+
+
+@pytest.mark.parametrize("rules", [10, 10_000])
+def test_the_rule_mix_is_within_the_budget(rules):
+    mix = load_text(to_yaml(mix_objects(rules)), "mix.yaml").world
+    compiled = compile_world(mix, MemoryAllocator(5))
+    assert compiled.errors == ()
+
+
+def test_the_generated_scale_set_is_within_the_budget():
+    assert compile_world(SMALL, MemoryAllocator(5)).errors == ()
