@@ -17,6 +17,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,8 +73,17 @@ def admin_of(config: Any) -> Admin:
 class Proxy:
     """`tick` restarts it when due."""
 
-    def __init__(self, binary: Path, config: Path, record: Path, admin: Admin, arguments: list[str]) -> None:
+    def __init__(
+        self,
+        binary: Path,
+        config: Path,
+        record: Path,
+        admin: Admin,
+        arguments: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self._command = [str(binary), "-c", str(config), "--use-dynamic-base-id", *arguments]
+        self._environment = environment
         self._config = config
         self._record = record
         self.admin = admin
@@ -103,7 +113,9 @@ class Proxy:
         return None
 
     def _spawn(self) -> None:
-        self.process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, start_new_session=True)
+        self.process = subprocess.Popen(
+            self._command, stdin=subprocess.DEVNULL, start_new_session=True, env=self._environment
+        )
         self._started = time.monotonic()
         write_json(self._record, {"pid": self.process.pid})
         event(log, logging.INFO, "Envoy started", pid=self.process.pid)

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a node is, put together from what it and its readers left in the state directory."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from ext_authz.state import State, read_json
+
+# A reader may need this long to load what was just published.
+GRACE_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """One process that decides, as it reported itself."""
+
+    pid: int
+    door: str
+    revision: int
+    digest: str
+    lag: int  # revisions behind
+    stale: bool  # behind for longer than it should be
+    rejected: int
+    error: str
+    address: str = ""
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """`pid` None: no node runs; the page is then the last one it wrote, if any."""
+
+    pid: int | None
+    page: dict[str, Any]
+    readers: list[Reader]
+    problems: list[str]
+
+    @property
+    def healthy(self) -> bool:
+        return self.pid is not None and not self.problems
+
+
+def read_status(state: State) -> Status:
+    pid = state.running()
+    found = read_json(state.status)
+    page: dict[str, Any] = found if isinstance(found, dict) else {}
+    readers = read_readers(state, page)
+    return Status(pid, page, readers, _problems(pid, page, readers))
+
+
+def read_readers(state: State, page: dict[str, Any]) -> list[Reader]:
+    """Reports of processes that still run."""
+    readers = []
+    for path in sorted(state.readers.glob("*.json")):
+        report = read_json(path)
+        reader = _reader(report, page) if isinstance(report, dict) else None
+        if reader and _alive(reader.pid):
+            readers.append(reader)
+    return readers
+
+
+def _reader(report: dict[str, Any], page: dict[str, Any]) -> Reader | None:
+    try:
+        revision, digest = int(report.get("revision") or 0), str(report.get("digest") or "")
+        published = int(page.get("revision") or 0)
+        behind = revision < published or (revision == published and digest != str(page.get("digest") or digest))
+        late = time.time() - float(page.get("published") or 0) > GRACE_S
+        return Reader(
+            pid=int(report["pid"]),
+            door=str(report.get("door") or ""),
+            revision=revision,
+            digest=digest,
+            lag=max(0, published - revision),
+            stale=behind and late,
+            rejected=int(report.get("rejected") or 0),
+            error=str(report.get("error") or ""),
+            address=str(report.get("address") or ""),
+            counts=dict(report.get("counts") or {}),
+        )
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _problems(pid: int | None, page: dict[str, Any], readers: list[Reader]) -> list[str]:
+    problems = [] if pid is not None else ["no node is running"]
+    if page.get("failure"):
+        problems.append(f"nothing compiled: {page['failure']}")
+    if page.get("error_count"):
+        problems.append(f"{page['error_count']} errors in the sources")
+    if page.get("closed"):
+        problems.append("the node is closed: everything is denied")
+    for reader in readers:
+        if reader.stale:
+            said = f": {reader.error}" if reader.error else ""
+            problems.append(f"reader {reader.pid} ({reader.door}) is {reader.lag} revisions behind{said}")
+        elif reader.error:
+            problems.append(f"reader {reader.pid} ({reader.door}): {reader.error}")
+    missing = [worker for worker in page.get("workers") or [] if worker not in {reader.pid for reader in readers}]
+    problems += [f"worker {worker} has not reported" for worker in missing if pid is not None]
+    return problems

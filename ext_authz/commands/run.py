@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`idmesh run`: the node. Reads sources, publishes snapshots, serves ext_authz, and runs Envoy if asked to."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import grp
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from ext_authz import logs
+from ext_authz.agent.compiling import Compiling
+from ext_authz.agent.node import Node
+from ext_authz.agent.proxy import Proxy, admin_of
+from ext_authz.cli import Failure
+from ext_authz.commands.envoy import MODULE
+from ext_authz.envoy_binary import EnvoyNotFound, find_envoy
+from ext_authz.model.settings import SettingsError, parse_settings
+from ext_authz.service.listen import AddressError, parse_address
+from ext_authz.service.pool import Pool
+from ext_authz.state import State, StateError, default_state, write_atomic
+
+_GROUP = "idmesh"
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = subparsers.add_parser(
+        "run",
+        help="run a node: publish policies, serve decisions",
+        description="Watch policies and endpoints, publish snapshots, serve ext_authz, run Envoy.",
+    )
+    _add_sources(parser)
+    _add_doors(parser)
+    parser.add_argument("--grace", type=float, default=5.0, metavar="S", help="how long to drain at SIGTERM (5)")
+    parser.set_defaults(run=run)
+
+
+def _add_sources(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--policies", action="append", required=True, metavar="PATH", help="file or folder; repeatable")
+    parser.add_argument("--endpoints", action="append", default=[], metavar="PATH", help="pods, namespaces, services")
+    parser.add_argument("--state", type=Path, metavar="DIR", help="state directory (/run/idmesh for root)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="pairs", help="an agent setting"
+    )
+    parser.add_argument("--settings", metavar="FILE", help="agent settings as a YAML map")
+    parser.add_argument("--node", metavar="NAME", help="name of the own Node")
+    parser.add_argument("--flows", metavar="FILE", help=argparse.SUPPRESS)
+    parser.add_argument("--datapath", choices=("auto", "on", "off"), default="auto", help=argparse.SUPPRESS)
+
+
+def _add_doors(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--grpc", metavar="ADDR", help="serve ext_authz at unix:PATH or HOST:PORT (loopback)")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes: PATH.0..N-1 or PORT..PORT+N-1")
+    parser.add_argument(
+        "--direction", choices=("ingress", "egress", "both"), default="ingress", help="if Envoy's filter does not say"
+    )
+    envoy = parser.add_mutually_exclusive_group()
+    envoy.add_argument("--envoy", type=Path, metavar="FILE", help="also run Envoy with this configuration")
+    envoy.add_argument("--door", choices=("module", "ext-authz", "ext-proc"), help="also run Envoy with this door")
+    parser.add_argument("--listen", metavar="ADDR", help="where that Envoy listens (--door)")
+    parser.add_argument("--upstream", metavar="ADDR", action="append", default=[], help="what is behind it (--door)")
+    parser.add_argument("--destination", default="", metavar="WHOSE", help="whose policy judges (--door; see envoy)")
+    parser.add_argument("--mode", choices=("http", "tcp"), default="http", help="(--door)")
+    parser.add_argument("--concurrency", type=int, metavar="N", help="Envoy's worker threads")
+
+
+def run(args: argparse.Namespace) -> int:
+    _check(args)
+    logs.install(os.environ.get("IDMESH_LOG", "").upper() or ("DEBUG" if args.verbose > 1 else "INFO"))
+    state = State((args.state or default_state()).absolute())
+    try:
+        state.prepare()
+        with state.owned():
+            asyncio.run(_make_node(args, state).run())
+    except (StateError, AddressError, EnvoyNotFound) as error:
+        raise Failure(str(error)) from error
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Whatever can be wrong with the words is said before anything starts."""
+    if args.door == "ext-proc":
+        raise Failure("the ext-proc door is not part of this version")
+    if args.datapath == "on":
+        raise Failure("the BPF datapath is not part of this version")
+    if args.flows:
+        raise Failure("the flow log is not part of this version")
+    if args.door and not (args.listen and args.upstream):
+        raise Failure("--door needs --listen and --upstream")
+    if args.workers < 1:
+        raise Failure("--workers must be at least 1")
+    for path in [*args.policies, *args.endpoints]:
+        if "\0" in path:
+            raise Failure("a path holds a NUL")
+    try:
+        parse_settings(args.pairs, args.settings)
+        if args.grpc:
+            parse_address(args.grpc).worker(args.workers - 1, args.workers)
+    except (SettingsError, AddressError) as error:
+        raise Failure(str(error)) from error
+
+
+def _make_node(args: argparse.Namespace, state: State) -> Node:
+    pool = None
+    if args.door == "ext-authz" and not args.grpc:
+        args.grpc = f"unix:{state.root}/authz.sock"
+    if args.grpc:
+        level = os.environ.get("IDMESH_LOG", "").upper() or "INFO"
+        pool = Pool(state, parse_address(args.grpc), args.workers, args.direction, _group(), args.grace, level)
+    paths = [Path(path).absolute() for path in [*args.policies, *args.endpoints]]
+    compiling = Compiling(_builder_arguments(args, state))
+    return Node(state, paths, compiling, pool, _make_proxy(args, state), args.grace)
+
+
+def _builder_arguments(args: argparse.Namespace, state: State) -> list[str]:
+    words = ["--state", str(state.root), "--log", os.environ.get("IDMESH_LOG", "").upper() or "INFO"]
+    for option, values in (("--policies", args.policies), ("--endpoints", args.endpoints), ("--set", args.pairs)):
+        words += [f"{option}={value}" for value in values]
+    for option, value in (("--settings", args.settings), ("--node", args.node)):
+        words += [f"{option}={value}"] if value else []
+    return words
+
+
+def _group() -> int | None:
+    """Group that may use the sockets: idmesh, if there is one and we may give it."""
+    try:
+        return grp.getgrnam(_GROUP).gr_gid if os.geteuid() == 0 else None
+    except KeyError:
+        return None
+
+
+def _make_proxy(args: argparse.Namespace, state: State) -> Proxy | None:
+    if not args.envoy and not args.door:
+        return None
+    binary = find_envoy()
+    config = args.envoy.absolute() if args.envoy else _write_config(args, state)
+    words = ["--concurrency", str(args.concurrency)] if args.concurrency else []
+    environment = binary.environment(MODULE)
+    return Proxy(binary.path, config, state.root / "envoy.json", admin_of(_read_config(config)), words, environment)
+
+
+def _write_config(args: argparse.Namespace, state: State) -> Path:
+    """By `idmesh envoy` in a process of its own: Envoy's messages are large, and needed once."""
+    words = ["--door", args.door, "--listen", args.listen, "--mode", args.mode, "--direction", args.direction]
+    words += [f"--upstream={upstream}" for upstream in args.upstream]
+    words += ["--state", str(state.root), "--admin", f"unix:{state.root}/envoy-admin.sock"]
+    words += [f"--destination={args.destination}"] if args.destination else []
+    if args.grpc:
+        words += ["--grpc", parse_address(args.grpc).text, "--workers", str(args.workers)]
+    made = subprocess.run([sys.executable, "-m", "ext_authz.cli", "envoy", *words], stdout=subprocess.PIPE, check=False)
+    if made.returncode:
+        raise Failure("Envoy's configuration could not be made (see above)")
+    config = state.root / "envoy-config.json"
+    write_atomic(config, made.stdout)
+    return config
+
+
+def _read_config(config: Path) -> Any:
+    """A bootstrap as Envoy reads it; of YAML, which we need not understand, nothing."""
+    try:
+        return json.loads(config.read_bytes())
+    except ValueError:
+        import yaml
+
+        try:
+            return yaml.safe_load(config.read_bytes())
+        except yaml.YAMLError:
+            return {}

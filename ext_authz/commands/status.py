@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`idmesh status`: is the node well, and what decides where."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from ext_authz.agent.status import Status, read_status
+from ext_authz.logs import escape
+from ext_authz.state import State, default_state
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = subparsers.add_parser(
+        "status",
+        help="show the node's state",
+        description="Show revision, readers, source errors and standing warnings. Exit: 0 well, 1 not, 2 no node runs.",
+    )
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--state", type=Path, metavar="DIR", help="state directory (/run/idmesh for root)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    status = read_status(State(args.state or default_state()))
+    if args.json:
+        print(json.dumps(as_record(status)))
+    else:
+        for line in as_lines(status):
+            print(escape(line))
+    return 2 if status.pid is None else int(not status.healthy)
+
+
+def as_record(status: Status) -> dict[str, Any]:
+    page = {key: value for key, value in status.page.items() if key != "pid"}
+    return {
+        "healthy": status.healthy,
+        "pid": status.pid,
+        "problems": status.problems,
+        "readers": [dataclasses.asdict(reader) for reader in status.readers],
+        **page,
+    }
+
+
+def as_lines(status: Status) -> list[str]:
+    """The same for people."""
+    lines = [f"node      {'running, pid ' + str(status.pid) if status.pid else 'not running'}"]
+    page = status.page
+    if page.get("revision"):
+        age = max(0.0, time.time() - float(page.get("published") or 0))
+        lines.append(f"snapshot  revision {page['revision']}, {page['digest'][:16]}, published {age:.0f} s ago")
+        counts = ", ".join(f"{count} {name}" for name, count in page.get("counts", {}).items())
+        lines.append(f"holds     {counts}")
+    lines += [f"source    {_source(source)}" for source in page.get("sources", [])]
+    lines += [f"reader    {_reader(reader)}" for reader in status.readers]
+    for error in page.get("errors", [])[:20]:
+        lines.append(f"error     {_place(error)}")
+    more = int(page.get("error_count") or 0) - 20
+    if more > 0:
+        lines.append(f"error     ... and {more} more (--json shows them)")
+    lines += [f"kept      {name} stands in its last good version" for name in page.get("kept", [])]
+    lines += [f"warning   {_standing(warning)}" for warning in page.get("standing", [])]
+    lines += [f"problem   {problem}" for problem in status.problems]
+    return lines if status.problems else [*lines, "well"]
+
+
+def _source(source: dict[str, Any]) -> str:
+    text = f"{source['role']} {source['path']}: {source['files']} files, {source['objects']} objects"
+    return f"{text}: {source['problem']}" if source.get("problem") else text
+
+
+def _reader(reader: Any) -> str:
+    counts = " ".join(f"{name}={count}" for name, count in reader.counts.items())
+    where = f" {reader.address}" if reader.address else ""
+    state = f"STALE, {reader.lag} behind" if reader.stale else "current"
+    return f"{reader.door} pid {reader.pid}{where}: revision {reader.revision}, {state} {counts}".rstrip()
+
+
+def _place(error: dict[str, Any]) -> str:
+    name = "/".join(part for part in (error["namespace"], error["name"]) if part)
+    subject = " ".join(part for part in (error["kind"], name) if part)
+    place = f"{error['file']}:{error['line']}:{error['col']}"
+    return ": ".join(part for part in (place, subject, error["field"], error["reason"]) if part)
+
+
+def _standing(warning: dict[str, Any]) -> str:
+    place = f"{warning['file']}:{warning['line']}" if warning.get("file") else ""
+    return ": ".join(part for part in (place, warning.get("object", ""), warning["reason"]) if part)
