@@ -54,12 +54,6 @@ def headers(root: Path = ROOT) -> list[Path]:
     return public + sorted((root / "native/ffi").glob("*.cdef.h"))
 
 
-def _defined_only(cdef: str, root: Path) -> str:
-    code = "".join(path.read_text(encoding="utf-8") for path in sources(root))
-    functions = re.compile(r"^[a-z][^;{}()]*?(\w+)\([^;{}]*\);", re.MULTILINE)
-    return functions.sub(lambda m: m[0] if re.search(rf"^\S.*\b{m[1]}\(", code, re.MULTILINE) else "", cdef)
-
-
 def make_builder(base: Path, root: Path = ROOT) -> FFI:
     """
     The cffi builder.
@@ -73,7 +67,7 @@ def make_builder(base: Path, root: Path = ROOT) -> FFI:
 
     builder = FFI()
     cdef = "".join(cdef_of(path.read_text(encoding="utf-8")) for path in headers(root))
-    builder.cdef(_defined_only(cdef, root))
+    builder.cdef(cdef)
     includes = [f"idmesh/{name}" for name in HEADERS] + [path.name for path in headers(root)[len(HEADERS) :]]
     builder.set_source(
         MODULE,
@@ -81,7 +75,6 @@ def make_builder(base: Path, root: Path = ROOT) -> FFI:
         sources=[shown(path) for path in sources(root)],
         include_dirs=[shown(root / folder) for folder in ("native/include", "native/ffi", *SOURCE_DIRS)],
         extra_compile_args=list(C_FLAGS),
-        extra_link_args=["-Wl,-z,defs"] if os.environ.get("IDMESH_STRICT_LINK") else [],
         libraries=["pthread"],
     )
     return builder

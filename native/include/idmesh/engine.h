@@ -26,6 +26,19 @@ enum idm_drop {
 };
 /* Where the final answer was found. */
 enum idm_at { IDM_AT_NONE = 0, IDM_AT_L4 = 1, IDM_AT_PROXY = 2, IDM_AT_DIRECT = 3 };
+/* What dropped a flow, where verdict is DROPPED: doors answer each in its protocol's way. */
+enum idm_stage {
+	IDM_STAGE_NONE = 0,
+	IDM_STAGE_L4 = 1,      /* see drop_reason */
+	IDM_STAGE_SNI = 2,     /* no list holds the server name: reset */
+	IDM_STAGE_HTTP = 3,    /* no rule holds the request: 403 */
+	IDM_STAGE_PATH = 4,    /* path refused, or not canonical: 403 */
+	IDM_STAGE_CHANGES = 5, /* more header changes than IDM_CHANGES_MAX: 403 */
+	IDM_STAGE_DNS = 6,     /* REFUSED */
+	IDM_STAGE_KAFKA = 7,   /* error 29 */
+	IDM_STAGE_PARSER = 8,  /* the redirect names a parser this engine does not have */
+	IDM_STAGE_KIND = 9,    /* the redirect cannot judge facts of this kind: drop_reason 180 */
+};
 /* What the peer's identity rests on (mask). */
 enum idm_evidence { IDM_EVIDENCE_ADDRESS = 1, IDM_EVIDENCE_DATAPATH = 2, IDM_EVIDENCE_CERTIFICATE = 4 };
 enum idm_match_type {
@@ -65,7 +78,10 @@ enum idm_flow_flags {
 	IDM_FLOW_DNS = 2,
 	IDM_FLOW_KAFKA = 4,
 	IDM_FLOW_SNI = 8, /* sni is known, perhaps empty */
-	/* Resolve dot segments, //, %2e, %2f before matching. Without it a path that is not canonical is denied. */
+	/*
+	 * Bring the path into canonical form before matching. Without it a path that is not canonical is denied, unless
+	 * L3/L4 alone allows the flow. Paths over 16 KiB are denied.
+	 */
 	IDM_FLOW_RAW_PATH = 16,
 	/* Deny (189) if the winning entry demands authentication that the peer's evidence does not give. */
 	IDM_FLOW_ENFORCE_AUTH = 32,
@@ -112,10 +128,13 @@ struct idm_verdict {
 	uint8_t match_type;
 	uint8_t l4_verdict; /* the L3/L4 stage alone */
 	uint16_t drop_reason;
-	uint32_t entry;     /* winning entry, or IDM_NONE */
+	/* Winning entry, or IDM_NONE. A request that no list holds shows the redirect that demanded one. */
+	uint32_t entry;
 	uint32_t l4_entry;  /* entry that decided L3/L4, or IDM_NONE */
 	uint32_t http_rule; /* winning HTTP rule, or IDM_NONE */
 	uint32_t change_count;
+	uint32_t dropped_by; /* idm_stage; IDM_STAGE_NONE unless verdict is DROPPED */
+	uint32_t reserved;
 	uint64_t revision;
 	struct idm_header_change changes[IDM_CHANGES_MAX];
 };
@@ -165,11 +184,21 @@ int idm_decide(const struct idm_snapshot *snapshot, const struct idm_flow *flow,
 int idm_reads_headers(const struct idm_snapshot *snapshot, const struct idm_flow *flow);
 
 /**
- * Canonical form of an HTTP path: dot segments, %2e, %2f, %5c and // resolved as Envoy does with
- * normalize_path, merge_slashes and UNESCAPE_AND_REDIRECT. The query is kept.
- * @param[out] out size bytes at least; may not overlap path.
+ * Canonical form of an HTTP path: what Envoy 1.40 makes of it with normalize_path, merge_slashes and
+ * UNESCAPE_AND_REDIRECT, stricter where a backend might read more into it. The query is kept.
+ *
+ *   resolved: dot segments, also written %2e; \, %5c and %2f count as /; // is one / (a path of slashes alone: //)
+ *   decoded:  %41, %2d, %5f, %7e and other letters, digits and -._~; other escapes stay as written
+ *   encoded:  space " < > ^ ` { | } in the path
+ *   refused:  no leading slash (empty path, *, absolute form), fragment, control bytes, bytes from 0x80 in the
+ *             path, %00, % without two hex digits, and dot segments with parameters (..;x): Envoy 1.38 hands them on,
+ *             1.39 resolves them, some backends climb up
+ *   kept:     parameters of other segments (;x)
+ *
+ * CONNECT has no path: with idm_decide() an empty path holds only for rules without path.
+ * @param[out] out 3 * path.size bytes at least; may not overlap path.
  * @param[out] out_size Bytes written.
- * @return 1 canonical already, 0 changed, -EINVAL refused (no leading slash, bad escape, NUL, fragment).
+ * @return 1 canonical already, 0 changed, -EINVAL refused.
  */
 int idm_path_canonicalize(struct idm_bytes path, char *out, size_t *out_size);
 
