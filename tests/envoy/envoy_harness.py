@@ -37,6 +37,7 @@ NEWEST = "1.40.0"
 VERSIONS = ("1.38.3", "1.39.3", NEWEST)
 
 CLIENT, OTHER, SERVER, SERVER2 = "127.1.0.11", "127.1.0.12", "127.1.0.21", "127.1.0.22"
+ANYONE = "127.0.0.1"  # what the kernel gives to clients that cannot choose their address
 PORT = 8080  # of the workload, as policies see it
 
 _PODS = """
@@ -53,7 +54,13 @@ status: {podIPs: [{ip: %s}]}
 """
 WORLD = _PODS + "".join(
     _POD % (name, name, address)
-    for name, address in (("client", CLIENT), ("other", OTHER), ("server", SERVER), ("server2", SERVER2))
+    for name, address in (
+        ("client", CLIENT),
+        ("other", OTHER),
+        ("server", SERVER),
+        ("server2", SERVER2),
+        ("anyone", ANYONE),
+    )
 )
 
 
@@ -209,9 +216,9 @@ def start(config: Path, folder: Path, envoy: EnvoyBinary, concurrency: int = 2) 
     log, where = folder / "envoy.log", folder / "admin"
     where.unlink(missing_ok=True)
     command = [str(envoy.path), "-c", str(config), "--concurrency", str(concurrency), "--disable-hot-restart"]
-    command += ["--admin-address-path", str(where), "-l", "info", "--log-path", str(log)]
-    log.touch()
-    process = subprocess.Popen(command, env=envoy.environment(MODULE), stderr=subprocess.DEVNULL)
+    command += ["--admin-address-path", str(where), "-l", "info"]
+    with log.open("wb") as said:
+        process = subprocess.Popen(command, env=envoy.environment(MODULE), stderr=said)
     wait_until(lambda: where.exists() and where.read_text() or process.poll() is not None, "the admin address")
     assert process.poll() is None, log.read_text()[-3000:]
     admin = parse_target(where.read_text().strip())
