@@ -14,6 +14,7 @@ import logging
 import os
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ class Builder:
         warnings = [*view.warnings, *compiled.warnings]
         world = view.world
         return {
-            "sources": [source.__dict__ for source in view.sources],
+            "sources": [asdict(source) for source in view.sources],
             "errors": [error_record(error) for error in errors[:_SHOWN_MAX]],
             "error_count": len(errors),
             "warnings": [error_record(warning) for warning in warnings[:_SHOWN_MAX]],
