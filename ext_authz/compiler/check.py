@@ -43,7 +43,9 @@ def check_world(world: World) -> Found:
 
 def _expand(world: World) -> list[ExpandedRule]:
     secrets = {(item.namespace, item.name): item for item in world.secrets}
-    context = Context(world.settings, world.services, secrets, KeyTable(), Merger(), strict_secrets=True)
+    context = Context(
+        world.settings, world.services, secrets, world.cidr_groups, KeyTable(), Merger(), strict_secrets=True
+    )
     return [rule for policy in world.policies for rule in expand_policy(policy, context)]
 
 

@@ -50,12 +50,12 @@ DELIBERATE: tuple[Difference, ...] = (
     Difference(
         'port "0" with endPort in an allow',
         "all ports of the protocol",
-        "ports 0 up to endPort; in a deny all ports, as in Cilium",
+        "ports 1 up to endPort; in a deny all ports, as in Cilium",
     ),
     Difference(
-        "cidrGroupSelector with only NotIn or DoesNotExist",
-        "also identities outside every group, pods included",
-        "only addresses that are in some CiliumCIDRGroup",
+        "cidrGroupSelector with NotIn or DoesNotExist, or over the labels of two groups around one address",
+        "an outside address is judged by all labels of all groups around it, also by having none",
+        "each CiliumCIDRGroup is judged by its own labels; what is in no fitting group is not selected",
     ),
     Difference(
         "NetworkPolicy namespaceSelector with only NotIn or DoesNotExist",

@@ -29,9 +29,10 @@ from ext_authz.compiler.merge import (
     opened,
     origin_error,
 )
-from ext_authz.compiler.peers import KNP_KIND, PeerSet, expand_peers, scope_of, subject_selector
+from ext_authz.compiler.peers import KNP_KIND, PeerSet, Scope, expand_peers, names_init, subject_selector
 from ext_authz.identity.selectors import Selector
 from ext_authz.model.types import (
+    CidrGroup,
     Entry,
     IcmpSpec,
     Origin,
@@ -119,6 +120,7 @@ class ExpandedRule:
     needs_namespace: bool = False
     uses_services: bool = False
     uses_secrets: bool = False
+    uses_groups: bool = False
 
     @property
     def order(self) -> tuple[str, str, str, int]:
@@ -147,6 +149,7 @@ class Context:
     settings: Settings
     services: Sequence[Service]
     secrets: Secrets
+    groups: Sequence[CidrGroup]
     keys: KeyTable
     merger: Merger
     strict_secrets: bool = False
@@ -166,10 +169,18 @@ class _Expansion:
         self._policy = policy
         self._rule = rule
         self._context = context
-        self._scope = scope_of(policy.ref.kind, policy.ref.namespace, rule, context.settings)
+        self._scope = Scope(
+            policy.ref.kind,
+            policy.ref.namespace,
+            context.settings,
+            context.services,
+            context.groups,
+            names_init(rule),
+        )
         self._errors: list[PolicyError] = []
         self._warnings: list[PolicyError] = []
         self._uses_secrets = False
+        self._uses_groups = False
         self._needs_namespace = False
 
     def run(self) -> ExpandedRule:
@@ -193,6 +204,7 @@ class _Expansion:
             needs_namespace=self._needs_namespace,
             uses_services=any(isinstance(peer, ServicePeer) for entry in rule.entries for peer in entry.peers or ()),
             uses_secrets=self._uses_secrets,
+            uses_groups=self._uses_groups,
         )
 
     def _expand_entry(self, entry: Entry, target: Atoms) -> None:
@@ -210,7 +222,8 @@ class _Expansion:
         if entry.peers is None or (entry.knp and not entry.peers):
             # An entry with neither peer nor port says nothing, but in a NetworkPolicy it says everything.
             return PeerSet(any=has_ports or entry.knp)
-        peers = expand_peers(entry.peers, self._scope, self._context.services)
+        peers = expand_peers(entry.peers, self._scope)
+        self._uses_groups |= peers.groups
         # Cilium does not resolve services in deny entries, and with ports such an entry denies every peer. The
         # wider reading is kept where it exists, and the services are denied where Cilium would deny nothing.
         if peers.services and entry.verdict == "deny" and has_ports:
@@ -395,7 +408,7 @@ def port_keys(spec: PortSpec, deny: bool) -> Iterator[PortKey]:
             yield PortKey(protocol, spec.port, max(spec.port, spec.last_port))
         elif spec.last_port and not deny:
             # Port "0" with an end: Cilium takes all ports, the text says up to the end.
-            yield PortKey(protocol, 0, spec.last_port)
+            yield PortKey(protocol, 1, spec.last_port)
         else:
             yield PortKey(protocol, 0, _ALL_PORTS)
 

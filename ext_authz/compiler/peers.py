@@ -25,6 +25,7 @@ from ext_authz.identity.labels import (
 )
 from ext_authz.identity.selectors import Selector
 from ext_authz.model.types import (
+    CidrGroup,
     CidrGroupPeer,
     CidrPeer,
     EndpointPeer,
@@ -50,11 +51,13 @@ _RESERVED_ENTITIES = frozenset((*_CLUSTER_ENTITIES, "world-ipv4", "world-ipv6"))
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What surrounds a rule: its namespace ("" for cluster-wide kinds), its kind and the settings."""
+    """What surrounds a rule: its namespace ("" for cluster-wide kinds), its kind, settings, services, CIDR groups."""
 
     kind: str
     namespace: str
     settings: Settings
+    services: Sequence[Service] = ()
+    groups: Sequence[CidrGroup] = ()
     matches_init: bool = False
 
 
@@ -63,17 +66,18 @@ class PeerSet:
     """
     The peers of one entry: any, or exactly these selectors (none of them: nobody).
 
-    services: a toServices peer was looked up.
+    services: a toServices peer was looked up. groups: a cidrGroupSelector was.
     """
 
     any: bool = False
     selectors: list[Selector] = field(default_factory=list)
     services: bool = False
+    groups: bool = False
 
 
-def scope_of(kind: str, namespace: str, rule: Rule, settings: Settings) -> Scope:
-    init = any(item.source == RESERVED and item.key == "init" for item in rule.subject.requirements)
-    return Scope(kind, namespace, settings, init)
+def names_init(rule: Rule) -> bool:
+    """True if the subject selector speaks of reserved:init: such pods have no namespace yet."""
+    return any(item.source == RESERVED and item.key == "init" for item in rule.subject.requirements)
 
 
 def subject_selector(selector: LabelSelector, kind: str, namespace: str) -> Selector:
@@ -85,16 +89,16 @@ def subject_selector(selector: LabelSelector, kind: str, namespace: str) -> Sele
     return selectors.from_requirements(requirements)
 
 
-def expand_peers(peers: Iterable[Peer], scope: Scope, services: Sequence[Service]) -> PeerSet:
+def expand_peers(peers: Iterable[Peer], scope: Scope) -> PeerSet:
     """All peers of one entry as selectors, in order, each once."""
     found = PeerSet()
     for peer in peers:
-        _expand_peer(peer, scope, services, found)
+        _expand_peer(peer, scope, found)
     found.selectors = list(dict.fromkeys(found.selectors))
     return found
 
 
-def _expand_peer(peer: Peer, scope: Scope, services: Sequence[Service], found: PeerSet) -> None:
+def _expand_peer(peer: Peer, scope: Scope, found: PeerSet) -> None:
     match peer:
         case EndpointPeer(selector):
             _add(found, _endpoint_requirements(selector, scope))
@@ -107,12 +111,13 @@ def _expand_peer(peer: Peer, scope: Scope, services: Sequence[Service], found: P
         case CidrGroupPeer(ref=str(name), excepts=excepts):
             found.selectors.append(selectors.from_group_name(name, excepts))
         case CidrGroupPeer(selector=LabelSelector() as selector, excepts=excepts):
-            found.selectors.append(selectors.from_group_selector(selector, excepts))
+            found.groups = True
+            found.selectors.append(selectors.from_group_selector(selector, scope.groups, excepts))
         case FqdnPeer():
             found.selectors.append(selectors.from_fqdn(fqdn_label(peer)))
         case ServicePeer():
             found.services = True
-            _expand_service(peer, scope, services, found)
+            _expand_service(peer, scope, found)
         case GroupPeer():
             # There is no cloud to ask; the model warns where it is written.
             return
@@ -172,8 +177,8 @@ def _reserved(name: str) -> Selector:
     return selectors.from_label(Label(RESERVED, name))
 
 
-def _expand_service(peer: ServicePeer, scope: Scope, services: Sequence[Service], found: PeerSet) -> None:
-    for service in services:
+def _expand_service(peer: ServicePeer, scope: Scope, found: PeerSet) -> None:
+    for service in scope.services:
         if not _selects_service(peer, service):
             continue
         if service.selector:

@@ -122,7 +122,7 @@ class _State:
         if world.policies == self.world.policies and not self._context_changed(world):
             return [], []
         secrets: dict[tuple[str, str], Secret] = {(item.namespace, item.name): item for item in world.secrets}
-        context = Context(self._settings, world.services, secrets, self._keys, self._merger)
+        context = Context(self._settings, world.services, secrets, world.cidr_groups, self._keys, self._merger)
         stale = self._stale(world)
         before = {rule: None for rules in self._expanded.values() for rule in rules}
         by_value: dict[Policy, tuple[ExpandedRule, ...]] | None = None
@@ -149,16 +149,21 @@ class _State:
         }
 
     def _context_changed(self, world: World) -> bool:
-        return world.services != self.world.services or world.secrets != self.world.secrets
+        old = self.world
+        return world.services != old.services or world.secrets != old.secrets or world.cidr_groups != old.cidr_groups
 
     def _stale(self, world: World) -> set[int]:
-        """Policies to expand again because services or secrets changed."""
+        """Policies to expand again because services, secrets or CIDR groups changed."""
         services = world.services != self.world.services
         secrets = world.secrets != self.world.secrets
+        groups = world.cidr_groups != self.world.cidr_groups
         return {
             number
             for number, rules in self._expanded.items()
-            if any((services and rule.uses_services) or (secrets and rule.uses_secrets) for rule in rules)
+            if any(
+                (services and rule.uses_services) or (secrets and rule.uses_secrets) or (groups and rule.uses_groups)
+                for rule in rules
+            )
         }
 
     def _count_selectors(self, added: Iterable[ExpandedRule], removed: Iterable[ExpandedRule]) -> bool:

@@ -10,7 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from ext_authz.identity.labels import ANY, CIDR, CLUSTER_KEY, NAMESPACE_KEY, LabelSet
+from ext_authz.identity.labels import (
+    ANY,
+    CIDR,
+    CIDR_GROUP,
+    CIDR_GROUP_NAME_PREFIX,
+    CLUSTER_KEY,
+    NAMESPACE_KEY,
+    LabelSet,
+)
 from ext_authz.identity.networks import NetworkIndex
 from ext_authz.identity.selectors import Kind, Selector
 from ext_authz.model.types import Requirement
@@ -23,6 +31,8 @@ def _anchors(selector: Selector) -> tuple[_Anchor, ...] | None:
     """One of these must be among an identity's anchors for it to match; None: it may match any identity."""
     if selector.kind is Kind.FQDN and selector.fqdn is not None:
         return ((selector.fqdn.source, selector.fqdn.key),)
+    if selector.kind is Kind.CIDR_GROUP:
+        return tuple((CIDR_GROUP, CIDR_GROUP_NAME_PREFIX + name) for name in selector.groups)
     best: tuple[_Anchor, ...] | None = None
     for requirement in selector.requirements:
         anchors = _requirement_anchors(requirement)

@@ -71,9 +71,9 @@ def world_label(settings: Settings, version: int) -> Label:
 
 
 def reserved_label_sets(settings: Settings) -> dict[int, LabelSet]:
-    """Every reserved identity with its labels."""
+    """Every reserved identity with its labels; 0 means that nothing is known, so no selector may meet it."""
     networks = world_networks(settings)
-    sets = {number: LabelSet((reserved_label(name),), networks) for name, number in NAMES.items()}
+    sets = {number: LabelSet((reserved_label(name),), networks) for name, number in NAMES.items() if number}
     sets[KUBE_APISERVER] = LabelSet((reserved_label("kube-apiserver"), reserved_label("remote-node")))
     return sets
 

@@ -18,13 +18,12 @@ from ext_authz.identity.labels import (
     CIDR_GROUP,
     CIDR_GROUP_NAME_PREFIX,
     FQDN,
-    RESERVED,
     Label,
     LabelSet,
     cidr_of,
     contains,
 )
-from ext_authz.model.types import LabelSelector, Network, Requirement
+from ext_authz.model.types import CidrGroup, LabelSelector, Network, Requirement
 
 
 class Kind(Enum):
@@ -36,7 +35,11 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Selector:
-    """One predicate. Only the text counts for equality; use the functions below to make one."""
+    """
+    One predicate. Only the text counts for equality; use the functions below to make one.
+
+    groups: names of the CIDR groups whose addresses are selected.
+    """
 
     text: str
     kind: Kind = field(compare=False)
@@ -44,6 +47,7 @@ class Selector:
     cidr: Network | None = field(default=None, compare=False)
     excepts: tuple[Network, ...] = field(default=(), compare=False)
     fqdn: Label | None = field(default=None, compare=False)
+    groups: tuple[str, ...] = field(default=(), compare=False)
 
     def matches(self, labels: LabelSet) -> bool:
         """True if an identity with these labels is selected."""
@@ -55,13 +59,7 @@ class Selector:
             return self.cidr is not None and any(
                 contains(self.cidr, network) and not self._excepted(network) for network in labels.networks
             )
-        return self._matches_group(labels)
-
-    def _matches_group(self, labels: LabelSet) -> bool:
-        # A negative requirement must not reach identities outside all groups (pods, plain world addresses).
-        if not any(label.source == CIDR_GROUP for label in labels.labels):
-            return False
-        if not all(holds(requirement, labels) for requirement in self.requirements):
+        if not any(labels.has(CIDR_GROUP, CIDR_GROUP_NAME_PREFIX + name) for name in self.groups):
             return False
         return not self.excepts or any(not self._excepted(network) for network in labels.networks)
 
@@ -100,9 +98,7 @@ def from_requirements(requirements: Iterable[Requirement]) -> Selector:
 
 def from_label(label: Label) -> Selector:
     """Selects identities that have exactly this label."""
-    if label.value or label.source != RESERVED:
-        return from_requirements((Requirement(label.source, label.key, "In", (label.value,)),))
-    return from_requirements((Requirement(label.source, label.key, "Exists"),))
+    return from_requirements((Requirement(label.source, label.key, "In", (label.value,)),))
 
 
 def from_cidr(cidr: Network, excepts: Iterable[Network] = ()) -> Selector:
@@ -111,22 +107,34 @@ def from_cidr(cidr: Network, excepts: Iterable[Network] = ()) -> Selector:
 
 
 def from_group_name(name: str, excepts: Iterable[Network] = ()) -> Selector:
-    requirement = Requirement(CIDR_GROUP, CIDR_GROUP_NAME_PREFIX + name, "Exists")
-    return _group((requirement,), excepts)
+    """Addresses of one CIDR group; a name no group has selects nothing."""
+    return _from_groups(f"cidrgroup:{name}", (name,), excepts)
 
 
-def from_group_selector(selector: LabelSelector, excepts: Iterable[Network] = ()) -> Selector:
-    """Keys without source are those of the groups' labels."""
-    return _group(
-        (Requirement(CIDR_GROUP, item.key, item.operator, item.values) for item in selector.requirements), excepts
+def from_group_selector(
+    selector: LabelSelector, groups: Iterable[CidrGroup], excepts: Iterable[Network] = ()
+) -> Selector:
+    """
+    Addresses of the CIDR groups whose own labels fit; keys without source are those of the groups' labels.
+
+    Each group is judged by its own labels, so that nested prefixes neither hide nor add up labels of two groups. The
+    names are part of the text: the same requirements over other groups are another selector.
+    """
+    canonical = canonical_requirements(
+        Requirement(CIDR_GROUP, item.key, item.operator, item.values) for item in selector.requirements
     )
+    names = tuple(sorted(group.name for group in groups if _fits(canonical, group)))
+    return _from_groups(f"cidrgroup:{_text(canonical)} in ({','.join(names)})", names, excepts)
 
 
-def _group(requirements: Iterable[Requirement], excepts: Iterable[Network]) -> Selector:
-    canonical = canonical_requirements(requirements)
+def _fits(requirements: tuple[Requirement, ...], group: CidrGroup) -> bool:
+    labels = LabelSet(Label(CIDR_GROUP, key, value) for key, value in group.labels.items())
+    return all(holds(requirement, labels) for requirement in requirements)
+
+
+def _from_groups(text: str, names: tuple[str, ...], excepts: Iterable[Network]) -> Selector:
     holes = tuple(sorted(set(excepts), key=_network_key))
-    text = f"cidrgroup:{_text(canonical)}{_except_text(holes)}"
-    return Selector(text, Kind.CIDR_GROUP, requirements=canonical, excepts=holes)
+    return Selector(text + _except_text(holes), Kind.CIDR_GROUP, excepts=holes, groups=names)
 
 
 def from_fqdn(label: Label) -> Selector:
