@@ -6,7 +6,8 @@ A reader never raises: a value it cannot read is reported and comes back as None
 so that one run shows all that is wrong. An object with a reported error is not used.
 
 Typing of plain scalars: what YAML 1.1 or 1.2 would read as a boolean, number or null is refused where text is wanted
-(as the Kubernetes API does after its own reading), with the advice to quote it. Where a boolean is wanted, `yes`, `on`
+(as the Kubernetes API does after its own reading), with the advice to quote it; a lone y or n is text, as nobody means
+anything else by it there. Where a boolean is wanted, `yes`, `on`
 and their like are accepted as Kubernetes' YAML reader accepts them; numbers are plain decimals.
 """
 
@@ -19,8 +20,8 @@ from collections.abc import Collection, Iterator
 from ext_authz.model.nodes import Mapping, Node, Scalar, Sequence, is_null
 from ext_authz.model.types import ObjectRef, Origin, PolicyError
 
-_TRUE = {"true", "True", "TRUE", "yes", "Yes", "YES", "on", "On", "ON", "y", "Y"}
-_FALSE = {"false", "False", "FALSE", "no", "No", "NO", "off", "Off", "OFF", "n", "N"}
+_TRUE = {"true", "True", "TRUE", "yes", "Yes", "YES", "on", "On", "ON"}
+_FALSE = {"false", "False", "FALSE", "no", "No", "NO", "off", "Off", "OFF"}
 _NULL = {"", "~", "null", "Null", "NULL"}
 _NUMBER = re.compile(
     r"[-+]?(?:0[xX][0-9a-fA-F_]+|0o?[0-7_]+|0b[01_]+|[0-9][0-9_]*(?:\.[0-9_]*)?(?:[eE][-+]?[0-9]+)?"
@@ -178,8 +179,10 @@ def present(node: Node | None) -> bool:
 
 
 def near(word: str, known: Collection[str]) -> str:
-    matches = difflib.get_close_matches(word[:64], list(known), 1)
-    return f'; did you mean "{matches[0]}"?' if matches else ""
+    """Advice if the word is much like a known one, or the same in other case."""
+    by_lower = {name.lower(): name for name in known}
+    matches = difflib.get_close_matches(word[:64].lower(), list(by_lower), 1)
+    return f'; did you mean "{by_lower[matches[0]]}"?' if matches else ""
 
 
 def unknown_field(name: str, known: Collection[str]) -> str:
