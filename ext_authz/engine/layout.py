@@ -213,3 +213,10 @@ SECTIONS: dict[int, tuple[Section, ...]] = {
 def hash64(seed: int, data: bytes) -> int:
     """The engine's own hash, as the tables use it. Never 0."""
     return int(lib.idm_hash64(seed, data, len(data)))
+
+
+def section_bytes(table: memoryview, section: int) -> memoryview:
+    """One section of a table that the engine has checked."""
+    packer = record("idm_section")
+    head = packer.unpack_from(table, section * packer.size)
+    return table[head["offset"] : head["offset"] + head["count"] * head["item_size"]]
