@@ -36,6 +36,8 @@ def http_filter(setup: Setup) -> HttpExtAuthz:
         status_on_error=HttpStatus(code=StatusCode.Forbidden),
         metadata_context_namespaces=[NAME],
         include_peer_certificate=True,
+        include_tls_session=setup.sni,
+        encode_raw_headers=True,  # otherwise bytes that are no UTF-8 arrive changed
         stat_prefix=NAME,
     )
 
@@ -48,6 +50,7 @@ def network_filter(setup: Setup) -> NetworkExtAuthz:
         failure_mode_allow=False,
         metadata_context_namespaces=[NAME],
         include_peer_certificate=True,
+        include_tls_session=setup.sni,
     )
 
 
@@ -69,10 +72,12 @@ def authz_cluster(setup: Setup) -> Cluster:
 
 
 def _service(setup: Setup) -> GrpcService:
-    destination, _ = setup.resolved_destination
+    destination, port = setup.resolved_destination
     words = {"idmesh-direction": str(setup.direction)}
     if destination != "local":
         words["idmesh-destination"] = destination
+    if port:
+        words["idmesh-port"] = str(port)
     return GrpcService(
         envoy_grpc=GrpcServiceEnvoyGrpc(cluster_name=CLUSTER),
         timeout=seconds(setup.authz_timeout_ms / 1000),

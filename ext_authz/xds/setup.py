@@ -146,13 +146,7 @@ class Setup:
             "" if not self.loads_module or self.module else "the module's path is needed",
             "" if self.door != Door.MODULE or self.state else "the module door needs the state directory",
             "" if not self.second_point or self.door == Door.MODULE else "only the module can judge a second time",
-            "" if not self._port_lost else "the ext-authz door cannot tell the service the port: name the destination",
         ]
-
-    @property
-    def _port_lost(self) -> bool:
-        _, port = self.resolved_destination if self.upstreams else ("", 0)
-        return self.door == Door.EXT_AUTHZ and port not in (0, self.listen.port)
 
     @property
     def loads_module(self) -> bool:
