@@ -2,41 +2,50 @@
 """
 The identity side of a resolution: endpoints, exact addresses, prefixes and the identities behind them.
 
-Each part is kept while what it was made from is unchanged, so that a policy that uses no new prefix costs nothing
-here.
+Everything is changed by difference: an endpoint that comes or goes touches its own row, its addresses and its
+identity. The last endpoint takes the place of one that goes, so that the others keep their indexes.
 
 Source: reference policy-semantics sections 6 and 7.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv6Address, ip_address
 
-from ext_authz.compiler import patterns
+from ext_authz.compiler.hosts import HostTable, parse_address
 from ext_authz.compiler.resolved import Address, EndpointRow, HostRow, IdentityRow, RangeRow
 from ext_authz.identity import reserved
 from ext_authz.identity.allocator import Allocator
-from ext_authz.identity.assign import NODE_KINDS, Assigner, subject_labels
+from ext_authz.identity.assign import Assigner, subject_labels
 from ext_authz.identity.ipcache import PrefixTable, Uses, flatten, prefix_labels
-from ext_authz.identity.labels import CIDR, Label, LabelSet, cidr_of
-from ext_authz.identity.selectors import Kind, Selector
-from ext_authz.model.types import CidrGroup, Endpoint, NamedPort, Network, ObjectRef, Origin, PolicyError, Settings
+from ext_authz.identity.labels import LabelSet
+from ext_authz.model.types import CidrGroup, Endpoint, NamedPort, Network, PolicyError, Settings
 
 _PROTOCOLS = {"TCP": 6, "UDP": 17, "SCTP": 132}
 
 
 @dataclass(slots=True)
 class Placed:
-    """One endpoint with what follows from it alone."""
+    """
+    One endpoint with what follows from it alone.
+
+    An outside address has the identity of its prefix, which is found anew whenever the prefixes change.
+    """
 
     endpoint: Endpoint
+    index: int
     addresses: tuple[Address, ...]
     named_ports: tuple[NamedPort, ...]
     labels: LabelSet
     identity: int
-    row: EndpointRow | None = None
+    subject: LabelSet | None
+    row: EndpointRow
+
+    @property
+    def is_outside(self) -> bool:
+        return self.endpoint.kind == "external" and bool(self.addresses)
 
 
 @dataclass(slots=True)
@@ -61,114 +70,177 @@ class Placer:
 
     def __init__(self, settings: Settings, allocator: Allocator) -> None:
         self._settings = settings
+        self._allocator = allocator
         self._assigner = Assigner(settings, allocator)
         self._reserved = reserved.reserved_label_sets(settings)
-        self._placed: dict[int, Placed] = {}
-        self._endpoints: tuple[Endpoint, ...] | None = None
+        self._endpoints: tuple[Endpoint, ...] = ()
+        self._by_id: dict[int, Placed] = {}
+        self._slots: list[Placed] = []
+        self._hosts = HostTable()
+        self._members: Counter[int] = Counter()
+        self._sets: dict[int, LabelSet] = {}
+        self._named: dict[int, Counter[NamedPort]] = {}
+        self._subjects: dict[int, Counter[LabelSet]] = {}
         self._uses: Uses | None = None
+        self._prefixes: dict[Network, int] = {}
+        self._prefix_sets: dict[int, LabelSet] = {}
+        self._table = PrefixTable({}, self._world)
+        self._ranges: dict[int, tuple[RangeRow, ...]] = {}
         self._rows: dict[int, IdentityRow] = {}
-        self._prefix_sets: dict[Network, LabelSet] = {}
+        self._is_tidy = False
         self.places = Places()
 
-    def update(self, endpoints: tuple[Endpoint, ...], uses: Uses) -> bool:
-        """Bring the places up to date; True if anything changed. Raises AllocationError, leaving what was."""
-        if self._endpoints is not None and endpoints == self._endpoints and uses == self._uses:
+    def set_groups(self, groups: Sequence[CidrGroup]) -> None:
+        """The CIDR groups, for endpoints that CIDR rules may reach (policy_cidr_match_mode)."""
+        if self._assigner.set_groups(groups):
+            self._replace(self._by_id.values(), ())
+            self._endpoints = ()
+
+    def set_endpoints(self, endpoints: tuple[Endpoint, ...]) -> bool:
+        """Take in the endpoints; True if any changed. Raises AllocationError."""
+        if endpoints == self._endpoints:
             return False
-        if endpoints != self._endpoints:
-            self._place(endpoints)
-        self._build(uses)
-        self._endpoints, self._uses = endpoints, uses
+        known = self._by_id
+        wanted = {id(endpoint): endpoint for endpoint in endpoints}
+        gone = [placed for number, placed in known.items() if number not in wanted]
+        new = [endpoint for number, endpoint in wanted.items() if number not in known]
+        self._replace(self._keep_equal(gone, new), new)
+        self._endpoints = endpoints
+        self._assigner.trim(len(endpoints))
         return True
 
-    def owned(self, endpoints: Sequence[Endpoint]) -> set[Address]:
+    def owned(self) -> set[Address]:
         """Addresses of endpoints and nodes: they keep their identity, whatever prefix or name covers them."""
-        if endpoints != self._endpoints:
-            self._place(endpoints)
-        return {
-            address
-            for placed in self._placed.values()
-            if placed.endpoint.kind != "external"
-            for address in placed.addresses
-        }
+        return self._hosts.owned()
 
-    def _place(self, endpoints: Sequence[Endpoint]) -> None:
-        placed: dict[int, Placed] = {}
-        known = self._placed
-        for endpoint in endpoints:
-            found = known.get(id(endpoint))
-            placed[id(endpoint)] = found if found is not None else self._place_one(endpoint)
-        self._placed = placed
+    def update(self, uses: Uses, generation: int, endpoints_changed: bool) -> bool:
+        """Bring the places up to date; True if anything changed. Raises AllocationError."""
+        prefixes_changed = uses != self._uses
+        if not prefixes_changed and not endpoints_changed:
+            return False
+        if prefixes_changed:
+            self._set_prefixes(uses)
+        self._place_outside()
+        self._collect()
+        self._release(generation)
+        return True
 
-    def _place_one(self, endpoint: Endpoint) -> Placed:
+    def _keep_equal(self, gone: list[Placed], new: list[Endpoint]) -> list[Placed]:
+        """A file read again gives equal endpoints: they stay where they are. Returns those that really go."""
+        by_name: dict[str, list[Placed]] = {}
+        for placed in gone:
+            by_name.setdefault(placed.endpoint.name, []).append(placed)
+        kept: set[int] = set()
+        for endpoint in list(new):
+            for placed in by_name.get(endpoint.name, ()):
+                if id(placed) not in kept and placed.endpoint == endpoint:
+                    kept.add(id(placed))
+                    del self._by_id[id(placed.endpoint)]
+                    placed.endpoint = endpoint
+                    self._by_id[id(endpoint)] = placed
+                    new.remove(endpoint)
+                    break
+        return [placed for placed in gone if id(placed) not in kept]
+
+    def _replace(self, gone: Iterable[Placed], new: Iterable[Endpoint]) -> None:
+        for placed in list(gone):
+            self._remove(placed)
+        for endpoint in new:
+            self._add(endpoint)
+
+    def _add(self, endpoint: Endpoint) -> None:
         labels = self._assigner.labels_of(endpoint)
-        return Placed(
-            endpoint,
-            tuple(_address(text) for text in endpoint.addresses),
-            _sorted_ports(endpoint.named_ports),
-            labels,
-            self._assigner.number_of(labels),
-        )
+        addresses = tuple(parse_address(text) for text in endpoint.addresses)
+        ports = _sorted_ports(endpoint.named_ports)
+        outside = endpoint.kind == "external" and bool(addresses)
+        identity = self._world(4) if outside else self._assigner.number_of(labels)
+        subject = subject_labels(endpoint, labels) if _is_subject(endpoint, identity) else None
+        row = EndpointRow(endpoint.name, identity, endpoint.local, endpoint.audit, ports)
+        placed = Placed(endpoint, len(self._slots), addresses, ports, labels, identity, subject, row)
+        self._slots.append(placed)
+        self._by_id[id(endpoint)] = placed
+        if not outside:
+            self._join(placed)
+        for address in addresses:
+            self._hosts.claim(address, placed)
 
-    def _build(self, uses: Uses) -> None:
-        prefixes = self._prefix_identities(uses)
-        table = PrefixTable(prefixes, lambda version: reserved.world_identity(self._settings, version))
-        label_sets = dict(self._reserved)
+    def _join(self, placed: Placed) -> None:
+        number = placed.identity
+        self._members[number] += 1
+        self._sets[number] = placed.labels
+        if placed.named_ports:
+            self._named.setdefault(number, Counter()).update(placed.named_ports)
+        if placed.subject is not None:
+            self._subjects.setdefault(number, Counter())[placed.subject] += 1
+
+    def _remove(self, placed: Placed) -> None:
+        del self._by_id[id(placed.endpoint)]
+        last = self._slots.pop()
+        if last is not placed:
+            last.index = placed.index
+            self._slots[last.index] = last
+            self._hosts.moved(last)
+        for address in placed.addresses:
+            self._hosts.leave(address, placed)
+        if not placed.is_outside:
+            self._part(placed)
+
+    def _part(self, placed: Placed) -> None:
+        number = placed.identity
+        self._members[number] -= 1
+        if placed.named_ports:
+            self._named[number] = +(self._named[number] - Counter(placed.named_ports))
+        if placed.subject is not None:
+            self._subjects[number] = +(self._subjects[number] - Counter((placed.subject,)))
+        if not self._members[number]:
+            for table in (self._members, self._sets, self._named, self._subjects):
+                table.pop(number, None)
+
+    def _set_prefixes(self, uses: Uses) -> None:
+        labels_of = prefix_labels(uses, self._settings)
+        sets = {network: self._assigner.set_of(labels_of[network]) for network in sorted(labels_of, key=_network_key)}
+        numbers = {network: self._assigner.number_of(labels) for network, labels in sets.items()}
+        self._uses, self._prefixes = uses, numbers
+        self._prefix_sets = {numbers[network]: labels for network, labels in sets.items()}
+        self._table = PrefixTable(numbers, self._world)
+        exact = {net.network_address: number for net, number in numbers.items() if net.prefixlen == net.max_prefixlen}
+        self._hosts.set_prefixes(exact)
+        wide = {network: number for network, number in numbers.items() if network.prefixlen < network.max_prefixlen}
+        for version in (4, 6):
+            rows = flatten(wide, version, self._world(version))
+            self._ranges[version] = tuple(RangeRow(row.first, row.identity) for row in rows)
+
+    def _place_outside(self) -> None:
+        for placed in self._slots:
+            if not placed.is_outside:
+                continue
+            identity = self._table.lookup(placed.addresses[0])
+            if identity != placed.identity:
+                placed.identity = identity
+                endpoint = placed.endpoint
+                placed.row = EndpointRow(endpoint.name, identity, endpoint.local, endpoint.audit, placed.named_ports)
+            self._hosts.set_outside(placed, self._table.lookup)
+
+    def _collect(self) -> None:
+        label_sets = {**self._reserved, **self._prefix_sets, **self._sets}
         subjects = {number: label_sets[number] for number in reserved.SUBJECTS}
-        named: dict[int, set[NamedPort]] = {}
-        rows: list[EndpointRow] = []
-        hosts = _Hosts()
-        for index, placed in enumerate(self._placed.values()):
-            identity = placed.identity
-            if placed.endpoint.kind == "external" and placed.addresses:
-                identity = table.lookup(placed.addresses[0])
-            else:
-                label_sets[identity] = placed.labels
-            if _is_subject(placed.endpoint, identity):
-                subjects[identity] = subject_labels(placed.endpoint, placed.labels)
-            if placed.named_ports:
-                named.setdefault(identity, set()).update(placed.named_ports)
-            rows.append(self._endpoint_row(placed, identity))
-            for address in placed.addresses:
-                own = table.lookup(address) if placed.endpoint.kind == "external" else identity
-                hosts.add(address, own, index, placed)
-        for network, identity in prefixes.items():
-            label_sets[identity] = self._prefix_sets[network]
-            if network.prefixlen == network.max_prefixlen:
-                hosts.add_prefix(network.network_address, identity)
-        wide = {network: number for network, number in prefixes.items() if network.prefixlen < network.max_prefixlen}
+        subjects |= {number: max(sets, key=_texts) for number, sets in self._subjects.items() if sets}
         self.places = Places(
             label_sets=label_sets,
             subjects=subjects,
-            identities=self._identity_rows(label_sets, named),
-            endpoints=tuple(rows),
-            hosts=tuple(hosts.rows.values()),
-            ranges4=_ranges(wide, 4, self._settings),
-            ranges6=_ranges(wide, 6, self._settings),
-            warnings=tuple(hosts.warnings),
+            identities=self._identity_rows(label_sets),
+            endpoints=tuple([placed.row for placed in self._slots]),
+            hosts=self._hosts.rows(),
+            ranges4=self._ranges[4],
+            ranges6=self._ranges[6],
+            warnings=self._hosts.warnings(),
         )
 
-    def _prefix_identities(self, uses: Uses) -> dict[Network, int]:
-        labels_of = prefix_labels(uses, self._settings)
-        sets = {network: self._assigner.set_of(labels) for network, labels in labels_of.items()}
-        numbers = {network: self._assigner.number_of(sets[network]) for network in sorted(sets, key=_network_key)}
-        self._prefix_sets = sets
-        return numbers
-
-    @staticmethod
-    def _endpoint_row(placed: Placed, identity: int) -> EndpointRow:
-        endpoint = placed.endpoint
-        row = placed.row
-        if row is None or row.identity != identity:
-            row = placed.row = EndpointRow(endpoint.name, identity, endpoint.local, endpoint.audit, placed.named_ports)
-        return row
-
-    def _identity_rows(
-        self, label_sets: Mapping[int, LabelSet], named: Mapping[int, set[NamedPort]]
-    ) -> tuple[IdentityRow, ...]:
+    def _identity_rows(self, label_sets: dict[int, LabelSet]) -> tuple[IdentityRow, ...]:
         rows: dict[int, IdentityRow] = {}
         for number in sorted(label_sets):
-            labels = label_sets[number]
-            ports = _sorted_ports(named.get(number, ()))
+            labels, named = label_sets[number], self._named.get(number)
+            ports = _sorted_ports(named) if named else ()
             known = self._rows.get(number)
             if known is not None and known.labels is labels.texts and known.named_ports == ports:
                 rows[number] = known
@@ -177,58 +249,24 @@ class Placer:
         self._rows = rows
         return tuple(rows.values())
 
+    def _release(self, generation: int) -> None:
+        """Numbers nobody has any more; the allocator keeps them from reuse until readers have moved on."""
+        if not self._is_tidy:
+            # What an earlier process or configuration was given, and nobody asked for again.
+            self._allocator.keep_only((labels.texts for labels in self.places.label_sets.values()), generation)
+            self._is_tidy = True
+        for labels in self._assigner.unused(self.places.label_sets):
+            self._allocator.release(labels.texts, generation)
+            self._assigner.forget(labels)
 
-class _Hosts:
-    """Exact addresses; an address claimed by two workloads belongs to neither."""
-
-    def __init__(self) -> None:
-        self.rows: dict[Address, HostRow] = {}
-        self.warnings: list[PolicyError] = []
-        self._owners: dict[Address, Placed] = {}
-
-    def add(self, address: Address, identity: int, endpoint: int, placed: Placed) -> None:
-        owner = self._owners.get(address)
-        if owner is None:
-            self._owners[address] = placed
-            self.rows[address] = HostRow(address, identity, endpoint)
-        elif placed.endpoint.kind in NODE_KINDS:
-            # Workloads in the node's own network have the node's identity.
-            self.rows[address] = HostRow(address, identity, endpoint)
-            self._owners[address] = placed
-        elif owner.endpoint.kind in NODE_KINDS or owner.labels == placed.labels:
-            return
-        else:
-            # Either guess could lend one workload's rights to the other.
-            self.rows[address] = HostRow(address, reserved.UNMANAGED, None)
-            self.warnings.append(_shared_address(address, owner.endpoint, placed.endpoint))
-
-    def add_prefix(self, address: Address, identity: int) -> None:
-        if address not in self._owners:
-            self.rows[address] = HostRow(address, identity, None)
-
-
-def _shared_address(address: Address, first: Endpoint, second: Endpoint) -> PolicyError:
-    namespace, _, name = second.name.rpartition("/")
-    return PolicyError(
-        second.origin or Origin("", 0, 0),
-        ObjectRef("Endpoint", namespace, name),
-        "addresses",
-        f"{address} is also the address of {first.name}; traffic of either counts as unmanaged",
-        "warning",
-    )
+    def _world(self, version: int) -> int:
+        return reserved.world_identity(self._settings, version)
 
 
 def _is_subject(endpoint: Endpoint, identity: int) -> bool:
     if endpoint.kind in ("external", "remote-node") or not endpoint.local:
         return False
     return identity in reserved.SUBJECTS or identity >= 100
-
-
-def _address(text: str) -> Address:
-    address = ip_address(text)
-    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
-        return address.ipv4_mapped
-    return address
 
 
 def _sorted_ports(ports: Iterable[NamedPort]) -> tuple[NamedPort, ...]:
@@ -239,64 +277,5 @@ def _network_key(network: Network) -> tuple[int, int, int]:
     return network.version, int(network.network_address), network.prefixlen
 
 
-def _ranges(prefixes: Mapping[Network, int], version: int, settings: Settings) -> tuple[RangeRow, ...]:
-    world = reserved.world_identity(settings, version)
-    return tuple(RangeRow(item.first, item.identity) for item in flatten(prefixes, version, world))
-
-
-def uses_of(
-    selectors: Iterable[Selector],
-    groups: Sequence[CidrGroup],
-    names: Mapping[str, Sequence[str]],
-    endpoints: Sequence[Endpoint],
-    owned: set[Address],
-) -> Uses:
-    """What the selectors in use, the groups, the learned names and outside API servers ask of the ipcache."""
-    prefixes: set[Network] = set()
-    group_selectors: list[Selector] = []
-    fqdns: list[Label] = []
-    for selector in selectors:
-        prefixes.update(selector.excepts)
-        if selector.cidr is not None:
-            prefixes.add(selector.cidr)
-        if selector.kind is Kind.CIDR_GROUP:
-            group_selectors.append(selector)
-        if selector.fqdn is not None:
-            fqdns.append(selector.fqdn)
-        prefixes.update(_spelled_prefixes(selector))
-    return Uses(
-        prefixes=frozenset(prefixes),
-        groups=tuple(groups) if group_selectors else (),
-        names=_learned(fqdns, names, owned),
-        apiservers=frozenset(
-            address
-            for endpoint in endpoints
-            if endpoint.kind == "external" and endpoint.kube_apiserver
-            for address in map(_address, endpoint.addresses)
-        ),
-    )
-
-
-def _spelled_prefixes(selector: Selector) -> Iterable[Network]:
-    """Prefixes in hand-written cidr: keys."""
-    for requirement in selector.requirements:
-        network = cidr_of(requirement.key) if requirement.source == CIDR else None
-        if network is not None:
-            yield network
-
-
-def _learned(
-    fqdns: Sequence[Label], names: Mapping[str, Sequence[str]], owned: set[Address]
-) -> dict[Address, frozenset[Label]]:
-    found: dict[Address, set[Label]] = {}
-    matchers = [(label, patterns.name_matcher(label.key)) for label in fqdns]
-    for name, addresses in names.items():
-        full = patterns.dns_name(name)
-        labels = [label for label, matches in matchers if matches(full)]
-        if not labels:
-            continue
-        for text in addresses:
-            address = _address(text)
-            if address not in owned:
-                found.setdefault(address, set()).update(labels)
-    return {address: frozenset(labels) for address, labels in found.items()}
+def _texts(labels: LabelSet) -> tuple[str, ...]:
+    return labels.texts

@@ -23,13 +23,14 @@ from ext_authz.compiler.entries import SubjectPolicy
 from ext_authz.compiler.expand import Context, ExpandedRule, KeyTable, expand_policy
 from ext_authz.compiler.merge import Merger, unique_errors
 from ext_authz.compiler.peers import subject_selector
-from ext_authz.compiler.places import Placer, uses_of
+from ext_authz.compiler.places import Placer
 from ext_authz.compiler.resolved import Resolved
 from ext_authz.compiler.subjects import Selection
+from ext_authz.compiler.uses import UseCounter
 from ext_authz.identity import reserved
 from ext_authz.identity.allocator import Allocator
 from ext_authz.identity.membership import Membership
-from ext_authz.identity.selectors import Kind, Selector
+from ext_authz.identity.selectors import Selector
 from ext_authz.model.types import Isolated, Policy, PolicyError, Secret, World
 
 _Computed = tuple[SubjectPolicy | None, tuple[PolicyError, ...]]
@@ -46,6 +47,7 @@ class Resolver:
     def __init__(self, allocator: Allocator) -> None:
         self._allocator = allocator
         self._last: dict[int, SubjectPolicy] = {}
+        self._generation = 0
         self._state: _State | None = None
 
     def update(self, world: World) -> Resolved:
@@ -57,16 +59,21 @@ class Resolver:
         """
         state = self._state
         self._state = None
+        self._generation += 1
         if state is None or state.world.settings != world.settings:
             state = _State(world, self._allocator)
             with _no_collection():
-                resolved = state.update(world, self._last)
+                resolved = state.update(world, self._last, self._generation)
         else:
-            resolved = state.update(world, self._last)
+            resolved = state.update(world, self._last, self._generation)
         self._allocator.flush()
         self._state = state
         self._last = dict(resolved.subjects)
         return resolved
+
+    def confirm(self, generation: int) -> None:
+        """Every reader decides with this resolution or a later one: numbers released before it may be given again."""
+        self._allocator.confirm(generation)
 
 
 @contextmanager
@@ -97,25 +104,23 @@ class _State:
         self._policies: dict[int, Policy] = {}
         self._expanded: dict[int, tuple[ExpandedRule, ...]] = {}
         self._used: Counter[Selector] = Counter({HOST_SELECTOR: 1})
+        self._uses = UseCounter()
+        self._kept: set[Selector] = set()
         self._subjects: dict[int, SubjectPolicy] = {}
-        self._kinds: dict[int, SubjectKind] = {}
         self._failed: dict[int, tuple[PolicyError, ...]] = {}
         self._computed: dict[tuple[SubjectKind, tuple[ExpandedRule, ...]], _Computed] = {}
         self._began = False
 
-    def update(self, world: World, last: dict[int, SubjectPolicy]) -> Resolved:
+    def update(self, world: World, last: dict[int, SubjectPolicy], generation: int) -> Resolved:
         added, removed = self._expand(world)
         selectors_changed = self._count_selectors(added, removed)
-        places_changed = self._place(world, selectors_changed)
-        if places_changed:
-            self._membership.set_identities(self._placer.places.label_sets)
-        if selectors_changed or not self._began:
-            self._membership.set_selectors(self._used)
-        touched = self._selection.set_subjects(self._placer.places.subjects) if places_changed else set()
+        touched = self._place(world, selectors_changed, generation)
         touched |= self._selection.change_rules(added, removed)
         self._merge(touched, last)
+        if self._keep_selectors():
+            self._place(world, True, generation)
         self.world, self._began = world, True
-        return self._resolved(world)
+        return self._resolved(world, generation)
 
     def _expand(self, world: World) -> tuple[list[ExpandedRule], list[ExpandedRule]]:
         """Rules that came and went."""
@@ -182,22 +187,38 @@ class _State:
                     changed = True
         return changed or before != len(self._used)
 
-    def _place(self, world: World, selectors_changed: bool) -> bool:
-        old = self.world
-        if (
-            self._began
-            and not selectors_changed
-            and (
-                world.endpoints == old.endpoints
-                and world.cidr_groups == old.cidr_groups
-                and world.dns_cache == old.dns_cache
-            )
-        ):
+    def _place(self, world: World, selectors_changed: bool, generation: int) -> set[int]:
+        """Bring identities and selectors up to date; returns subjects that are new, changed or gone."""
+        old, placer = self.world, self._placer
+        placer.set_groups(world.cidr_groups)
+        endpoints_changed = placer.set_endpoints(world.endpoints) or not self._began
+        if selectors_changed or not self._began:
+            self._uses.set_selectors({*self._used, *self._kept})
+        elif not endpoints_changed and world.cidr_groups == old.cidr_groups and world.dns_cache == old.dns_cache:
+            return set()
+        owned = placer.owned() if self._uses.wants_names else set()
+        uses = self._uses.uses(world.cidr_groups, world.dns_cache, world.endpoints, owned)
+        changed: set[int] = set()
+        if placer.update(uses, generation, endpoints_changed):
+            self._membership.set_identities(placer.places.label_sets)
+            changed = self._selection.set_subjects(placer.places.subjects)
+        if selectors_changed or not self._began:
+            self._membership.set_selectors({*self._used, *self._kept})
+        return changed
+
+    def _keep_selectors(self) -> bool:
+        """Selectors that only policies kept from before still speak of; True if they are others than last time."""
+        kept = {
+            entry.selector
+            for number in self._failed
+            for side in (self._subjects[number].ingress, self._subjects[number].egress)
+            for entry in side.entries
+            if entry.selector is not None and entry.selector not in self._used
+        }
+        if kept == self._kept:
             return False
-        named = any(selector.kind is Kind.FQDN for selector in self._used)
-        owned = self._placer.owned(world.endpoints) if named else set()
-        uses = uses_of(self._used, world.cidr_groups, world.dns_cache, world.endpoints, owned)
-        return self._placer.update(world.endpoints, uses)
+        self._kept = kept
+        return True
 
     def _merge(self, touched: set[int], last: dict[int, SubjectPolicy]) -> None:
         subjects = self._placer.places.subjects
@@ -240,7 +261,7 @@ class _State:
         selector = subject_selector(item.selector, item.ref.kind, item.ref.namespace)
         return self._selection.matching(selector, item.subject_kind == "node")
 
-    def _resolved(self, world: World) -> Resolved:
+    def _resolved(self, world: World, generation: int) -> Resolved:
         places = self._placer.places
         subjects = dict(sorted(self._subjects.items()))
         for number in self._isolated(world):
@@ -263,4 +284,5 @@ class _State:
             errors=unique_errors(errors),
             warnings=unique_errors([*warnings, *places.warnings]),
             closed=world.closed,
+            generation=generation,
         )

@@ -70,6 +70,7 @@ class Resolved:
     marks a number that is free (it keeps the others' numbers while policies come and go).
     membership: identity to the rising numbers of the selectors that select it; identities selected by none are absent.
     subjects: identity to policy; equal policies are one object.
+    generation: counts a resolver's resolutions; Resolver.confirm takes it once every reader is that far.
     """
 
     domain: int
@@ -87,3 +88,4 @@ class Resolved:
     errors: tuple[PolicyError, ...] = ()
     warnings: tuple[PolicyError, ...] = ()
     closed: bool = False
+    generation: int = 0

@@ -53,6 +53,9 @@ class Allocator(Protocol):
     def release(self, labels: Iterable[str], generation: int) -> None:
         """Nobody needs the number from this generation on; it is kept from reuse until that is confirmed."""
 
+    def keep_only(self, used: Iterable[Iterable[str]], generation: int) -> None:
+        """Release all label sets but these."""
+
     def confirm(self, generation: int) -> None:
         """Every reader is at this generation or later: what was released up to it may be given again."""
 
@@ -98,6 +101,12 @@ class MemoryAllocator:
         key = tuple(sorted(labels))
         if key in self._numbers:
             self._released.setdefault(key, generation)
+
+    def keep_only(self, used: Iterable[Iterable[str]], generation: int) -> None:
+        keep = {tuple(sorted(labels)) for labels in used}
+        for key in self._numbers:
+            if key not in keep:
+                self._released.setdefault(key, generation)
 
     def confirm(self, generation: int) -> None:
         for key in [key for key, since in self._released.items() if since <= generation]:
@@ -153,7 +162,7 @@ class FileAllocator(MemoryAllocator):
             "next": {scope.name: number for scope, number in self._next.items()},
             "free": {scope.name: list(numbers) for scope, numbers in self._free.items()},
             "numbers": [[number, list(labels)] for labels, number in self._numbers.items()],
-            "released": [[list(labels), since] for labels, since in self._released.items()],
+            "released": [list(labels) for labels in self._released],
         }
 
     def _load(self) -> None:
@@ -179,7 +188,8 @@ class FileAllocator(MemoryAllocator):
             raise ValueError("a number is given twice")
         self._next = {scope: _number(state["next"][scope.name]) for scope in Scope}
         self._free = {scope: [_number(number) for number in state["free"][scope.name]] for scope in Scope}
-        self._released = {tuple(map(str, labels)): int(since) for labels, since in state["released"]}
+        # Generations are counted anew by every process: what was released before it is older than its first.
+        self._released = {tuple(map(str, labels)): 0 for labels in state["released"]}
         self._check_ranges()
 
     def _check_ranges(self) -> None:

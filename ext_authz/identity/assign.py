@@ -7,14 +7,26 @@ Source: reference policy-semantics sections 4, 6 and 20 (node_selector_labels, p
 
 from __future__ import annotations
 
-from ipaddress import ip_address, ip_network
+from collections.abc import Mapping, Sequence
+from ipaddress import ip_address
 
 from ext_authz.identity import reserved
 from ext_authz.identity.allocator import Allocator
 from ext_authz.identity.filter import IdentityLabelFilter
-from ext_authz.identity.labels import CLUSTER_KEY, K8S, NODE, RESERVED, Label, LabelSet, cidr_label, parse_label
+from ext_authz.identity.ipcache import group_labels, host_network
+from ext_authz.identity.labels import (
+    CLUSTER_KEY,
+    K8S,
+    NODE,
+    RESERVED,
+    Label,
+    LabelSet,
+    cidr_label,
+    contains,
+    parse_label,
+)
 from ext_authz.identity.reserved import reserved_label
-from ext_authz.model.types import Endpoint, Settings
+from ext_authz.model.types import CidrGroup, Endpoint, Settings
 
 NODE_KINDS = ("host", "remote-node")
 
@@ -35,6 +47,15 @@ class Assigner:
         }
         self._sets: dict[tuple[str, ...], LabelSet] = {labels.texts: labels for labels in self._numbers}
         self._parsed: dict[str, Label] = {}
+        self._allocated: dict[LabelSet, int] = {}
+        self._groups: tuple[CidrGroup, ...] = ()
+
+    def set_groups(self, groups: Sequence[CidrGroup]) -> bool:
+        """The CIDR groups; True if label sets of endpoints may be others with them."""
+        if not self._settings.policy_cidr_match_mode or tuple(groups) == self._groups:
+            return False
+        self._groups = tuple(groups)
+        return True
 
     def labels_of(self, endpoint: Endpoint) -> LabelSet:
         """The identity labels of an endpoint that is not an outside address."""
@@ -56,13 +77,27 @@ class Assigner:
             if number is None and labels.reserved("host"):
                 number = reserved.HOST
             if number is None:
-                number = self._allocator.allocate(labels.texts)
+                number = self._allocated[labels] = self._allocator.allocate(labels.texts)
             self._numbers[labels] = number
         return number
 
+    def unused(self, used: Mapping[int, LabelSet]) -> list[LabelSet]:
+        """Label sets with an allocated number that is not among those used."""
+        if len(used) >= len(self._allocated) and all(number in used for number in self._allocated.values()):
+            return []
+        return [labels for labels, number in self._allocated.items() if number not in used]
+
     def forget(self, labels: LabelSet) -> None:
         """Nobody has these labels any more; the number is asked for again when somebody has."""
+        self._allocated.pop(labels, None)
         self._numbers.pop(labels, None)
+        self._sets.pop(labels.texts, None)
+
+    def trim(self, endpoints: int) -> None:
+        """Let go of label texts of workloads long gone, when they are more than what is there."""
+        if len(self._pods) > 2 * endpoints + 1000:
+            self._pods.clear()
+            self._parsed.clear()
 
     def set_of(self, labels: list[Label]) -> LabelSet:
         """A label set under these settings (a bare reserved:world stands for the enabled family)."""
@@ -84,7 +119,7 @@ class Assigner:
         if not labels:
             labels = [reserved_label("init")]
         if self._pods_match_cidrs:
-            labels += _address_labels(endpoint)
+            labels += self._address_labels(endpoint)
         made = self.set_of(labels)
         if not self._pods_match_cidrs:
             self._pods[endpoint.labels] = made
@@ -101,7 +136,7 @@ class Assigner:
         if endpoint.kube_apiserver:
             labels.append(reserved_label("kube-apiserver"))
         if "nodes" in self._settings.policy_cidr_match_mode:
-            labels += _address_labels(endpoint)
+            labels += self._address_labels(endpoint)
         return self.set_of(labels)
 
     def _remote_node(self, endpoint: Endpoint) -> LabelSet:
@@ -112,7 +147,7 @@ class Assigner:
             labels.append(Label(K8S, CLUSTER_KEY, self._settings.cluster_name))
             labels += node_labels(endpoint, NODE)
         if "nodes" in self._settings.policy_cidr_match_mode:
-            labels += _address_labels(endpoint)
+            labels += self._address_labels(endpoint)
         return self.set_of(labels)
 
     def _external(self, endpoint: Endpoint) -> LabelSet:
@@ -121,6 +156,15 @@ class Assigner:
         if endpoint.kube_apiserver:
             labels.append(reserved_label("kube-apiserver"))
         return self.set_of(labels)
+
+    def _address_labels(self, endpoint: Endpoint) -> list[Label]:
+        """What CIDR rules look at: each address as a prefix, and the groups around it."""
+        networks = [host_network(ip_address(address)) for address in endpoint.addresses]
+        labels = [cidr_label(network) for network in networks]
+        for group in self._groups:
+            if any(contains(cidr, network) for cidr in group.cidrs for network in networks):
+                labels += group_labels(group)
+        return labels
 
     @property
     def _pods_match_cidrs(self) -> bool:
@@ -144,7 +188,3 @@ def subject_labels(endpoint: Endpoint, identity_labels: LabelSet) -> LabelSet:
     if endpoint.kind != "host":
         return identity_labels
     return LabelSet([*identity_labels.labels, *node_labels(endpoint, K8S)])
-
-
-def _address_labels(endpoint: Endpoint) -> list[Label]:
-    return [cidr_label(ip_network(ip_address(address))) for address in endpoint.addresses]

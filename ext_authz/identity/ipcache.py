@@ -52,8 +52,7 @@ def _own_labels(uses: Uses, settings: Settings) -> dict[Network, set[Label]]:
         if network.prefixlen:
             own.setdefault(network, set()).add(cidr_label(network))
     for group in uses.groups:
-        labels = [Label(CIDR_GROUP, CIDR_GROUP_NAME_PREFIX + group.name)]
-        labels += [Label(CIDR_GROUP, key, value) for key, value in group.labels.items()]
+        labels = group_labels(group)
         for network in group.cidrs:
             entry = own.setdefault(network, set())
             entry.update(labels)
@@ -67,6 +66,14 @@ def _own_labels(uses: Uses, settings: Settings) -> dict[Network, set[Label]]:
     for network in _disabled_families(uses, settings):
         own.setdefault(network, set()).add(cidr_label(network))
     return own
+
+
+def group_labels(group: CidrGroup) -> list[Label]:
+    """What every prefix of a group carries: the group's name and its own labels."""
+    return [
+        Label(CIDR_GROUP, CIDR_GROUP_NAME_PREFIX + group.name),
+        *(Label(CIDR_GROUP, key, value) for key, value in group.labels.items()),
+    ]
 
 
 def _disabled_families(uses: Uses, settings: Settings) -> list[Network]:

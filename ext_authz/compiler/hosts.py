@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Who has which exact address.
+
+A node's claim beats a workload's (workloads in the node's own network have the node's identity), an endpoint's claim
+beats a prefix of one address, and an address claimed by two different workloads belongs to neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from ipaddress import IPv6Address, ip_address
+from typing import TYPE_CHECKING
+
+from ext_authz.compiler.resolved import Address, HostRow
+from ext_authz.identity import reserved
+from ext_authz.identity.assign import NODE_KINDS
+from ext_authz.model.types import Endpoint, ObjectRef, Origin, PolicyError
+
+if TYPE_CHECKING:
+    from ext_authz.compiler.places import Placed
+
+
+def parse_address(text: str) -> Address:
+    """An address; IPv4-mapped IPv6 counts as IPv4. Raises ValueError."""
+    address = ip_address(text)
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    return address
+
+
+class HostTable:
+    """Rows by address, worked out again only where a claim changed."""
+
+    def __init__(self) -> None:
+        self._claims: dict[Address, list[Placed]] = {}
+        self._prefixes: Mapping[Address, int] = {}
+        self._rows: dict[Address, HostRow] = {}
+        self._outside: dict[Address, int] = {}
+        self._warnings: dict[Address, PolicyError] = {}
+        self._stale: set[Address] = set()
+        self._tuple: tuple[HostRow, ...] | None = None
+
+    def claim(self, address: Address, placed: Placed) -> None:
+        self._claims.setdefault(address, []).append(placed)
+        self._stale.add(address)
+
+    def leave(self, address: Address, placed: Placed) -> None:
+        claims = [other for other in self._claims[address] if other is not placed]
+        if claims:
+            self._claims[address] = claims
+        else:
+            del self._claims[address]
+            self._outside.pop(address, None)
+        self._stale.add(address)
+
+    def moved(self, placed: Placed) -> None:
+        """The endpoint has another index."""
+        self._stale.update(placed.addresses)
+
+    def set_outside(self, placed: Placed, lookup: Callable[[Address], int]) -> None:
+        """An outside endpoint's addresses have the identities of their prefixes."""
+        for address in placed.addresses:
+            identity = lookup(address)
+            if self._outside.get(address) != identity:
+                self._outside[address] = identity
+                self._stale.add(address)
+
+    def set_prefixes(self, prefixes: Mapping[Address, int]) -> None:
+        """Prefixes of one address."""
+        before = self._prefixes
+        self._stale.update(address for address in before if before[address] != prefixes.get(address))
+        self._stale.update(address for address in prefixes if prefixes[address] != before.get(address))
+        self._prefixes = prefixes
+
+    def owned(self) -> set[Address]:
+        """Addresses that belong to endpoints and nodes of ours, not to the outside."""
+        return {
+            address
+            for address, claims in self._claims.items()
+            if any(placed.endpoint.kind != "external" for placed in claims)
+        }
+
+    def rows(self) -> tuple[HostRow, ...]:
+        if self._stale or self._tuple is None:
+            for address in self._stale:
+                self._warnings.pop(address, None)
+                row = self._row(address)
+                if row is None:
+                    self._rows.pop(address, None)
+                else:
+                    self._rows[address] = row
+            self._stale.clear()
+            self._tuple = tuple(self._rows.values())
+        return self._tuple
+
+    def warnings(self) -> tuple[PolicyError, ...]:
+        return tuple(self._warnings.values())
+
+    def _row(self, address: Address) -> HostRow | None:
+        claims = self._claims.get(address)
+        if not claims:
+            number = self._prefixes.get(address)
+            return None if number is None else HostRow(address, number, None)
+        own = [placed for placed in claims if placed.endpoint.kind != "external"]
+        if not own:
+            return HostRow(address, self._outside.get(address, claims[0].identity), claims[0].index)
+        nodes = [placed for placed in own if placed.endpoint.kind in NODE_KINDS]
+        chosen = (nodes or own)[0]
+        for other in (nodes or own)[1:]:
+            if other.identity != chosen.identity:
+                # Either guess could lend one workload's rights to the other.
+                self._warnings[address] = _shared_address(address, chosen.endpoint, other.endpoint)
+                return HostRow(address, reserved.UNMANAGED, None)
+        return HostRow(address, chosen.identity, chosen.index)
+
+
+def _shared_address(address: Address, first: Endpoint, second: Endpoint) -> PolicyError:
+    namespace, _, name = second.name.rpartition("/")
+    return PolicyError(
+        second.origin or Origin("", 0, 0),
+        ObjectRef("Endpoint", namespace, name),
+        "addresses",
+        f"{address} is also the address of {first.name}; traffic of either counts as unmanaged",
+        "warning",
+    )
