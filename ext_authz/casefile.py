@@ -66,7 +66,10 @@ class InvalidCase:
 
 @dataclass(frozen=True, slots=True)
 class CaseFile:
+    """worlds: the named fixtures, each complete as a case's are."""
+
     path: str
+    worlds: Mapping[str, Raw]
     cases: tuple[Case, ...] = ()
     invalid: tuple[InvalidCase, ...] = ()
 
@@ -90,6 +93,7 @@ def read(path: str | Path) -> CaseFile:
     fields = dict(_fields(root))
     return CaseFile(
         str(path),
+        {name: reader.fixtures({"world": name}) for name in reader.worlds},
         tuple(map(reader.case, raw.get("cases") or [], _items(fields.get("cases")))),
         tuple(map(reader.invalid, raw.get("invalid") or [], _items(fields.get("invalid")))),
     )
@@ -111,7 +115,7 @@ class _Reader:
             return Case(
                 str(raw["id"]),
                 self.file,
-                self._fixtures(raw),
+                self.fixtures(raw),
                 {**self.defaults, **(raw.get("settings") or {})},
                 self._documents(raw.get("policies") or [], dict(_fields(node)).get("policies")),
                 tuple(raw.get("probes") or []),
@@ -130,7 +134,7 @@ class _Reader:
                 str(raw["id"]),
                 self.file,
                 str(raw.get("layer", "")),
-                self._fixtures(raw),
+                self.fixtures(raw),
                 {**self.defaults, **{key: value for key, value in settings.items() if key not in SUBJECT_KEYS}},
                 documents,
                 settings.get("subject"),
@@ -143,7 +147,7 @@ class _Reader:
         named = raw.get("id", "?") if isinstance(raw, dict) else "?"
         return CaseError(f"{self.file}: case {named}: {type(error).__name__}: {error}")
 
-    def _fixtures(self, raw: Raw) -> Raw:
+    def fixtures(self, raw: Raw) -> Raw:
         world = self.worlds[raw["world"]] if "world" in raw else {}
         fixtures: Raw = {key: {**(world.get(key) or {}), **(raw.get(key) or {})} for key in FIXTURE_MAPS}
         fixtures["services"] = [*(world.get("services") or []), *(raw.get("services") or [])]

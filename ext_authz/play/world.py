@@ -40,10 +40,10 @@ LOCAL_RESERVED = ("host", "health", "init", "ingress")
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """addresses: name of an end as probes write it -> its address. errors: what the model refused."""
+    """addresses: name of an end as probes write it -> its addresses. errors: what the model refused."""
 
     world: World
-    addresses: Mapping[str, str]
+    addresses: Mapping[str, tuple[str, ...]]
     errors: tuple[PolicyError, ...] = ()
 
 
@@ -60,8 +60,8 @@ def build(case: Case | InvalidCase) -> Built:
     for name in named:
         if name not in known and not name.startswith("ip:"):
             endpoints.append(_endpoint(name, {"kind": "reserved", "identity": name}, fixtures, settings, spare))
-    addresses = {endpoint.name: endpoint.addresses[0] for endpoint in endpoints if endpoint.addresses}
-    addresses |= {name: str(ip_address(name[3:])) for name in named if name.startswith("ip:")}
+    addresses = {endpoint.name: endpoint.addresses for endpoint in endpoints}
+    addresses |= {name: (str(ip_address(name[3:])),) for name in named if name.startswith("ip:")}
     world = World(
         policies=policies,
         endpoints=tuple(endpoints),

@@ -8,6 +8,7 @@ policies say. Each L7 kind keeps to ports of its own, because what a proxy makes
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -169,6 +170,7 @@ KAFKA_RULES = (
     {"apiKey": "heartbeat"},
     {},
 )
+AUTH_MODES = ("required", "required", "disabled", "test-always-fail")
 ICMP_FIELDS = (
     {"type": 8},
     {"type": "EchoRequest", "family": "IPv6"},
@@ -243,7 +245,12 @@ class Generator:
             "dns_cache": {name: self.some((*OUTSIDE4, "10.0.0.1")) for name in self.some(NAMES, 5)},
             "services": self._services(),
             "cidr_groups": self._groups(),
-            "secrets": {"default/one": {"token": "hidden"}, "default/two": {"a": "1", "b": "2"}},
+            "secrets": {
+                "default/one": {"token": "hidden"},
+                "default/two": {"a": "1", "b": "2"},
+                "default/inner": {"tls.crt": "x", "tls.key": "y"},
+                "default/outer": {"ca.crt": "z"},
+            },
         }
 
     def _pod(self, number: int) -> Raw:
@@ -296,6 +303,7 @@ class _Documents:
 
     def __init__(self, generator: Generator) -> None:
         self.g, self.rng = generator, generator.rng
+        self.drawn: dict[str, list[Raw]] = {"ingress": [], "egress": []}
         self.cidrs = CIDRS4 + (CIDRS6 if generator.settings["ipv6"] else ())
 
     def draw(self, index: int) -> Raw:
@@ -395,15 +403,39 @@ class _Documents:
     # -- entries
 
     def _entry(self, way: str, deny: bool, node: bool) -> Raw:
+        if deny or node:
+            return self._new_entry(way, deny, node)
+        known = self.drawn[way]
+        entry = (
+            self._varied(self.rng.choice(known)) if known and self.g.chance(0.25) else self._new_entry(way, deny, node)
+        )
+        known.append(entry)
+        return entry
+
+    def _varied(self, entry: Raw) -> Raw:
+        """An entry for the same peer and ports that says something else: it merges with the first, or conflicts."""
+        entry = copy.deepcopy(entry)
+        for port_rule in entry.get("toPorts", []):
+            pick = self.rng.random()
+            if pick < 0.4:
+                for name in port_rule.keys() - {"ports"}:
+                    del port_rule[name]
+            elif pick < 0.7 and "http" in port_rule.get("rules", {}):
+                port_rule["rules"]["http"] = [self._http_rule()]
+            elif pick < 0.7 and "dns" in port_rule.get("rules", {}):
+                port_rule["rules"]["dns"] = self._fqdns()
+        if self.g.chance(0.15):
+            entry["authentication"] = {"mode": self.rng.choice(AUTH_MODES)}
+        return entry
+
+    def _new_entry(self, way: str, deny: bool, node: bool) -> Raw:
         entry = self._peers(way, deny)
         if self.g.chance(0.08) and not (node and way == "egress"):
             entry["icmps"] = [{"fields": self.g.some(ICMP_FIELDS)}]
         elif self.g.chance(0.8) or not entry:
             entry["toPorts"] = [self._port_rule(way, deny, node) for _ in range(self.rng.choice((1, 1, 2)))]
         if not deny and self.g.chance(0.1):
-            entry["authentication"] = {
-                "mode": self.rng.choice(("required", "required", "disabled", "test-always-fail"))
-            }
+            entry["authentication"] = {"mode": self.rng.choice(AUTH_MODES)}
         return entry
 
     def _peers(self, way: str, deny: bool) -> Raw:

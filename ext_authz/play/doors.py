@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Cases through a real Envoy: connections from each peer's own address to each destination's own address and port.
+
+What the client saw says whether traffic got through and with which status and headers; where and by what it was
+decided stands in the door's own record. The engine of this process is not asked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ext_authz.casefile import Case, Raw
+from ext_authz.cli import Failure
+from ext_authz.compiler.compile import Compiler
+from ext_authz.envoy_binary import EnvoyNotFound, find_envoy
+from ext_authz.identity.allocator import MemoryAllocator
+from ext_authz.model.types import PolicyError
+from ext_authz.play.client import Seen, request, talk
+from ext_authz.play.headers import changed
+from ext_authz.play.netns import NoNamespace, ensure_privileges
+from ext_authz.play.prepare import Prepared, prepare, refused_probes
+from ext_authz.play.results import Outcome
+from ext_authz.play.stage import Place, Stage, StageError, Wiring
+from ext_authz.xds.setup import Direction, Door, Mode
+
+MODULE = Path(__file__).resolve().parent.parent / "native" / "libidmesh_envoy.so"
+PROXY_UNSUPPORTED = 180
+# Sent where a probe names no request, to see what an L3/L4 redirect is handed to.
+_ANY_REQUEST: Raw = {"method": "GET", "path": "/", "host": "idmesh.test"}
+
+StageKey = tuple[Mode, Direction]
+
+
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """One probe on its way: from which address to which place."""
+
+    probe: Raw
+    stage: StageKey
+    source: str
+    place: Place
+
+
+class DoorPlayer:
+    """Plays through one door. Raises Failure where there is no Envoy, module or namespace to be had."""
+
+    def __init__(self, via: str, keep: Path | None) -> None:
+        try:
+            ensure_privileges()
+            self._envoy = find_envoy()
+        except (NoNamespace, EnvoyNotFound) as error:
+            raise Failure(f"--via {via}: {error}") from None
+        if not MODULE.exists():
+            raise Failure(f"--via {via}: {MODULE} is not built; run make setup")
+        self._door, self._keep = Door(via), keep
+
+    def play(self, cases: Sequence[Case]) -> Iterator[tuple[Case, Sequence[Outcome]]]:
+        with contextlib.ExitStack() as stack:
+            folder = self._keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="idmesh-test-")))
+            run = _Run(Wiring(self._door, self._envoy, MODULE, folder), stack)
+            try:
+                yield from run.play(cases)
+            except StageError as error:
+                raise Failure(str(error)) from error
+
+
+class _Run:
+    def __init__(self, wiring: Wiring, stack: contextlib.ExitStack) -> None:
+        self._wiring, self._stack = wiring, stack
+        self._stages: dict[StageKey, Stage] = {}
+        self._revision = 0
+        self._allocator = MemoryAllocator()
+
+    def play(self, cases: Sequence[Case]) -> Iterator[tuple[Case, Sequence[Outcome]]]:
+        prepared = [self._prepare(case) for case in cases]
+        flights = [self._flights(found) if isinstance(found, Prepared) else [] for found in prepared]
+        self._start([flight for some in flights for flight in some if isinstance(flight, Flight)], prepared)
+        for case, found, some in zip(cases, prepared, flights, strict=True):
+            if isinstance(found, PolicyError):
+                yield case, refused_probes(case, found)
+            else:
+                yield case, self._play(found, some)
+        self._check_counts()
+
+    def _prepare(self, case: Case) -> Prepared | PolicyError:
+        """Every case gets a revision of its own, so that the door can say which one it decides with."""
+        self._revision += 1
+        return prepare(case, Compiler(self._allocator, revision=self._revision - 1))
+
+    def _flights(self, prepared: Prepared) -> list[Flight | str]:
+        return [_flight(probe, prepared.built.addresses) for probe in prepared.case.probes]
+
+    def _start(self, flights: Sequence[Flight], prepared: Sequence[Prepared | PolicyError]) -> None:
+        first = next((found.snapshot for found in prepared if isinstance(found, Prepared)), None)
+        if first is None:
+            return
+        places: dict[StageKey, set[Place]] = {}
+        for flight in flights:
+            places.setdefault(flight.stage, set()).add(flight.place)
+            # A connection that is redirected is handed to the proxy of requests.
+            places.setdefault((Mode.HTTP, flight.stage[1]), set()).add(flight.place)
+        for key, wanted in places.items():
+            stage = self._stack.enter_context(Stage(self._wiring, *key))
+            stage.start(wanted, {flight.source for flight in flights}, first)
+            self._stages[key] = stage
+
+    def _play(self, prepared: Prepared, flights: Sequence[Flight | str]) -> list[Outcome]:
+        in_force: set[StageKey] = set()
+
+        def stage_at(key: StageKey) -> Stage:
+            stage = self._stages[key]
+            if key not in in_force:
+                stage.publish(prepared.snapshot, prepared.revision)
+                in_force.add(key)
+            return stage
+
+        outcomes = []
+        for flight in flights:
+            if isinstance(flight, str):
+                outcomes.append(Outcome(skipped=flight))
+            elif flight.stage[0] == Mode.TCP:
+                outcomes.append(_connection(flight, stage_at))
+            else:
+                outcomes.append(_request(flight, flight.probe["http"], stage_at(flight.stage)))
+        return outcomes
+
+    def _check_counts(self) -> None:
+        for stage in self._stages.values():
+            stage.keep()
+            counted = stage.counted()
+            if counted != stage.played:
+                raise StageError(f"the door counted {counted} verdicts, {stage.played} flows were played")
+
+
+def _flight(probe: Raw, addresses: Mapping[str, Sequence[str]]) -> Flight | str:
+    """The probe's way, or why it fits no door."""
+    if probe.get("protocol") != "TCP":
+        return "not TCP"
+    for name in ("dns", "kafka", "sni"):
+        if name in probe:
+            return f"no {name} at this door"
+    if probe.get("auth"):
+        return "no mutual authentication at this door"
+    source, target = addresses[probe["from"]], addresses[probe["to"]]
+    pairs = [(one, other) for one in source for other in target if (":" in one) == (":" in other)]
+    if not pairs:
+        return "the ends have no address family in common"
+    mode = Mode.HTTP if "http" in probe else Mode.TCP
+    return Flight(probe, (mode, Direction(probe["dir"])), pairs[0][0], (pairs[0][1], probe["port"]))
+
+
+def _connection(flight: Flight, stage_at: Any) -> Outcome:
+    stage: Stage = stage_at(flight.stage)
+    seen = talk(stage.namespace, flight.source, flight.place)
+    record = stage.record(seen.name)
+    if _drop(record) == PROXY_UNSUPPORTED and not seen.through:
+        # Redirected: this filter alone closes it. The same connection to the proxy of requests must reach it.
+        outcome = _request(flight, _ANY_REQUEST, stage_at((Mode.HTTP, flight.stage[1])))
+        got = outcome.got or {}
+        return Outcome({"expect": "redirect"}, entry=_entry(record)) if got.get("at") == "proxy" else outcome
+    got = {"expect": "allow" if seen.through else "deny"}
+    if not seen.through and _drop(record):
+        got["drop"] = _drop(record)
+    return Outcome(_checked(got, seen, record), entry=_entry(record))
+
+
+def _request(flight: Flight, http: Raw, stage: Stage) -> Outcome:
+    seen = request(stage.namespace, flight.source, flight.place, http)
+    if seen.location:
+        http = {**http, "path": seen.location}
+        seen = request(stage.namespace, flight.source, flight.place, http)
+    record = stage.record(seen.name)
+    got: Raw = {"expect": "allow" if seen.through else "deny", "at": record.get("at")}
+    if not seen.through:
+        got |= {"status": seen.status} if seen.status else {"outcome": "connection reset"}
+        if record.get("at") == "l4":
+            got["drop"] = _drop(record)
+    elif changes := changed(http, seen.headers):
+        got["upstream_headers"] = changes
+    return Outcome(_checked(got, seen, record), entry=_entry(record))
+
+
+def _checked(got: Raw, seen: Seen, record: Mapping[str, Any]) -> Raw:
+    """Client and door must tell the same story."""
+    passed = record.get("verdict") in ("FORWARDED", "AUDIT", "REDIRECTED")
+    if passed != seen.through:
+        got["door"] = {"verdict": record.get("verdict"), "revision": record.get("revision")}
+        got["expect"] = "client and door disagree"
+    return got
+
+
+def _drop(record: Mapping[str, Any]) -> int | None:
+    return int(record["drop"]) if record.get("drop") else None
+
+
+def _entry(record: Mapping[str, Any]) -> str | None:
+    return f"{record['policy']} ({record['rule']})" if record.get("rule") else None
