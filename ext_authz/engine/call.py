@@ -13,6 +13,7 @@ from typing import Any
 
 from ext_authz.engine._engine import ffi, lib
 from ext_authz.engine.types import (
+    L7,
     NONE,
     At,
     Auth,
@@ -21,7 +22,6 @@ from ext_authz.engine.types import (
     HeaderChange,
     Http,
     Kafka,
-    L7,
     Stage,
     Verdict,
     VerdictCode,
@@ -30,7 +30,6 @@ from ext_authz.engine.types import (
 _HEAD_SIZE = ffi.offsetof("struct idm_verdict", "changes")
 _HEAD = struct.Struct("<BBBBBBHIIIIIIQ")
 _CACHE_LIMIT = 4096
-_PEER_FACTS = ("domain", "expiry_ms")
 
 if _HEAD.size != _HEAD_SIZE:
     raise ImportError("struct idm_verdict differs from what this module reads")
@@ -49,9 +48,10 @@ class Call:
         self._dns, self._sni = self.flow.dns, self.flow.sni
         self._head = ffi.buffer(self.verdict, _HEAD_SIZE)
         self._lines: list[Any] = []
-        self._kept: Any = None
-        self._extra = False
+        self._kept: list[Any] = []
         self._cache: dict[bytes, Verdict] = {}
+        # Methods and header names come again and again. Values do not, and may be secrets: they are not kept.
+        self._words: dict[str, tuple[Any, int]] = {}
 
     def write(self, flow: Flow, endpoint: int, peer: int) -> None:
         """Fill the flow's struct. endpoint: index or NONE; peer: identity number."""
@@ -67,7 +67,8 @@ class Call:
         source.expiry_ms = flow.expiry_ms
         target.now_ms = flow.now_ms
         flags = 0
-        kept: list[Any] = []
+        # The bytes must live as long as the struct points at them.
+        kept = self._kept = []
         if flow.http is not None:
             flags |= lib.IDM_FLOW_HTTP
             self._write_http(flow.http, kept)
@@ -85,11 +86,9 @@ class Call:
         if flow.enforce_auth:
             flags |= lib.IDM_FLOW_ENFORCE_AUTH
         target.flags = flags
-        # The bytes must live as long as the struct points at them.
-        self._kept = kept
 
     def _write_http(self, http: Http, kept: list[Any]) -> None:
-        _point(self._method, http.method, kept)
+        self._point_word(self._method, http.method)
         _point(self._path, http.path, kept)
         _point(self._host, http.host, kept)
         headers = http.headers
@@ -101,8 +100,19 @@ class Call:
             self._lines = [(line.name, line.value) for line in self._lines_room]
             self._http.headers = self._lines_room
         for (name, value), (name_at, value_at) in zip(headers, self._lines, strict=False):
-            _point(name_at, name, kept)
+            self._point_word(name_at, name)
             _point(value_at, value, kept)
+
+    def _point_word(self, target: Any, word: str) -> None:
+        known = self._words.get(word)
+        if known is None:
+            data = word.encode("utf-8", "surrogateescape")
+            known = ffi.from_buffer(data), len(data)
+            if len(self._words) < _CACHE_LIMIT:
+                self._words[word] = known
+            else:
+                self._kept.append(known)
+        target.ptr, target.size = known
 
     def _write_kafka(self, kafka: Kafka, kept: list[Any]) -> None:
         target = self.flow.kafka

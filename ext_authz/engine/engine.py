@@ -15,6 +15,9 @@ from ext_authz.engine.call import Call
 from ext_authz.engine.layout import IdentitiesSection, TableKind, record, section_bytes
 from ext_authz.engine.types import NONE, Consider, Considered, Explanation, Flow, SnapshotError, Verdict
 
+# A snapshot's bytes, or the path of its file.
+Source = bytes | bytearray | memoryview | str | os.PathLike[str]
+
 
 class _Calls(threading.local):
     """A thread's structs, made when it first decides."""
@@ -40,7 +43,7 @@ class Engine:
         self.digest: str = bytes(ffi.buffer(lib.idm_snapshot_digest(handle), 32)).hex()
 
     @classmethod
-    def open(cls, source: bytes | bytearray | memoryview | str | os.PathLike[str], previous: Engine | None = None) -> Engine:
+    def open(cls, source: Source, previous: Engine | None = None) -> Engine:
         """
         Check a snapshot (its bytes, or the path of a file) and take a copy.
 

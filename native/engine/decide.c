@@ -97,8 +97,6 @@ uint16_t idm_look_init(const struct idm_snapshot *snapshot, const struct idm_flo
 	if (!policy)
 		return IDM_DROP_NO_POLICY;
 	subject->side = &policy->side[flow->direction];
-	if (subject->side->flags & IDM_SIDE_ISOLATED)
-		return IDM_DROP_NOT_READY;
 	if (!has_evidence(flow))
 		return IDM_DROP_UNKNOWN_SENDER;
 	// Numbers of another identity domain mean something else there.
@@ -255,6 +253,11 @@ int idm_decide(const struct idm_snapshot *snapshot, const struct idm_flow *flow,
 	reason = idm_look_init(snapshot, flow, &look, &subject);
 	if (reason) {
 		drop_l4(ret, flow->flags & IDM_FACTS, reason);
+		return 0;
+	}
+	// Nobody knows what its policy says, so neither audit nor the absence of entries opens it.
+	if (subject.side->flags & IDM_SIDE_ISOLATED) {
+		drop_l4(ret, flow->flags & IDM_FACTS, IDM_DROP_POLICY_DENIED);
 		return 0;
 	}
 	ret->dropped_by = IDM_STAGE_NONE;
