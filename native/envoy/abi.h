@@ -101,7 +101,10 @@ bool CALLBACK(http_add_header)(struct envoy_http *filter, enum envoy_header_map 
 /* A NULL value removes the header. */
 bool CALLBACK(http_set_header)(struct envoy_http *filter, enum envoy_header_map map, struct idm_bytes name,
 			       struct idm_bytes value);
-/* Calls local_reply hooks before it returns; a gRPC request gets the matching grpc-status instead of a body. */
+/*
+ * Calls local_reply hooks before it returns. gRPC requests get status 200, the body as grpc-message, and grpc-status 0
+ * (success!) whatever the status, unless the headers bring a grpc-status (tried in 1.38 to 1.40).
+ */
 void CALLBACK(http_send_response)(struct envoy_http *filter, uint32_t status, struct idm_header_line *headers,
 				  size_t header_count, struct idm_bytes body, struct idm_bytes details);
 void CALLBACK(http_set_dynamic_metadata_string)(struct envoy_http *filter, struct idm_bytes name_space,

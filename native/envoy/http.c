@@ -15,6 +15,7 @@
 enum kind { KIND_DOWNSTREAM, KIND_UPSTREAM, KIND_EMPTY };
 
 // In stats: every decision counts as allowed, denied or error; redirected are those that HTTP rules judged.
+// Upstream filters count in their cluster's scope, cluster.NAME.idmesh.*.
 enum { COUNT_ALLOWED, COUNT_DENIED, COUNT_REDIRECTED, COUNT_ERROR, COUNTS };
 
 struct http_config;
@@ -36,14 +37,10 @@ struct http_config {
 
 static bool define_counters(struct http_config *self, struct envoy_http_config *envoy)
 {
-	static const struct idm_bytes names[2][COUNTS] = {
-		{{"allowed", 7}, {"denied", 6}, {"redirected", 10}, {"error", 5}},
-		{{"upstream_allowed", 16}, {"upstream_denied", 15}, {"upstream_redirected", 19}, {"upstream_error", 14}},
-	};
+	static const struct idm_bytes names[COUNTS] = {{"allowed", 7}, {"denied", 6}, {"redirected", 10}, {"error", 5}};
 
 	for (int i = 0; i < COUNTS; i++)
-		if (CALLBACK(http_filter_config_define_counter)(envoy, names[self->kind == KIND_UPSTREAM][i], NULL, 0,
-								&self->counters[i]))
+		if (CALLBACK(http_filter_config_define_counter)(envoy, names[i], NULL, 0, &self->counters[i]))
 			return false;
 	return true;
 }
@@ -68,6 +65,17 @@ IDM_HOOK void ON(http_filter_config_destroy)(struct http_config *self)
 	free(self);
 }
 
+static bool configure(struct http_config *self, struct envoy_http_config *envoy, struct idm_bytes name,
+		      struct idm_bytes config, struct idm_error *why)
+{
+	if (!set_kind(self, name, why) || !door_init(&self->door, config, self->kind == KIND_UPSTREAM, why))
+		return false;
+	if (self->kind != KIND_EMPTY && !mesh_required(why))
+		return false;
+	self->empty.config = self;
+	return define_counters(self, envoy);
+}
+
 IDM_HOOK void *ON(http_filter_config_new)(struct envoy_http_config *envoy, struct idm_bytes name,
 					  struct idm_bytes config)
 {
@@ -76,13 +84,11 @@ IDM_HOOK void *ON(http_filter_config_new)(struct envoy_http_config *envoy, struc
 
 	if (!self)
 		return NULL;
-	if (!set_kind(self, name, &why) || !door_init(&self->door, config, self->kind == KIND_UPSTREAM, &why) ||
-	    (self->kind != KIND_EMPTY && !mesh_required(&why)) || !define_counters(self, envoy)) {
+	if (!configure(self, envoy, name, config, &why)) {
 		mesh_log(ENVOY_ERROR, "HTTP filter refused: %s", why.message[0] ? why.message : "Envoy gave no stats");
 		ON(http_filter_config_destroy)(self);
 		return NULL;
 	}
-	self->empty.config = self;
 	return self;
 }
 
@@ -118,12 +124,13 @@ static void decide(struct envoy_http *envoy, struct http_config *self, const str
 	ret->source = ret->destination = 0;
 	ret->direction = IDM_INGRESS;
 	ret->revision = 0;
-	if (!known_connection(envoy, &connection)) {
-		door_refuse(IDM_DROP_UNKNOWN_SENDER, false, ret);
-		return;
-	}
+	// Read first: how a denial is written depends on it.
 	if (!request_read(envoy, request)) {
 		door_refuse(IDM_DROP_POLICY_DENIED, true, ret);
+		return;
+	}
+	if (!known_connection(envoy, &connection)) {
+		door_refuse(IDM_DROP_UNKNOWN_SENDER, false, ret);
 		return;
 	}
 	door_decide(&self->door, snapshot, &connection, upstream, &request->http, ret);
@@ -139,6 +146,7 @@ static bool shown(const struct door *door, const struct decision *decision)
 struct outcome {
 	bool allowed;
 	bool upgrade;
+	bool grpc;
 	char id[DECISION_ID_SIZE];
 };
 
@@ -166,6 +174,7 @@ static void judge(struct envoy_http *envoy, struct http_config *self, const stru
 	struct request request;
 
 	request.upgrade = false;
+	request.grpc = true; // if it cannot be read: a grpc-status too many harms nobody, one too few says success
 	decide(envoy, self, snapshot, upstream, &request, &decision);
 	if (decision.allowed && !request_change(envoy, &decision))
 		door_refuse(IDM_DROP_POLICY_DENIED, true, &decision);
@@ -174,6 +183,7 @@ static void judge(struct envoy_http *envoy, struct http_config *self, const stru
 	mesh_leave();
 	ret->allowed = decision.allowed;
 	ret->upgrade = request.upgrade;
+	ret->grpc = request.grpc;
 }
 
 // --- streams that live on ---
@@ -217,7 +227,7 @@ static enum envoy_http_status answer(struct http_stream *stream, const struct ad
 
 	judge(stream->envoy, self, upstream, &outcome);
 	if (!outcome.allowed) {
-		request_deny(stream->envoy, self->door.body, outcome.id);
+		request_deny(stream->envoy, self->door.body, outcome.grpc, outcome.id);
 		return ENVOY_HTTP_STOP;
 	}
 	if (outcome.upgrade && self->kind == KIND_DOWNSTREAM && keep(stream))

@@ -13,6 +13,7 @@
 struct request {
 	struct idm_http http;
 	bool upgrade;
+	bool grpc;
 	struct idm_header_line headers[REQUEST_HEADERS_MAX];
 };
 
@@ -21,7 +22,7 @@ bool request_read(struct envoy_http *envoy, struct request *ret);
 /* Apply the header changes that the verdicts ask for. */
 bool request_change(struct envoy_http *envoy, const struct decision *decision);
 void request_report(struct envoy_http *envoy, const struct report *report);
-/* 403 (a gRPC request: status 7) with the decision's id. Calls other hooks before it returns. */
-void request_deny(struct envoy_http *envoy, const char *body, const char id[DECISION_ID_SIZE]);
+/* 403 (gRPC: status 7, PERMISSION_DENIED) with the decision's id. Calls other hooks before it returns. */
+void request_deny(struct envoy_http *envoy, const char *body, bool grpc, const char id[DECISION_ID_SIZE]);
 
 #endif

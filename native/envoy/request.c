@@ -2,7 +2,6 @@
 // A request's facts are Envoy's own bytes: one call fetches all headers for what three single lookups cost.
 
 #include <string.h>
-#include <strings.h>
 
 #include "http.h"
 #include "mesh.h"
@@ -22,12 +21,18 @@ static void take_pseudo(struct idm_http *http, const struct idm_header_line *lin
 		http->host = line->value;
 }
 
+// As Envoy tells them: application/grpc, perhaps with a message format; gRPC-Web is plain HTTP.
+static bool is_grpc(struct idm_bytes type)
+{
+	return type.size >= 16 && !memcmp(type.ptr, "application/grpc", 16) && (type.size == 16 || type.ptr[16] == '+');
+}
+
 bool request_read(struct envoy_http *envoy, struct request *ret)
 {
 	size_t count = CALLBACK(http_get_headers_size)(envoy, ENVOY_REQUEST_HEADERS), kept = 0;
 
 	ret->http = (struct idm_http){.headers = ret->headers};
-	ret->upgrade = false;
+	ret->upgrade = ret->grpc = false;
 	if (count > REQUEST_HEADERS_MAX || !CALLBACK(http_get_headers)(envoy, ENVOY_REQUEST_HEADERS, ret->headers))
 		return false;
 	for (size_t i = 0; i < count; i++) {
@@ -38,6 +43,7 @@ bool request_read(struct envoy_http *envoy, struct request *ret)
 			continue;
 		}
 		ret->upgrade |= is(line->name, "upgrade", 7);
+		ret->grpc |= is(line->name, "content-type", 12) && is_grpc(line->value);
 		ret->headers[kept++] = *line;
 	}
 	ret->http.header_count = kept;
@@ -80,10 +86,17 @@ void request_report(struct envoy_http *envoy, const struct report *report)
 							   report->pairs[i].value);
 }
 
-void request_deny(struct envoy_http *envoy, const char *body, const char id[DECISION_ID_SIZE])
+void request_deny(struct envoy_http *envoy, const char *body, bool grpc, const char id[DECISION_ID_SIZE])
 {
-	struct idm_header_line header = {IDM_TEXT("x-idmesh-decision-id"), {id, DECISION_ID_SIZE}};
+	struct idm_header_line headers[] = {
+		{IDM_TEXT("x-idmesh-decision-id"), {id, DECISION_ID_SIZE}},
+		{IDM_TEXT("grpc-status"), IDM_TEXT("7")},
+	};
+	size_t size = strlen(body);
 
-	CALLBACK(http_send_response)(envoy, 403, &header, 1, (struct idm_bytes){body, strlen(body)},
+	// In grpc-message the end of line would only be escaped.
+	while (grpc && size && (body[size - 1] == '\r' || body[size - 1] == '\n'))
+		size--;
+	CALLBACK(http_send_response)(envoy, 403, headers, grpc ? 2 : 1, (struct idm_bytes){body, size},
 				     IDM_TEXT("idmesh_denied"));
 }

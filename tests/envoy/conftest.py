@@ -25,14 +25,14 @@ def envoy() -> EnvoyBinary:
     return envoy_of(NEWEST)
 
 
-@pytest.fixture()
+@pytest.fixture
 def node(tmp_path: Path) -> Node:
     state = tmp_path / "state"
     state.mkdir(mode=0o755)
     return Node(state)
 
 
-@pytest.fixture()
+@pytest.fixture
 def backend() -> Iterator[Backend]:
     with http_backend() as started:
         yield started

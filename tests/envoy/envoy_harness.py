@@ -219,7 +219,7 @@ def start(config: Path, folder: Path, envoy: EnvoyBinary, concurrency: int = 2) 
     command += ["--admin-address-path", str(where), "-l", "info"]
     with log.open("wb") as said:
         process = subprocess.Popen(command, env=envoy.environment(MODULE), stderr=said)
-    wait_until(lambda: where.exists() and where.read_text() or process.poll() is not None, "the admin address")
+    wait_until(lambda: (where.exists() and where.read_text()) or process.poll() is not None, "the admin address")
     assert process.poll() is None, log.read_text()[-3000:]
     admin = parse_target(where.read_text().strip())
     return Envoy(process, admin, admin, log, folder)

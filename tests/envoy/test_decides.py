@@ -114,9 +114,7 @@ def test_connect_is_denied(node: Node, backend: Backend, tmp_path: Path, envoy: 
 
 
 @pytest.mark.parametrize("destination", ["", "local", f"default/server:{PORT}", f"{SERVER}:{PORT}", "default/nobody:1"])
-def test_destination_says_whose_policy_judges(
-    destination: str, node: Node, tmp_path: Path, envoy: EnvoyBinary
-) -> None:
+def test_destination_says_whose_policy_judges(destination: str, node: Node, tmp_path: Path, envoy: EnvoyBinary) -> None:
     with http_backend(host=SERVER, port=0) as backend:
         # What stands for the workload: its own port for "", the listener's for "local".
         listen = parse_target(f"{SERVER}:0")

@@ -35,7 +35,9 @@ _NAMES = (
 
 def _forgeries(address: str) -> list[dict[str, str]]:
     one = [{name: address} for name in _NAMES]
-    chains = [{"x-forwarded-for": chain} for chain in (f"{address}, {address}", f"{address},10.0.0.1", f"1.1.1.1,{address}")]
+    chains = [
+        {"x-forwarded-for": chain} for chain in (f"{address}, {address}", f"{address},10.0.0.1", f"1.1.1.1,{address}")
+    ]
     words = [
         {"forwarded": f"for={address};by={SERVER}"},
         {"x-forwarded-client-cert": "URI=spiffe://cluster.local/ns/default/sa/client"},

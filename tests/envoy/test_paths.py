@@ -21,15 +21,63 @@ SEED = int(os.environ.get("IDMESH_SEED", "1"))
 L7 = policy("[{method: GET, path: /public/.*}, {method: GET, path: /exact}]")
 _ALLOWED = re.compile(r"/public/.*|/exact")
 
-_SEGMENTS = ("public", "private", "exact", "admin", "a", "PUBLIC", "", ".", "..", "...", "%2e", "%2e%2e", ".%2E", "%2E%2e")
-_SEGMENTS += ("public;x", "..;", ";", ".;a=b", "%2f", "%2F..", "..%2f", "%5c", "..%5c", "\\", "..\\", "%252e%252e", "%c0%ae")
+_SEGMENTS = (
+    "public",
+    "private",
+    "exact",
+    "admin",
+    "a",
+    "PUBLIC",
+    "",
+    ".",
+    "..",
+    "...",
+    "%2e",
+    "%2e%2e",
+    ".%2E",
+    "%2E%2e",
+)
+_SEGMENTS += (
+    "public;x",
+    "..;",
+    ";",
+    ".;a=b",
+    "%2f",
+    "%2F..",
+    "..%2f",
+    "%5c",
+    "..%5c",
+    "\\",
+    "..\\",
+    "%252e%252e",
+    "%c0%ae",
+)
 _SEGMENTS += ("%00", "%0a", "%", "%zz", "%2", "é", "~", "%7e", "*", "?", "#", "public%2f..", "public%2fa")
 _SEPARATORS = ("/", "/", "/", "/", "//", "///", "%2f", "%2F", "\\", "/./", "/../", ";/")
 _TAILS = ("", "", "", "?", "?a=b", "?/../../x", "?%2e", "#f", ";v=1", "/", "/.", "/..", "%20", " ")
 _PREFIXES = ("/", "/", "/", "//", "http://ships/", "http://evil/", "https://ships/", "HTTP://ships/", "ships/", "")
 
 
+_BASES = ("/public/a", "/public/a/b?x=1", "/exact", "/public/", "/private/a", "/admin", "/publicx", "/exact/")
+
+
 def mutated(random_source: random.Random) -> str:
+    """Half of them are a plain path with up to two things written into it, half are made of odd pieces."""
+    return _edited(random_source) if random_source.random() < 0.5 else _made(random_source)
+
+
+def _edited(random_source: random.Random) -> str:
+    path = random_source.choice(_BASES)
+    for _ in range(random_source.randint(0, 2)):
+        at = random_source.randint(0, len(path))
+        piece = random_source.choice(
+            ("/../", "/./", "//", "%2f", "%2e%2e/", "/%2e/", ";x", "%41", "..", "\\", "/..;/", "%")
+        )
+        path = path[:at] + piece + path[at:]
+    return path
+
+
+def _made(random_source: random.Random) -> str:
     segments = [random_source.choice(_SEGMENTS) for _ in range(random_source.randint(1, 6))]
     path = random_source.choice(_PREFIXES) + segments[0]
     for segment in segments[1:]:
@@ -40,9 +88,7 @@ def mutated(random_source: random.Random) -> str:
 def _exchange(envoy: Envoy, path: str, state: list[socket.socket]) -> None:
     """Send one raw request on a kept connection and read its answer; a broken connection is replaced."""
     if not state:
-        state.append(
-            socket.create_connection((envoy.listen.host, envoy.listen.port), 10, source_address=(CLIENT, 0))
-        )
+        state.append(socket.create_connection((envoy.listen.host, envoy.listen.port), 10, source_address=(CLIENT, 0)))
     connection = state[0]
     try:
         connection.sendall(f"GET {path} HTTP/1.1\r\nHost: ships\r\n\r\n".encode("utf-8", "surrogateescape"))
@@ -77,15 +123,6 @@ def _play(envoy: Envoy, seed: int, count: int) -> None:
         connection.close()
 
 
-def _meant(path: str) -> list[str]:
-    """Every way a backend might read a path: as it came, decoded once or twice, parameters cut, dots resolved."""
-    decoded = [path.partition("?")[0]]
-    for _ in range(2):
-        decoded.append(re.sub(r"%([0-9a-fA-F]{2})", lambda hit: chr(int(hit.group(1), 16)), decoded[-1]))
-    cut = [re.sub(r";[^/]*", "", one) for one in decoded]
-    return [_resolved(one.replace("\\", "/")) for one in [*decoded[:2], *cut[:2]]]
-
-
 def _resolved(path: str) -> str:
     kept: list[str] = []
     for segment in path.split("/")[1:]:
@@ -109,7 +146,7 @@ def test_no_spelling_of_a_denied_path_is_served(
         assert started.stat("idmesh.error") == 0
         judged = started.stat("idmesh.allowed") + started.stat("idmesh.denied")
         assert started.stat("idmesh.allowed") == len(backend.requests)
-    assert judged > COUNT // 3  # the others Envoy refused or redirected before any filter
+    assert judged > COUNT // 8  # the others Envoy refused or redirected before any filter
     assert len(backend.requests) > COUNT // 100
     for seen in backend.requests:
         # What the backend got is what policy matched, query aside; no reading of it lies outside.
