@@ -7,8 +7,8 @@ so that one run shows all that is wrong. An object with a reported error is not 
 
 Typing of plain scalars: what YAML 1.1 or 1.2 would read as a boolean, number or null is refused where text is wanted
 (as the Kubernetes API does after its own reading), with the advice to quote it; a lone y or n is text, as nobody means
-anything else by it there. Where a boolean is wanted, `yes`, `on`
-and their like are accepted as Kubernetes' YAML reader accepts them; numbers are plain decimals.
+anything else by it there. Where a boolean is wanted, `yes`, `on` and their like are accepted as Kubernetes' YAML reader
+accepts them; numbers are plain decimals.
 """
 
 from __future__ import annotations
@@ -67,6 +67,7 @@ class Reader:
         self.ref = ref
         self.errors: list[PolicyError] = []
         self.warnings: list[PolicyError] = []
+        self._said: set[tuple[int, int, str, str]] = set()
 
     @property
     def ok(self) -> bool:
@@ -76,7 +77,10 @@ class Reader:
         return Origin(self.file, self.line + node.line + 1, node.column + 1)
 
     def error(self, node: Node, path: str, reason: str) -> None:
-        self.errors.append(PolicyError(self.origin(node), self.ref, path, reason))
+        key = (node.line, node.column, path, reason)
+        if key not in self._said:  # a parent of several fields is looked at once for each
+            self._said.add(key)
+            self.errors.append(PolicyError(self.origin(node), self.ref, path, reason))
 
     def warning(self, node: Node, path: str, reason: str) -> None:
         self.warnings.append(PolicyError(self.origin(node), self.ref, path, reason, "warning"))
