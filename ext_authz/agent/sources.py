@@ -79,8 +79,10 @@ class Sources:
         mender = _Mender(self._store, found)
         loaded = self._loader.load_contents(list(found.contents.items()), mender.mend)
         world = loaded.world
-        if any(source.problem and not source.kept and source.role == "policies" for source in found.sources):
-            world = replace(world, closed=True)  # no policies were ever read: nothing may be taken for allowed
+        for source in found.sources:
+            source.kept = sum(1 for kept in mender.used if _within(kept.file, source.path))
+            if source.problem and not source.kept and source.role == "policies":
+                world = replace(world, closed=True)  # never read: nothing may be taken for allowed
         counts = {"objects": len(loaded.objects), "skipped": sum(loaded.skipped.values())}
         errors = [*found.errors, *loaded.errors]
         view = View(world, errors, loaded.warnings, found.sources, mender.names, counts, {})
@@ -164,7 +166,6 @@ class Sources:
                 good[kept.file].append(kept)
         for source in found.sources:
             source.objects = sum(len(objects) for file, objects in good.items() if _within(file, source.path))
-            source.kept = sum(1 for kept in mender.used if _within(kept.file, source.path))
         return dict(good)
 
 

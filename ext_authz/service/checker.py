@@ -21,6 +21,7 @@ from envoy.service.auth.v3 import external_auth_pb2
 from google.rpc import status_pb2
 
 from ext_authz.engine._engine import ffi, lib
+from ext_authz.engine.types import SnapshotError
 from ext_authz.logs import event
 from ext_authz.service.loop import Metadata
 
@@ -42,10 +43,6 @@ _ERRORS = {
 
 
 _OPTIONS_MAX = 1024
-
-
-class SnapshotError(Exception):
-    """The bytes are no snapshot of ours; the one in force stays."""
 
 
 def _denial() -> bytes:

@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Laws of the sources: an error is never a deletion, and a deletion is never an error.
+
+Each law is checked by what the compiled snapshot decides, and again after a restart that leaves only the disk.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sourcing import BAD_RULE, BAD_SELECTOR, World, pods, policy
+
+
+@pytest.fixture()
+def world(tmp_path: Path) -> World:
+    made = World(tmp_path)
+    made.write("policies/web.yaml", policy())
+    made.write("policies/db.yaml", policy("db", "db", "web"))
+    view = made.look()
+    assert not view.errors, view.errors
+    assert made.passes("client")
+    assert not made.passes("other")
+    return made
+
+
+def looks(world: World) -> Iterator[None]:
+    """The law must hold at once, on the next look, and after a restart."""
+    for restart in (False, False, True):
+        if restart:
+            world.restart()
+        yield
+
+
+def holds_as_before(world: World) -> None:
+    assert world.passes("client")
+    assert not world.passes("other")
+
+
+def test_an_emptied_folder_keeps_every_policy(world: World) -> None:
+    for path in world.policies.iterdir():
+        path.unlink()
+    for _ in looks(world):
+        view = world.look()
+        holds_as_before(world)
+        assert "holds no files" in view.errors[0].reason
+        assert len(view.kept) == 2
+
+
+def test_an_unmounted_folder_keeps_every_policy(world: World) -> None:
+    shutil.rmtree(world.policies)
+    for _ in looks(world):
+        assert "missing" in world.look().errors[0].reason
+        holds_as_before(world)
+
+
+def test_an_unmounted_endpoints_folder_keeps_every_endpoint(world: World) -> None:
+    shutil.rmtree(world.endpoints)
+    for _ in looks(world):
+        assert world.look().errors
+        holds_as_before(world)
+
+
+def test_files_that_became_empty_keep_their_policies(world: World) -> None:
+    """As a writer that was cut off leaves them."""
+    world.write("policies/web.yaml", "")
+    for _ in looks(world):
+        assert "suddenly empty" in world.look().errors[0].reason
+        holds_as_before(world)
+
+
+def test_a_folder_of_empty_files_keeps_every_policy(world: World) -> None:
+    for path in world.policies.iterdir():
+        path.write_text("\n")
+    for _ in looks(world):
+        assert world.look().errors
+        holds_as_before(world)
+
+
+def test_a_subfolder_that_became_empty_keeps_its_policies(world: World) -> None:
+    world.write("policies/mounted/other.yaml", policy("extra", "web", "other"))
+    world.look()
+    assert world.passes("other")
+    (world.policies / "mounted/other.yaml").unlink()
+    for _ in looks(world):
+        assert world.look().errors
+        assert world.passes("other")
+    (world.policies / "mounted").rmdir()
+    assert not world.look().errors
+    assert not world.passes("other")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_an_unreadable_file_keeps_its_policy(world: World) -> None:
+    (world.policies / "web.yaml").chmod(0)
+    for _ in looks(world):
+        assert world.look().errors
+        holds_as_before(world)
+
+
+def test_a_file_that_cannot_be_read_keeps_its_policy(world: World) -> None:
+    """A directory of that name: reading fails for root too."""
+    (world.policies / "web.yaml").unlink()
+    (world.policies / "web.yaml").symlink_to(world.policies / "web.yaml")
+    for _ in looks(world):
+        assert world.look().errors
+        holds_as_before(world)
+
+
+def test_a_removed_file_is_a_deletion(world: World) -> None:
+    (world.policies / "web.yaml").unlink()
+    for _ in looks(world):
+        assert not world.look().errors
+        assert world.passes("other")
+
+
+def test_a_removed_document_is_a_deletion(world: World) -> None:
+    world.write("policies/web.yaml", policy() + policy("more", "web", "other"))
+    world.look()
+    assert world.passes("other")
+    world.write("policies/web.yaml", policy())
+    for _ in looks(world):
+        assert not world.look().errors
+        assert not world.passes("other")
+
+
+def test_a_moved_policy_is_no_deletion(world: World) -> None:
+    (world.policies / "web.yaml").rename(world.policies / "moved.yaml")
+    for _ in looks(world):
+        assert not world.look().errors
+        holds_as_before(world)
+
+
+@pytest.mark.parametrize("bad", [BAD_RULE, BAD_SELECTOR, "a: [", "\x00", "just text\n"])
+def test_a_bad_object_keeps_its_own_last_version(world: World, bad: str) -> None:
+    world.write("policies/web.yaml", bad)
+    for _ in looks(world):
+        view = world.look()
+        assert view.errors
+        assert view.kept == ["CiliumNetworkPolicy default/web"]
+        assert not view.world.closed
+        holds_as_before(world)
+
+
+def test_a_bad_object_freezes_no_other(world: World) -> None:
+    world.write("policies/web.yaml", "a: [")
+    world.look()
+    world.write("policies/db.yaml", policy("db", "db", "other"))
+    world.look()
+    holds_as_before(world)
+    assert world.passes("other", "db")
+    assert not world.passes("web", "db")
+
+
+def test_a_bad_document_freezes_no_other_of_its_file(world: World) -> None:
+    both = policy() + policy("db2", "db", "other")
+    world.write("policies/web.yaml", both)
+    world.look()
+    world.write("policies/web.yaml", policy() + policy("db2", "db", "client").replace("spec:", "spec: ["))
+    view = world.look()
+    assert view.kept == ["CiliumNetworkPolicy default/db2"]
+    holds_as_before(world)
+    assert world.passes("other", "db")
+
+
+def test_a_mended_object_counts_again(world: World) -> None:
+    world.write("policies/web.yaml", BAD_RULE)
+    world.look()
+    world.write("policies/web.yaml", policy(peer="other"))
+    view = world.look()
+    assert not view.errors
+    assert not view.kept
+    assert world.passes("other")
+    assert not world.passes("client")
+
+
+def test_a_bad_object_without_last_version_isolates_whom_it_selects(world: World) -> None:
+    world.write("policies/new.yaml", BAD_RULE.replace("name: web", "name: new").replace("app: web", "app: other"))
+    for _ in looks(world):
+        world.look()
+        assert not world.passes("client", "other")
+        holds_as_before(world)
+
+
+def test_an_unreadable_selector_without_last_version_closes_the_node(world: World) -> None:
+    world.write("policies/new.yaml", BAD_SELECTOR.replace("name: web", "name: new"))
+    for _ in looks(world):
+        assert world.look().world.closed
+        assert not world.passes("client")
+        assert not world.passes("client", "other")
+
+
+def test_a_new_broken_document_closes_the_node_although_others_are_kept(world: World) -> None:
+    world.write("policies/web.yaml", policy() + "---\na: [")
+    assert world.look().world.closed
+
+
+def test_two_objects_of_one_name_keep_the_version_before(world: World) -> None:
+    world.write("policies/again.yaml", policy(peer="other"))
+    for _ in looks(world):
+        assert world.look().errors
+        holds_as_before(world)
+
+
+def test_a_bad_pod_keeps_its_last_version(world: World) -> None:
+    world.write("endpoints/pods.yaml", pods().replace("10.0.0.1}", "10.0.0.999}", 1))
+    for _ in looks(world):
+        assert world.look().errors
+        holds_as_before(world)
+
+
+def test_a_removed_pod_is_gone(world: World) -> None:
+    world.write("endpoints/pods.yaml", pods("other", "web", "db"))
+    assert not world.look().errors
+    assert not world.passes("client")
+
+
+def test_sources_never_read_close_the_node(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    for _ in looks(world):
+        assert world.look().world.closed
+        assert not world.passes("client")
+    world.write("policies/web.yaml", policy())
+    assert not world.look().world.closed
+    holds_as_before(world)
+
+
+def test_what_is_kept_is_private(world: World) -> None:
+    pages = list(world.kept.glob("*.json"))
+    assert pages
+    assert all(page.stat().st_mode & 0o077 == 0 for page in pages)
+
+
+def test_a_damaged_page_invents_nothing(world: World) -> None:
+    for page in world.kept.glob("*.json"):
+        page.write_bytes(b"{" + page.read_bytes()[5:50])
+    world.restart()
+    for path in world.policies.iterdir():
+        path.unlink()
+    assert world.look().world.closed
+    assert not world.passes("client")
