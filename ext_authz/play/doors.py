@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from ext_authz.cli import Failure
 from ext_authz.compiler.compile import Compiler
 from ext_authz.envoy_binary import EnvoyNotFound, find_envoy
 from ext_authz.identity.allocator import MemoryAllocator
-from ext_authz.model.types import PolicyError
+from ext_authz.model.types import Policy, PolicyError
 from ext_authz.play.client import Seen, request, talk
 from ext_authz.play.headers import changed
 from ext_authz.play.netns import NoNamespace, ensure_privileges
@@ -31,7 +31,7 @@ from ext_authz.xds.setup import Direction, Door, Mode
 
 MODULE = Path(__file__).resolve().parent.parent / "native" / "libidmesh_envoy.so"
 PROXY_UNSUPPORTED = 180
-# Sent where a probe names no request, to see what an L3/L4 redirect is handed to.
+# Sent to a listener of requests where a probe names none.
 _ANY_REQUEST: Raw = {"method": "GET", "path": "/", "host": "idmesh.test"}
 
 StageKey = tuple[Mode, Direction]
@@ -94,7 +94,7 @@ class _Run:
         return prepare(case, Compiler(self._allocator, revision=self._revision - 1))
 
     def _flights(self, prepared: Prepared) -> list[Flight | str]:
-        return [_flight(probe, prepared.built.addresses) for probe in prepared.case.probes]
+        return [_flight(probe, prepared) for probe in prepared.case.probes]
 
     def _start(self, flights: Sequence[Flight], prepared: Sequence[Prepared | PolicyError]) -> None:
         first = next((found.snapshot for found in prepared if isinstance(found, Prepared)), None)
@@ -103,8 +103,6 @@ class _Run:
         places: dict[StageKey, set[Place]] = {}
         for flight in flights:
             places.setdefault(flight.stage, set()).add(flight.place)
-            # A connection that is redirected is handed to the proxy of requests.
-            places.setdefault((Mode.HTTP, flight.stage[1]), set()).add(flight.place)
         for key, wanted in places.items():
             stage = self._stack.enter_context(Stage(self._wiring, *key))
             stage.start(wanted, {flight.source for flight in flights}, first)
@@ -112,33 +110,27 @@ class _Run:
 
     def _play(self, prepared: Prepared, flights: Sequence[Flight | str]) -> list[Outcome]:
         in_force: set[StageKey] = set()
-
-        def stage_at(key: StageKey) -> Stage:
-            stage = self._stages[key]
-            if key not in in_force:
-                stage.publish(prepared.snapshot, prepared.revision)
-                in_force.add(key)
-            return stage
-
         outcomes = []
         for flight in flights:
             if isinstance(flight, str):
                 outcomes.append(Outcome(skipped=flight))
-            elif flight.stage[0] == Mode.TCP:
-                outcomes.append(_connection(flight, stage_at))
-            else:
-                outcomes.append(_request(flight, flight.probe["http"], stage_at(flight.stage)))
+                continue
+            stage = self._stages[flight.stage]
+            if flight.stage not in in_force:
+                stage.publish(prepared.snapshot, prepared.revision)
+                in_force.add(flight.stage)
+            outcomes.append(_fly(flight, stage))
         return outcomes
 
     def _check_counts(self) -> None:
         for stage in self._stages.values():
-            stage.keep()
             counted = stage.counted()
+            stage.keep()
             if counted != stage.played:
                 raise StageError(f"the door counted {counted} verdicts, {stage.played} flows were played")
 
 
-def _flight(probe: Raw, addresses: Mapping[str, Sequence[str]]) -> Flight | str:
+def _flight(probe: Raw, prepared: Prepared) -> Flight | str:
     """The probe's way, or why it fits no door."""
     if probe.get("protocol") != "TCP":
         return "not TCP"
@@ -147,27 +139,54 @@ def _flight(probe: Raw, addresses: Mapping[str, Sequence[str]]) -> Flight | str:
             return f"no {name} at this door"
     if probe.get("auth"):
         return "no mutual authentication at this door"
+    addresses = prepared.built.addresses
     source, target = addresses[probe["from"]], addresses[probe["to"]]
     pairs = [(one, other) for one in source for other in target if (":" in one) == (":" in other)]
     if not pairs:
         return "the ends have no address family in common"
-    mode = Mode.HTTP if "http" in probe else Mode.TCP
+    is_http = "http" in probe or speaks_http(prepared.built.world.policies, probe["port"])
+    mode = Mode.HTTP if is_http else Mode.TCP
     return Flight(probe, (mode, Direction(probe["dir"])), pairs[0][0], (pairs[0][1], probe["port"]))
 
 
-def _connection(flight: Flight, stage_at: Any) -> Outcome:
-    stage: Stage = stage_at(flight.stage)
+def speaks_http(policies: Iterable[Policy], port: int) -> bool:
+    """True if some policy filters requests at this port: there a listener for requests has to stand."""
+    return any(
+        spec.name is not None or not spec.port or spec.port <= port <= spec.last_port
+        for policy in policies
+        for rule in policy.rules
+        for entry in rule.entries
+        for port_rule in entry.to_ports or ()
+        if port_rule.rules is not None and port_rule.rules.http
+        for spec in port_rule.ports
+    )
+
+
+def _fly(flight: Flight, stage: Stage) -> Outcome:
+    """One connection, one verdict."""
+    if stage.mode == Mode.TCP:
+        return _connection(flight, stage)
+    return _request(flight, flight.probe["http"], stage) if "http" in flight.probe else _bare(flight, stage)
+
+
+def _connection(flight: Flight, stage: Stage) -> Outcome:
+    """Judged by the network filter alone, which closes what should be handed to a proxy (180)."""
     seen = talk(stage.namespace, flight.source, flight.place)
     record = stage.record(seen.name)
-    if _drop(record) == PROXY_UNSUPPORTED and not seen.through:
-        # Redirected: this filter alone closes it. The same connection to the proxy of requests must reach it.
-        outcome = _request(flight, _ANY_REQUEST, stage_at((Mode.HTTP, flight.stage[1])))
-        got = outcome.got or {}
-        return Outcome({"expect": "redirect"}, entry=_entry(record)) if got.get("at") == "proxy" else outcome
-    got = {"expect": "allow" if seen.through else "deny"}
-    if not seen.through and _drop(record):
-        got["drop"] = _drop(record)
+    drop = None if seen.through else _drop(record)
+    if drop == PROXY_UNSUPPORTED:
+        return Outcome(_checked({"expect": "redirect"}, seen, record), entry=_entry(record))
+    got: Raw = {"expect": "allow" if seen.through else "deny"} | ({"drop": drop} if drop else {})
     return Outcome(_checked(got, seen, record), entry=_entry(record))
+
+
+def _bare(flight: Flight, stage: Stage) -> Outcome:
+    """A connection to a listener of requests: any request shows whether it was handed to the proxy."""
+    outcome = _request(flight, _ANY_REQUEST, stage)
+    got = outcome.got or {}
+    if got.get("at") == "proxy" and "door" not in got:
+        return replace(outcome, got={"expect": "redirect"})
+    return replace(outcome, got={key: value for key, value in got.items() if key in ("expect", "drop", "door")})
 
 
 def _request(flight: Flight, http: Raw, stage: Stage) -> Outcome:

@@ -28,6 +28,7 @@ from ext_authz.state import State
 from ext_authz.xds.setup import Direction, Door, Mode, Setup, Target
 
 READY_S = 30.0
+_COUNT_S = 6.0
 _PAUSE_S = 0.002
 _FLUSH_MS = 5
 Place = tuple[str, int]
@@ -117,7 +118,13 @@ class Stage:
         return found
 
     def counted(self) -> int:
-        """How many verdicts the door says it gave."""
+        """How many verdicts the door says it gave; services report now and then, so this waits for the last."""
+        until = time.monotonic() + _COUNT_S
+        while (found := self._counters()) < self.played and time.monotonic() < until:
+            time.sleep(_PAUSE_S * 10)
+        return found
+
+    def _counters(self) -> int:
         if self._wiring.door == Door.EXT_AUTHZ:
             pages = [json.loads(path.read_bytes()) for path in self._state.readers.glob("*.json")]
             return sum(count for page in pages for count in page["counts"].values())
