@@ -118,8 +118,11 @@ def filings_of(group: Group) -> list[Filing]:
     for predicate in group.headers:
         if predicate.mismatch != _FAIL:
             continue
-        kind = DimKind.HEADER_PRESENT if predicate.present else DimKind.HEADER_VALUE
-        found.append(Filing(kind, predicate.name, "" if predicate.present else predicate.value))
+        # A slot holds a plain hash of its value, from which a secret could be guessed.
+        if predicate.present or predicate.secret:
+            found.append(Filing(DimKind.HEADER_PRESENT, predicate.name, ""))
+        else:
+            found.append(Filing(DimKind.HEADER_VALUE, predicate.name, predicate.value))
     for kind, expression in ((DimKind.HOST, group.host), (DimKind.METHOD, group.method)):
         literal = literal_of(expression) if expression else None
         if literal is not None:

@@ -177,8 +177,7 @@ class L7Pools:
         except PatternError as error:
             raise policy_error(origin_of(error.index), f"{patterns[error.index]!r}: {error.reason}", field) from None
         except BudgetError as error:
-            reason = f"{error.reason} (cost {error.cost}, limit {error.limit})"
-            raise policy_error(origin_of(error.index or 0), reason, field) from None
+            raise policy_error(origin_of(error.index or 0), error.reason, field) from None
 
     def _matcher(self, patterns: tuple[str, ...]) -> tuple[int, int]:
         """Number and cost."""

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`idmesh explain`: why a flow passes or not, at both ends, with the rule and line that decided."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from ext_authz.cli import Failure
+from ext_authz.commands.inputs import add_source_arguments, compile_sources, load_sources, print_problems
+from ext_authz.compiler.compile import Compiled
+from ext_authz.engine.engine import Engine
+from ext_authz.engine.types import Direction, Flow, Http
+from ext_authz.explain import UnknownEnd, View, explain, find_end
+from ext_authz.explain.names import PROTOCOLS
+from ext_authz.explain.sides import result_text, side_record, side_text
+from ext_authz.identity.allocator import AllocationError
+from ext_authz.model.types import PolicyError
+
+_NUMBERS = {name.upper(): number for number, name in PROTOCOLS.items()}
+
+
+def register(subparsers: argparse._SubParsersAction) -> None:
+    parser = subparsers.add_parser("explain", help="why a flow passes or not", description=__doc__)
+    add_source_arguments(parser)
+    ends = "NAMESPACE/NAME, an address, an identity number or a reserved name"
+    parser.add_argument("--from", required=True, metavar="X", dest="source", help=ends)
+    parser.add_argument("--to", required=True, metavar="Y", dest="destination", help=ends)
+    parser.add_argument("--port", required=True, metavar="N[/PROTO]", help="destination port (TCP), or ICMP type")
+    parser.add_argument("--http", metavar='"GET host/path"', help="a request on that connection")
+    parser.add_argument(
+        "-H", "--header", action="append", default=[], metavar='"Name: value"', dest="headers", help="repeatable"
+    )
+    parser.add_argument("--dns", metavar="NAME", help="a DNS query on that connection")
+    parser.add_argument("--sni", metavar="NAME", help="server name of the TLS client hello")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """0 allowed, 1 denied, 2 if it cannot be told."""
+    facts = read_facts(args)
+    loaded = load_sources(args)
+    try:
+        compiled = compile_sources(loaded)
+    except AllocationError as error:
+        raise Failure(str(error)) from error
+    _refuse(compiled, args.json)
+    view = View(Engine.open(compiled.snapshot))
+    try:
+        sides = explain(view, find_end(view, args.source), find_end(view, args.destination), facts)
+    except UnknownEnd as error:
+        raise Failure(str(error)) from error
+    result = result_text(sides)
+    if args.json:
+        print(json.dumps({"result": result, "sides": [side_record(side) for side in sides]}))
+    else:
+        print("\n".join([line for side in sides for line in side_text(side)] + [result]))
+    return 0 if result == "allowed" else 1
+
+
+def read_facts(args: argparse.Namespace) -> Flow:
+    """
+    The flow as the options say it; its ends are still missing.
+
+    Raises:
+        Failure: An option does not read as it should.
+    """
+    port, protocol = read_port(args.port)
+    http = read_http(args.http, args.headers)
+    if sum(fact is not None for fact in (http, args.dns)) > 1:
+        raise Failure("--http and --dns are facts of different connections: give one")
+    return Flow(
+        direction=Direction.INGRESS,
+        peer=0,
+        protocol=protocol,
+        port=port,
+        http=http,
+        dns=args.dns,
+        sni=args.sni,
+        raw_path=True,
+    )
+
+
+def read_port(text: str) -> tuple[int, int]:
+    """Port and IP protocol of "N" or "N/PROTO"."""
+    number, slash, name = text.partition("/")
+    protocol = _NUMBERS.get(name.upper()) if slash else _NUMBERS["TCP"]
+    if protocol is None:
+        raise Failure(f"--port {text}: the protocol must be one of {', '.join(_NUMBERS)}")
+    if not (number.isascii() and number.isdigit() and int(number) <= 65535):
+        raise Failure(f"--port {text}: must be N or N/PROTO with N from 0 to 65535")
+    return int(number), protocol
+
+
+def read_http(text: str | None, headers: list[str]) -> Http | None:
+    """The request of "METHOD HOST/PATH"; the host may be left out."""
+    if text is None:
+        if headers:
+            raise Failure("-H needs --http")
+        return None
+    method, space, target = text.partition(" ")
+    if not space or not method or not target.strip():
+        raise Failure(f'--http {text!r}: must be "METHOD host/path"')
+    host, slash, path = target.strip().partition("/")
+    lines = []
+    for header in headers:
+        name, colon, value = header.partition(":")
+        if not colon or not name.strip():
+            raise Failure(f'-H {header!r}: must be "Name: value"')
+        lines.append((name.strip(), value.strip()))
+    return Http(method, slash + path if slash else "/", host, tuple(lines))
+
+
+def _refuse(compiled: Compiled, as_json: bool) -> None:
+    """An answer from half of the files would be about other policies than those of the node."""
+    problems: list[PolicyError] = [*compiled.errors, *compiled.warnings]
+    print_problems(problems, as_json)
+    if compiled.errors:
+        raise Failure("the files have errors, so what they mean cannot be told")
