@@ -67,6 +67,7 @@ def _add_doors(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--destination", default="", metavar="WHOSE", help="whose policy judges (--door; see envoy)")
     parser.add_argument("--mode", choices=("http", "tcp"), default="http", help="(--door)")
     parser.add_argument("--concurrency", type=int, metavar="N", help="Envoy's worker threads")
+    parser.add_argument("--envoy-arg", action="append", default=[], metavar="ARG", help="one more word for Envoy")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -140,6 +141,7 @@ def _make_proxy(args: argparse.Namespace, state: State) -> Proxy | None:
     binary = find_envoy()
     config = args.envoy.absolute() if args.envoy else _write_config(args, state)
     words = ["--concurrency", str(args.concurrency)] if args.concurrency else []
+    words += args.envoy_arg
     environment = binary.environment(MODULE)
     return Proxy(binary.path, config, state.root / "envoy.json", admin_of(_read_config(config)), words, environment)
 

@@ -100,6 +100,10 @@ def build_in_place(root: Path = ROOT, force: bool = False) -> Path:
         staged = folder / f".{built.name}.{os.getpid()}"
         shutil.copy2(built, staged)
         os.replace(staged, folder / built.name)
+    # Python takes the most specific suffix first: an older build of another name would hide this one.
+    for path in present:
+        if path.name != built.name:
+            path.unlink(missing_ok=True)
     return folder / built.name
 
 
