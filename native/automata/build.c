@@ -13,8 +13,8 @@
 #include "idmesh/snapshot.h"
 #include "literals.h"
 
-// A matcher may take 12 us of the 20 us a decision may take: idm_matcher.cost is in units of COST_UNIT_PS.
-#define COST_LIMIT (12000000u / COST_UNIT_PS)
+// A matcher may take 14 us of the 20 us a decision may take: idm_matcher.cost is in units of COST_UNIT_PS.
+#define COST_LIMIT (14000000u / COST_UNIT_PS)
 #define AUTOMATA_MAX 16u
 #define BLOB_MAX ((size_t)32 << 20)
 // What one union, and the whole build, may use. Steps of the subset construction: about 10 ns each.
@@ -34,6 +34,7 @@ struct build {
 	VEC(struct idm_automaton) automata;
 	VEC(const struct pattern *) buckets[BUCKETS];
 	VEC(const struct pattern *) literals;
+	uint64_t last_ps; // of the union tried last, 0 if it was not finished
 	struct idm_build_result *result;
 };
 
@@ -106,6 +107,7 @@ static void add_automaton(struct build *build, struct pool *pool, const struct p
 	struct dfa dfa = {.nfa = &nfa, .pool = pool, .work = &left, .state_limit = UNION_STEPS};
 	struct idm_automaton automaton = {.flags = backward ? IDM_AUTOMATON_BACKWARD : 0};
 
+	build->last_ps = 0;
 	// Spent also if the union is given up.
 	build->steps -= steps;
 	trie_compile(&nfa, patterns, count);
@@ -113,6 +115,7 @@ static void add_automaton(struct build *build, struct pool *pool, const struct p
 	build->steps += left;
 	automaton.classes = dfa.classes;
 	automaton.start = emit_automaton(&build->blob, &dfa, &automaton.map, &cost);
+	build->last_ps = cost;
 	if (cost > (uint64_t)COST_LIMIT * COST_UNIT_PS || build->blob.bytes.count > BLOB_MAX)
 		longjmp(*pool->fail, 1);
 	*VEC_ADD(build->blob.pool, build->automata) = automaton;
@@ -163,9 +166,14 @@ static int add_union(struct build *build, const struct pattern *const *patterns,
 	if (try_union(build, patterns, count, backward))
 		return IDM_BUILD_OK;
 	if (count == 1) {
+		uint64_t cost_ps = build->last_ps;
+
 		if (try_union(build, patterns, count, !backward))
 			return IDM_BUILD_OK;
-		return refuse(build, IDM_BUILD_SIZE, patterns[0]->outcome, 0);
+		if (!cost_ps || (build->last_ps && build->last_ps < cost_ps))
+			cost_ps = build->last_ps;
+		error = cost_ps > (uint64_t)COST_LIMIT * COST_UNIT_PS ? IDM_BUILD_COST : IDM_BUILD_SIZE;
+		return refuse(build, error, patterns[0]->outcome, cost_ps);
 	}
 	error = add_union(build, patterns, count / 2, backward);
 	return error ? error : add_union(build, patterns + count / 2, count - count / 2, backward);
@@ -184,15 +192,16 @@ static int compare_wide(const void *a, const void *b)
 static int build_automata(struct build *build)
 {
 	for (int bucket = 0; bucket < BUCKETS; bucket++) {
-		uint32_t count = (uint32_t)build->buckets[bucket].count;
+		uint32_t size = (uint32_t)build->buckets[bucket].count;
 		int error;
 
-		if (count)
-			qsort(build->buckets[bucket].at, count, sizeof(void *), compare_wide);
-		error = add_union(build, build->buckets[bucket].at, count, bucket == BACKWARD);
+		if (size)
+			qsort(build->buckets[bucket].at, size, sizeof(void *), compare_wide);
+		error = add_union(build, build->buckets[bucket].at, size, bucket == BACKWARD);
 		if (error)
 			return error;
 	}
+	build->cost_ps += build->blob.rests ? cost_shared() : 0;
 	if (build->cost_ps > (uint64_t)COST_LIMIT * COST_UNIT_PS)
 		return refuse(build, IDM_BUILD_COST, build->worst_pattern, build->cost_ps);
 	return IDM_BUILD_OK;

@@ -7,17 +7,28 @@
 
 #define PASS_PS 25000u      // a node met for the first time, far from the caches
 #define LOOP_PS 620u        // a step by shifts
-#define ROW_NEAR_PS 1500u   // a step in a table within the first cache
-#define ROW_FAR_PS 4400u    // within the second
-#define ROW_LOST_PS 20000u  // beyond
-#define LANES 4u
-#define REST_PS 620u        // reading what ".*" takes
-#define NEAR_BYTES (32u << 10)
-#define FAR_BYTES (768u << 10)
+#define SINGLE_PS 300u      // in a loop of one member
+#define HASH_PS 200u        // hashing a byte of a text
+#define REST_PS 270u        // looking whether ".*" matches
+// A step in a table, by the cache it fits into, alone and in lanes.
+static const struct {
+	uint64_t bytes;
+	uint32_t step_ps;
+	uint32_t lanes_ps;
+} tables[] = {
+	{32u << 10, 1500, 520}, {1u << 20, 4400, 780}, {8u << 20, 15000, 1250}, {UINT64_MAX, 100000, 100000},
+};
 
 void cost_init(struct writer *w)
 {
 	w->costs = pool_alloc(w->dfa->pool, w->scc.count * sizeof(*w->costs));
+}
+
+// How far a text is clean is found out once for the matcher (cost_shared()); patterns that also match other text
+// may have to look again.
+static struct part_cost rest(const struct writer *w, uint32_t id)
+{
+	return (struct part_cost){.once_ps = PASS_PS, .byte_ps = w->dfa->nfa->code.at[id].clean ? 0 : REST_PS};
 }
 
 // The dearest of what can follow.
@@ -30,13 +41,11 @@ static struct part_cost after(const struct writer *w, uint32_t part)
 
 		for (uint32_t m = 0; m < state->move_count; m++) {
 			uint32_t target = w->dfa->moves.at[state->first_move + m].target;
-			struct part_cost next = {.once_ps = PASS_PS, .byte_ps = REST_PS};
+			struct part_cost next;
 
-			if (!(target & DFA_REST)) {
-				if (w->scc.part_of[target] == part)
-					continue;
-				next = w->costs[w->scc.part_of[target]];
-			}
+			if (!(target & DFA_REST) && w->scc.part_of[target] == part)
+				continue;
+			next = target & DFA_REST ? rest(w, target & ~DFA_REST) : w->costs[w->scc.part_of[target]];
 			if (next.once_ps > worst.once_ps)
 				worst.once_ps = next.once_ps;
 			if (next.byte_ps > worst.byte_ps)
@@ -65,23 +74,37 @@ void cost_pass(struct writer *w, uint32_t part)
 
 void cost_loop(struct writer *w, uint32_t part)
 {
-	settle(w, part, LOOP_PS, true);
+	bool single = w->scc.first[part + 1] - w->scc.first[part] == 1;
+
+	settle(w, part, single ? SINGLE_PS : LOOP_PS, true);
 }
 
 void cost_rows(struct writer *w, uint32_t part, bool lanes)
 {
 	uint64_t bytes = (uint64_t)(w->scc.first[part + 1] - w->scc.first[part]) * 4 * (w->dfa->classes + 1);
-	uint64_t step = bytes <= NEAR_BYTES ? ROW_NEAR_PS : bytes <= FAR_BYTES ? ROW_FAR_PS : ROW_LOST_PS;
+	uint32_t size = 0;
 
-	// Lanes first look whether the text is clean.
-	settle(w, part, lanes ? step / LANES + REST_PS : step, true);
+	while (bytes > tables[size].bytes)
+		size++;
+	settle(w, part, lanes ? tables[size].lanes_ps : tables[size].step_ps, true);
+}
+
+uint64_t cost_shared(void)
+{
+	return (uint64_t)REST_PS * COST_TEXT;
+}
+
+uint64_t cost_literals(uint64_t longest)
+{
+	return (longest < COST_TEXT ? longest : COST_TEXT) * HASH_PS;
 }
 
 uint64_t cost_worst(const struct writer *w)
 {
-	struct part_cost cost = {.once_ps = PASS_PS, .byte_ps = REST_PS};
+	uint32_t start = w->dfa->start;
+	struct part_cost cost = {.once_ps = PASS_PS};
 
-	if (!(w->dfa->start & DFA_REST))
-		cost = w->costs[w->scc.part_of[w->dfa->start]];
+	if (start != DFA_DEAD)
+		cost = start & DFA_REST ? rest(w, start & ~DFA_REST) : w->costs[w->scc.part_of[start]];
 	return cost.once_ps + cost.byte_ps * COST_TEXT;
 }

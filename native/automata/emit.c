@@ -39,6 +39,7 @@ static uint32_t entry_of_rest(struct writer *w, uint32_t id)
 	struct idm_frame *node;
 	uint32_t offset;
 
+	w->blob->rests = true;
 	if (in->other == NFA_NONE)
 		return in->owner << 3 | IDM_NODE_REST;
 	if (w->frame_entries[in->other])
@@ -270,7 +271,7 @@ static uint32_t write_map(struct writer *w)
 
 uint32_t emit_automaton(struct blob *blob, struct dfa *dfa, uint32_t *map, uint64_t *cost)
 {
-	struct writer w = {.blob = blob, .dfa = dfa};
+	struct writer w = {.blob = blob, .dfa = dfa, .clean = dfa->nfa->all_clean};
 
 	*map = write_map(&w);
 	scc_find(dfa, &w.scc);

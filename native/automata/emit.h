@@ -10,6 +10,7 @@ struct blob {
 	struct pool *pool;
 	VEC(uint8_t) bytes;
 	VEC(uint32_t) tables; /* offsets of the loop tables */
+	bool rests; /* some node asks whether ".*" matches */
 };
 
 /* Appends size zero bytes at a multiple of align; returns their offset. Moves the blob. */

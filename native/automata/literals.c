@@ -95,5 +95,5 @@ uint64_t literals_write(struct blob *blob, const struct pattern *const *patterns
 	body->literal_probes = count > LIST_MAX ? probes : 0;
 	body->literal_max = longest;
 	pool_free(blob->pool, texts, count * sizeof(*texts));
-	return count > LIST_MAX ? COST_LITERALS_PS : 0;
+	return cost_literals(longest);
 }

@@ -82,14 +82,12 @@ static uint32_t write_members(struct writer *w, const struct order *order)
 	struct idm_loop_member members[IDM_LOOP_MEMBERS];
 	uint32_t offset;
 
-	for (uint32_t m = 0; m < IDM_LOOP_MEMBERS; m++)
-		members[m] = (struct idm_loop_member){.accept = IDM_NONE, .exit = IDM_NODE_DEAD};
 	for (uint32_t m = 0; m < order->count; m++) {
 		members[m].accept = w->dfa->states.at[order->states[m]].accept;
 		members[m].exit = writer_exits(w, order->states[m]);
 	}
-	offset = blob_add(w->blob, sizeof(members), 8);
-	memcpy(blob_at(w->blob, offset), members, sizeof(members));
+	offset = blob_add(w->blob, order->count * sizeof(*members), 8);
+	memcpy(blob_at(w->blob, offset), members, order->count * sizeof(*members));
 	return offset;
 }
 
@@ -111,7 +109,7 @@ bool loop_write(struct writer *w, uint32_t part)
 		uint32_t at = blob_add(w->blob, sizeof(struct idm_loop), 8);
 
 		*(struct idm_loop *)blob_at(w->blob, at) =
-			(struct idm_loop){.table = offset, .start = 6 * m, .members = members};
+			(struct idm_loop){.table = offset, .start = 6 * m, .members = members, .count = order.count};
 		w->entries[order.states[m]] = at | IDM_NODE_LOOP;
 	}
 	return true;

@@ -11,26 +11,8 @@
 
 #include "idmesh/automaton.h"
 #include "idmesh/engine.h"
+#include "lanes.h"
 #include "rest.h"
-
-// A text, and how much of it was read, from its start or its end.
-struct cursor {
-	const uint8_t *text;
-	size_t size;
-	size_t at;
-	bool backward;
-};
-
-static inline __attribute__((always_inline)) uint8_t byte_at(const struct cursor *c, size_t at)
-{
-	return c->backward ? c->text[c->size - 1 - at] : c->text[at];
-}
-
-// The next size bytes in the text's order; they must be there.
-static inline const uint8_t *ahead(const struct cursor *c, size_t size)
-{
-	return c->backward ? c->text + c->size - c->at - size : c->text + c->at;
-}
 
 static inline uint32_t sparse_target(const struct idm_sparse *node, uint8_t class)
 {
@@ -49,15 +31,16 @@ static inline uint32_t sparse_target(const struct idm_sparse *node, uint8_t clas
 #endif
 }
 
-static inline __attribute__((always_inline)) uint64_t loop_step(const uint64_t *table, uint64_t state,
+static ALWAYS_INLINE uint64_t loop_step(const uint64_t *table, uint64_t state,
 								 const struct cursor *c, size_t at)
 {
-	return table[byte_at(c, at)] >> state & 63;
+	return table[cursor_byte(c, at)] >> state & 63;
 }
 
 // Steps while the text stays in the loop; returns the last member's shift. Most stays are short; long ones go in
 // strides, whose single test does not wait for the steps before it.
-static inline __attribute__((always_inline)) uint64_t loop_run(const uint64_t *table, uint64_t state, struct cursor *c)
+static ALWAYS_INLINE uint64_t loop_run(const uint64_t *table, uint64_t state, bool single,
+					     struct cursor *c)
 {
 	const size_t stride = 16;
 	size_t near = c->size - c->at < stride ? c->size : c->at + stride;
@@ -69,7 +52,17 @@ static inline __attribute__((always_inline)) uint64_t loop_run(const uint64_t *t
 			return state;
 		state = next;
 	}
-	while (c->size - c->at >= stride) {
+	// A loop of one member stays or ends whatever the bytes before: the loads need not wait for each other.
+	while (single && c->size - c->at >= stride) {
+		uint64_t out = 0;
+
+		for (size_t i = 0; i < stride; i++)
+			out |= table[cursor_byte(c, c->at + i)];
+		if (out & 63)
+			break;
+		c->at += stride;
+	}
+	while (!single && c->size - c->at >= stride) {
 		uint64_t next = state;
 
 		for (size_t i = 0; i < stride; i++)
@@ -89,30 +82,25 @@ static inline __attribute__((always_inline)) uint64_t loop_run(const uint64_t *t
 	return state;
 }
 
-// Unread part, in the text's order.
-static uint32_t match_rest(const struct cursor *c, uint32_t outcome)
+// Whether ".*" matches what is unread, but for some bytes at its far end.
+static bool rest_matches(const struct cursor *c, struct rest *rest, size_t spared)
 {
-	return rest_is_clean(ahead(c, c->size - c->at), c->size - c->at) ? outcome : IDM_NONE;
+	return c->backward ? rest_is_clean(rest, spared, c->size - c->at) : rest_is_clean(rest, c->at, c->size - spared);
 }
 
-static uint32_t match_frame(const struct cursor *c, const struct idm_frame *frame)
+static uint32_t match_frame(const struct cursor *c, struct rest *rest, const struct idm_frame *frame)
 {
-	size_t left = c->size - c->at;
-	const uint8_t *rest = ahead(c, left), *frame_at;
+	const uint8_t *far = c->backward ? c->text : c->text + c->size - frame->size;
 
-	if (left < frame->size)
+	if (c->size - c->at < frame->size || memcmp(far, frame->bytes, frame->size))
 		return IDM_NONE;
-	left -= frame->size;
-	frame_at = c->backward ? rest : rest + left;
-	if (memcmp(frame_at, frame->bytes, frame->size))
-		return IDM_NONE;
-	return rest_is_clean(c->backward ? rest + frame->size : rest, left) ? frame->outcome : IDM_NONE;
+	return rest_matches(c, rest, frame->size) ? frame->outcome : IDM_NONE;
 }
 
-static inline __attribute__((always_inline)) uint32_t walk(const char *blob, const struct idm_automaton *automaton,
-							    const char *text, size_t size, bool backward)
+static ALWAYS_INLINE uint32_t walk(const char *blob, const struct idm_automaton *automaton,
+				   struct rest *rest, bool backward)
 {
-	struct cursor c = {.text = (const uint8_t *)text, .size = size, .backward = backward};
+	struct cursor c = {.text = rest->text, .size = rest->size, .backward = backward};
 	const uint8_t *map = (const uint8_t *)blob + automaton->map;
 	uint32_t entry = automaton->start;
 
@@ -126,7 +114,7 @@ static inline __attribute__((always_inline)) uint32_t walk(const char *blob, con
 			for (;;) {
 				if (c.at == c.size)
 					return row[0];
-				entry = row[1 + map[byte_at(&c, c.at++)]];
+				entry = row[1 + map[cursor_byte(&c, c.at++)]];
 				if (entry & 7)
 					break;
 				row = (const uint32_t *)(blob + entry);
@@ -138,7 +126,7 @@ static inline __attribute__((always_inline)) uint32_t walk(const char *blob, con
 
 			if (c.at == c.size)
 				return sparse->accept;
-			entry = sparse_target(sparse, map[byte_at(&c, c.at++)]);
+			entry = sparse_target(sparse, map[cursor_byte(&c, c.at++)]);
 			break;
 		}
 		case IDM_NODE_CHAIN: {
@@ -146,7 +134,7 @@ static inline __attribute__((always_inline)) uint32_t walk(const char *blob, con
 
 			if (c.at == c.size)
 				return chain->accept;
-			if (c.size - c.at < chain->size || memcmp(ahead(&c, chain->size), chain->bytes, chain->size))
+			if (c.size - c.at < chain->size || memcmp(cursor_ahead(&c, chain->size), chain->bytes, chain->size))
 				return IDM_NONE;
 			c.at += chain->size;
 			entry = chain->next;
@@ -155,7 +143,7 @@ static inline __attribute__((always_inline)) uint32_t walk(const char *blob, con
 		case IDM_NODE_LOOP: {
 			const struct idm_loop *loop = node;
 			const struct idm_loop_member *members = (const void *)(blob + loop->members);
-			uint64_t state = loop_run((const uint64_t *)(blob + loop->table), loop->start, &c) / 6;
+			uint64_t state = loop_run((const uint64_t *)(blob + loop->table), loop->start, loop->count == 1, &c) / 6;
 
 			if (c.at == c.size)
 				return members[state].accept;
@@ -163,9 +151,20 @@ static inline __attribute__((always_inline)) uint32_t walk(const char *blob, con
 			break;
 		}
 		case IDM_NODE_REST:
-			return match_rest(&c, entry >> 3);
+			return rest_matches(&c, rest, 0) ? entry >> 3 : IDM_NONE;
 		case IDM_NODE_FRAME:
-			return match_frame(&c, node);
+			return match_frame(&c, rest, node);
+		case IDM_NODE_SCAN: {
+			const struct idm_scan *scan = node;
+
+			entry = scan->row;
+			if (c.size - c.at < LANES_TEXT_MIN)
+				break;
+			if (rest_clean(rest) != rest->size)
+				return IDM_NONE;
+			entry = lanes_run(blob, map, scan, &c);
+			break;
+		}
 		default:
 			return IDM_NONE;
 		}
@@ -208,15 +207,16 @@ uint32_t idm_matcher_match(const struct idm_matcher *matcher, const char *text, 
 	const char *blob = (const char *)matcher;
 	const struct idm_matcher_body *body = (const struct idm_matcher_body *)(matcher + 1);
 	const struct idm_automaton *automata = (const struct idm_automaton *)(blob + body->automata);
+	struct rest rest = {.text = (const uint8_t *)text, .size = size};
 	uint32_t outcome = IDM_NONE;
 
 	if (body->literal_count)
 		outcome = match_literal(blob, body, text, size);
 	for (uint32_t i = 0; outcome == IDM_NONE && i < body->automaton_count; i++) {
 		if (automata[i].flags & IDM_AUTOMATON_BACKWARD)
-			outcome = walk(blob, &automata[i], text, size, true);
+			outcome = walk(blob, &automata[i], &rest, true);
 		else
-			outcome = walk(blob, &automata[i], text, size, false);
+			outcome = walk(blob, &automata[i], &rest, false);
 	}
 	return outcome;
 }

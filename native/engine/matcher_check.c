@@ -99,8 +99,8 @@ static bool check_frame(struct checker *c, uint32_t offset)
 	       good_outcome(c, node->outcome);
 }
 
-// Each shift a table gives must be a member's, or OUT; also from members that are not there.
-static bool check_table(const struct checker *c, uint32_t offset)
+// Each shift a table gives from a member must be a member's, or OUT.
+static bool check_table(const struct checker *c, uint32_t offset, uint32_t count)
 {
 	const uint64_t *table = (const uint64_t *)(c->blob + offset);
 
@@ -109,10 +109,10 @@ static bool check_table(const struct checker *c, uint32_t offset)
 	for (uint32_t byte = 0; byte < 256; byte++) {
 		if (table[byte] >> IDM_LOOP_OUT != IDM_LOOP_OUT)
 			return false;
-		for (uint32_t shift = 0; shift < IDM_LOOP_OUT; shift += 6) {
-			uint64_t to = table[byte] >> shift & 63;
+		for (uint32_t m = 0; m < count; m++) {
+			uint64_t to = table[byte] >> (6 * m) & 63;
 
-			if (to % 6 || to > IDM_LOOP_OUT)
+			if (to % 6 || (to >= 6 * count && to != IDM_LOOP_OUT))
 				return false;
 		}
 	}
@@ -132,15 +132,24 @@ static bool check_loop(struct checker *c, uint32_t offset)
 	const struct idm_loop *node = (const void *)(c->blob + offset);
 	const struct idm_loop_member *members;
 
-	if (!within(c, offset, sizeof(*node)) || node->start % 6 || node->start >= IDM_LOOP_OUT || node->members % 8 ||
-	    !within(c, node->members, IDM_LOOP_MEMBERS * sizeof(*members)) || !check_table(c, node->table))
+	if (!within(c, offset, sizeof(*node)) || node->count > IDM_LOOP_MEMBERS || node->start % 6 ||
+	    node->start >= 6 * node->count || node->members % 8 ||
+	    !within(c, node->members, node->count * sizeof(*members)) || !check_table(c, node->table, node->count))
 		return false;
 	members = (const void *)(c->blob + node->members);
-	for (uint32_t i = 0; i < IDM_LOOP_MEMBERS; i++) {
+	for (uint32_t i = 0; i < node->count; i++) {
 		if (!good_accept(c, members[i].accept) || !consumes(members[i].exit) || !note(c, members[i].exit))
 			return false;
 	}
 	return true;
+}
+
+static bool check_scan(struct checker *c, uint32_t offset)
+{
+	const struct idm_scan *node = (const void *)(c->blob + offset);
+
+	return within(c, offset, sizeof(*node)) && node->warm && node->warm <= IDM_SCAN_WARM_MAX && (node->row & 7) == IDM_NODE_ROW &&
+	       (node->guess & 7) == IDM_NODE_ROW && note(c, node->row) && note(c, node->guess);
 }
 
 static bool check_node(struct checker *c, uint32_t entry)
@@ -158,6 +167,8 @@ static bool check_node(struct checker *c, uint32_t entry)
 		return check_frame(c, offset);
 	case IDM_NODE_LOOP:
 		return check_loop(c, offset);
+	case IDM_NODE_SCAN:
+		return check_scan(c, offset);
 	default:
 		return false;
 	}

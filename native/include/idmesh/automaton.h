@@ -84,17 +84,21 @@ struct idm_frame {
 struct idm_loop {
 	uint32_t table;   /* uint64_t[256] */
 	uint32_t start;   /* shift of the member entered */
-	uint32_t members; /* struct idm_loop_member[IDM_LOOP_MEMBERS] */
-	uint32_t reserved;
+	uint32_t members; /* struct idm_loop_member[count] */
+	uint32_t count;   /* the table knows no other members */
 };
 struct idm_loop_member {
 	uint32_t accept;
 	uint32_t exit; /* entry of kind ROW, SPARSE or DEAD that takes the byte that led out */
 };
 
+#define IDM_SCAN_WARM_MAX 48u
+/* Entered only where no text can match but one that ".*" matches. */
 struct idm_scan {
-	uint32_t row;  /* entry of kind ROW */
-	uint32_t warm; /* after this many bytes of clean text, any two states have become one */
+	uint32_t row;   /* entry of kind ROW: where the text is */
+	uint32_t guess; /* entry of kind ROW: where a lane begins */
+	uint32_t warm;  /* after so many bytes of clean text a lane is where it would be, had it read all */
+	uint32_t reserved;
 };
 
 #endif
