@@ -25,6 +25,8 @@ _TAG = "tag:yaml.org,2002:"
 _TEXT_TAGS = {"!", _TAG + "str"}
 _PLAIN_TAGS = {_TAG + name for name in ("int", "float", "bool", "null")}
 _SEPARATOR = re.compile(r"^(?:---(?=[ \t\r\n]|\Z)|\.\.\.(?=[ \t\r\n]|\Z)[^\n]*\n?)", re.MULTILINE)
+# JSON writes what lies beyond 16 bits as two escapes, YAML as one.
+_SURROGATES = re.compile(r"(?<!\\)((?:\\\\)*)\\u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a-fA-F]{2})")
 _IDLE_LINE = re.compile(r"[ \t]*(?:#.*)?\r?")
 
 
@@ -124,6 +126,8 @@ def parse_document(text: str) -> Node | None:
     """
     if len(text) > MAX_TEXT:
         raise SyntaxProblem(0, 0, f"is longer than {MAX_TEXT >> 20} MiB; split it into several documents")
+    if "\\ud" in text or "\\uD" in text:
+        text = _SURROGATES.sub(_join_surrogates, text)
     try:
         return _Composer(CParser(text)).document()
     except yaml.MarkedYAMLError as error:
@@ -136,19 +140,9 @@ def parse_document(text: str) -> Node | None:
         raise SyntaxProblem(0, 0, f"is not YAML: {error}") from None
 
 
-def plain_value(node: Node) -> Any:
-    """The node as JSON-like Python data, plain scalars typed as JSON would type them."""
-    if isinstance(node, Mapping):
-        return {name: plain_value(value) for name, (_, value) in node.fields.items()}
-    if isinstance(node, Sequence):
-        return [plain_value(item) for item in node.items]
-    if not node.plain:
-        return node.text
-    if is_null(node):
-        return None
-    if node.text in ("true", "false"):
-        return node.text == "true"
-    return int(node.text) if re.fullmatch(r"-?(0|[1-9][0-9]{0,17})", node.text) else node.text
+def _join_surrogates(match: re.Match[str]) -> str:
+    high, low = int(match[2], 16), int(match[3], 16)
+    return f"{match[1]}\\U{0x10000 + ((high - 0xD800) << 10) + (low - 0xDC00):08x}"
 
 
 def is_null(node: Node) -> bool:

@@ -7,7 +7,6 @@ What is read here depends on the text and the settings only, so it can be kept a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,8 +14,8 @@ from typing import Any
 from ext_authz.model.cilium import CiliumReader, Subjects, read_cidr_group
 from ext_authz.model.context import ContextReader
 from ext_authz.model.netpol import NetworkPolicyReader
-from ext_authz.model.nodes import Document, Mapping, Node, Sequence, SyntaxProblem, parse_document, plain_value
-from ext_authz.model.reading import Reader, near, shown
+from ext_authz.model.nodes import Document, Mapping, Node, Sequence, SyntaxProblem, parse_document
+from ext_authz.model.reading import Reader, flow_text, near, shown
 from ext_authz.model.selector import is_label, is_subdomain
 from ext_authz.model.types import Isolated, ObjectRef, Origin, Policy, PolicyError, SecretRef, Settings
 
@@ -106,7 +105,7 @@ class _ObjectReader:
     def objects(self, root: Node, kind: str | None, depth: int) -> Iterator[ParsedObject]:
         """The object at a node, or the items if it is a list; `kind` is what a typed list says of its items."""
         origin = Origin(self._file, self._document.line + root.line + 1, root.column + 1)
-        text = self._document.text if depth == 0 else json.dumps(plain_value(root))
+        text = self._document.text if depth == 0 else flow_text(root)
         if not isinstance(root, Mapping):
             yield _unreadable(origin, text, "is no Kubernetes object: must be a mapping with apiVersion and kind")
             return

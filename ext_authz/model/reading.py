@@ -52,6 +52,27 @@ def shown(text: str, limit: int = 80) -> str:
     return f'"{printable[:limit]}..."' if len(text) > limit else f'"{printable}"'
 
 
+def flow_text(node: Node) -> str:
+    """The node as YAML in one line that reads as the same node: what was plain and no text stays plain."""
+    if isinstance(node, Mapping):
+        pairs = (f"{flow_text(key)}: {flow_text(value)}" for key, value in node.fields.values())
+        return f"{{{', '.join(pairs)}}}"
+    if isinstance(node, Sequence):
+        return f"[{', '.join(flow_text(item) for item in node.items)}]"
+    kind = kind_of(node)
+    if kind != "text":
+        return "null" if kind == "null" else node.text
+    return '"' + "".join(_escaped(letter) for letter in node.text) + '"'
+
+
+def _escaped(letter: str) -> str:
+    if letter in '"\\':
+        return "\\" + letter
+    if letter.isprintable():
+        return letter
+    return f"\\u{ord(letter):04x}" if ord(letter) <= 0xFFFF else f"\\U{ord(letter):08x}"
+
+
 def child(path: str, name: str) -> str:
     if not path:
         return name
