@@ -180,6 +180,8 @@ def _access_log(setup: Setup) -> list[AccessLog]:
         "upstream": "%UPSTREAM_HOST%",
         **{name: f"%DYNAMIC_METADATA({space}:{name})%" for name in _LOGGED},
     }
+    if setup.second_point:
+        fields |= {f"upstream_{name}": f"%DYNAMIC_METADATA({NAME}.upstream:{name})%" for name in _LOGGED}
     log = FileAccessLog(
         path=setup.access_log, log_format=SubstitutionFormatString(json_format=Struct.from_dict(fields))
     )

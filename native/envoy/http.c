@@ -150,9 +150,16 @@ struct outcome {
 	char id[DECISION_ID_SIZE];
 };
 
-static void tell(struct envoy_http *envoy, const struct door *door, const struct idm_snapshot *snapshot,
+// The second point has a namespace of its own: both decisions can be read.
+static struct idm_bytes name_space(const struct http_config *self)
+{
+	return self->kind == KIND_UPSTREAM ? IDM_TEXT("idmesh.upstream") : MESH_KEY;
+}
+
+static void tell(struct envoy_http *envoy, const struct http_config *self, const struct idm_snapshot *snapshot,
 		 const struct decision *decision, struct outcome *ret)
 {
+	const struct door *door = &self->door;
 	struct report report;
 
 	if (!shown(door, decision) && decision->allowed)
@@ -161,8 +168,8 @@ static void tell(struct envoy_http *envoy, const struct door *door, const struct
 	memcpy(ret->id, report.id, sizeof(ret->id));
 	if (!shown(door, decision))
 		return;
-	report_fill(&report, snapshot, decision);
-	request_report(envoy, &report);
+	report_fill(&report, snapshot, decision, false);
+	request_report(envoy, name_space(self), &report);
 }
 
 // Everything that reads the snapshot; the answer itself is sent after it was left, for that calls other hooks.
@@ -179,7 +186,7 @@ static void judge(struct envoy_http *envoy, struct http_config *self, const stru
 	if (decision.allowed && !request_change(envoy, &decision))
 		door_refuse(IDM_DROP_POLICY_DENIED, true, &decision);
 	count(envoy, self, &decision);
-	tell(envoy, &self->door, snapshot, &decision, ret);
+	tell(envoy, self, snapshot, &decision, ret);
 	mesh_leave();
 	ret->allowed = decision.allowed;
 	ret->upgrade = request.upgrade;

@@ -21,7 +21,7 @@ struct request {
 bool request_read(struct envoy_http *envoy, struct request *ret);
 /* Apply the header changes that the verdicts ask for. */
 bool request_change(struct envoy_http *envoy, const struct decision *decision);
-void request_report(struct envoy_http *envoy, const struct report *report);
+void request_report(struct envoy_http *envoy, struct idm_bytes name_space, const struct report *report);
 /* 403 (gRPC: status 7, PERMISSION_DENIED) with the decision's id. Calls other hooks before it returns. */
 void request_deny(struct envoy_http *envoy, const char *body, bool grpc, const char id[DECISION_ID_SIZE]);
 

@@ -87,14 +87,15 @@ static void decide(struct network_connection *self, const struct idm_snapshot *s
 		door_decide(&self->config->door, snapshot, &connection, NULL, NULL, ret);
 }
 
-static void tell(struct network_connection *self, const struct idm_snapshot *snapshot, const struct decision *decision)
+static void tell(struct network_connection *self, const struct idm_snapshot *snapshot, const struct decision *decision,
+		 bool again)
 {
 	struct report report;
 
 	if (self->config->door.metadata == SHOW_NOTHING)
 		return;
 	report_id(report.id);
-	report_fill(&report, snapshot, decision);
+	report_fill(&report, snapshot, decision, again);
 	for (size_t i = 0; i < report.count; i++)
 		CALLBACK(network_set_dynamic_metadata_string)(self->envoy, MESH_KEY, report.pairs[i].key,
 							      report.pairs[i].value);
@@ -109,7 +110,7 @@ static bool judge(struct network_connection *self, bool first)
 	decide(self, snapshot, &decision);
 	if (first || !decision.allowed) {
 		count(self, &decision);
-		tell(self, snapshot, &decision);
+		tell(self, snapshot, &decision, !first);
 	}
 	mesh_leave();
 	return decision.allowed;

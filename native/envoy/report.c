@@ -96,6 +96,12 @@ static void add_rule(struct report *report, const struct view_rule *rule)
 	add_from(report, IDM_TEXT("policy"), start);
 }
 
+static void add_no_rule(struct report *report)
+{
+	add(report, IDM_TEXT("rule"), IDM_TEXT(""));
+	add(report, IDM_TEXT("policy"), IDM_TEXT(""));
+}
+
 static struct idm_bytes verdict_name(const struct decision *decision)
 {
 	if (!decision->allowed)
@@ -115,7 +121,7 @@ static struct idm_bytes at_name(uint8_t at)
 	return at < sizeof(names) / sizeof(*names) ? names[at] : names[0];
 }
 
-void report_fill(struct report *ret, const struct idm_snapshot *snapshot, const struct decision *decision)
+void report_fill(struct report *ret, const struct idm_snapshot *snapshot, const struct decision *decision, bool again)
 {
 	const struct idm_verdict *verdict = decision_last(decision);
 	struct view_rule rule;
@@ -131,8 +137,14 @@ void report_fill(struct report *ret, const struct idm_snapshot *snapshot, const 
 	add_number(ret, IDM_TEXT("destination"), decision->destination);
 	if (verdict->drop_reason)
 		add_number(ret, IDM_TEXT("drop"), verdict->drop_reason);
+	else if (again)
+		add(ret, IDM_TEXT("drop"), IDM_TEXT(""));
 	if (verdict->entry != IDM_NONE)
 		add_number(ret, IDM_TEXT("entry"), verdict->entry);
+	else if (again)
+		add(ret, IDM_TEXT("entry"), IDM_TEXT(""));
 	if (snapshot && view_rule(snapshot, verdict->entry, verdict->http_rule, &rule))
 		add_rule(ret, &rule);
+	else if (again)
+		add_no_rule(ret);
 }

@@ -19,7 +19,10 @@ struct report {
 
 /* 128 random bits in hex. False if the system gives none. */
 bool report_id(char ret[DECISION_ID_SIZE]);
-/* Fill ret->pairs from a decision; ret->id must be set. While the decision's snapshot is still entered. */
-void report_fill(struct report *ret, const struct idm_snapshot *snapshot, const struct decision *decision);
+/**
+ * Fill ret->pairs from a decision; ret->id must be set. While the decision's snapshot is still entered.
+ * @param[in] again Metadata of an earlier decision stands there: what this one lacks is written as empty.
+ */
+void report_fill(struct report *ret, const struct idm_snapshot *snapshot, const struct decision *decision, bool again);
 
 #endif

@@ -75,14 +75,14 @@ bool request_change(struct envoy_http *envoy, const struct decision *decision)
 	return true;
 }
 
-void request_report(struct envoy_http *envoy, const struct report *report)
+void request_report(struct envoy_http *envoy, struct idm_bytes name_space, const struct report *report)
 {
 	if (CALLBACK(http_set_dynamic_metadata_string_batch)) {
-		CALLBACK(http_set_dynamic_metadata_string_batch)(envoy, MESH_KEY, report->pairs, report->count);
+		CALLBACK(http_set_dynamic_metadata_string_batch)(envoy, name_space, report->pairs, report->count);
 		return;
 	}
 	for (size_t i = 0; i < report->count; i++)
-		CALLBACK(http_set_dynamic_metadata_string)(envoy, MESH_KEY, report->pairs[i].key,
+		CALLBACK(http_set_dynamic_metadata_string)(envoy, name_space, report->pairs[i].key,
 							   report->pairs[i].value);
 }
 
