@@ -77,6 +77,11 @@ class Node:
             self._process.wait()
 
     @property
+    def host(self) -> str:
+        """What the ships send as Host."""
+        return self._listen
+
+    @property
     def revision(self) -> int:
         """Revision that every reader of the door has loaded; 0 while one has none."""
         found = [read_json(path) or {} for path in self.state.readers.glob("*.json")]

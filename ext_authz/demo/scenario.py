@@ -89,7 +89,7 @@ class Scenario:
     stage: Stage
     folder: Path
     port: int
-    nearest_miss: Callable[[Node, Request, Workload, Workload], str]
+    nearest_miss: Callable[[Node, Request, Workload, Workload, int], str]
 
     def play(self, doors: tuple[str, ...], say: Callable[[str], None]) -> tuple[list[Row], list[Switch]]:
         """
@@ -134,7 +134,7 @@ class Scenario:
             if (decision.method, decision.path) != (request.method, request.path):
                 raise DemoError(f"{node.access_log}: logged {decision.method} {decision.path} for {request.line}")
             denied = answer.status == 403
-            miss = self.nearest_miss(node, request, self.stage.workloads[request.ship], self._star) if denied else ""
+            miss = self._miss(node, request) if denied else ""
             rows.append(
                 Row(
                     node.door, act.title, request.ship, request.line, answer.status, expected, decision.policy,
@@ -142,6 +142,9 @@ class Scenario:
                 )
             )  # fmt: skip
         return rows
+
+    def _miss(self, node: Node, request: Request) -> str:
+        return self.nearest_miss(node, request, self.stage.workloads[request.ship], self._star, self.port)
 
     def _added(self, request: Request, node: Node) -> float:
         """Median round trip through the door less the one straight to the server, in microseconds."""
