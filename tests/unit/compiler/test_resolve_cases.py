@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,6 @@ def test_case_comes_out_as_the_table_says(case: Case) -> None:
 def test_what_cannot_be_computed_is_refused_in_either_order(
     case: InvalidCase, order: int, with_endpoints: bool
 ) -> None:
-    from dataclasses import replace
-
     world = build(case).world
     world = replace(world, policies=world.policies[::order], endpoints=world.endpoints if with_endpoints else ())
     errors, _ = check_world(world)

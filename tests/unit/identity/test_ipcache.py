@@ -57,9 +57,7 @@ def test_group_labels_come_from_every_prefix_around() -> None:
 def test_a_learned_address_inherits_the_nearest_prefix_only() -> None:
     address = ip_address("93.184.216.34")
     name = Label("fqdn", "api.example.com")
-    uses = Uses(
-        prefixes=frozenset({net("93.0.0.0/8"), net("93.184.0.0/16")}), names={address: frozenset({name})}
-    )
+    uses = Uses(prefixes=frozenset({net("93.0.0.0/8"), net("93.184.0.0/16")}), names={address: frozenset({name})})
     assert texts(uses, Settings(), "93.184.216.34/32") == {
         "fqdn:api.example.com",
         "cidr:93.184.0.0/16",

@@ -27,9 +27,7 @@ def require(source: str, key: str, operator: str, *values: str) -> Selector:
 
 
 def test_equal_meaning_written_otherwise_is_one_selector() -> None:
-    one = selectors.from_requirements(
-        [Requirement("k8s", "a", "In", ("x", "y")), Requirement("any", "b", "Exists")]
-    )
+    one = selectors.from_requirements([Requirement("k8s", "a", "In", ("x", "y")), Requirement("any", "b", "Exists")])
     two = selectors.from_requirements(
         [
             Requirement("any", "b", "Exists"),
