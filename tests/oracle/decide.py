@@ -288,7 +288,10 @@ def merged(selector: Selector, key: PortKey, group: list[Item]) -> Tuple:
     if listeners := {item.listener for item in group if item.listener}:
         first = min(listeners)[0]
         listener = one({found for found in listeners if found[0] == first}, "listeners")
-    rules = unique(rule for item in group for rule in item.rules) if all(item.l7 for item in group) and l7 else None
+    rules = unique(rule for item in group for rule in item.rules) if l7 else None
+    if rules is not None and not all(item.l7 for item in group):
+        # A plain allow beside them: a rule that matches everything, the others still act on headers.
+        rules = (*rules, {})
     redirect = {"http": HTTP, "kafka": KAFKA, "other": OTHER, "dns": DNS}.get(l7 or "", 0)
     redirect = redirect or (TLS if names or any(tls) else 0)
     if listener:
@@ -312,7 +315,7 @@ def unique(rules: Iterable[Any]) -> tuple[Any, ...]:
 
 def passing(t: Tuple) -> Tuple:
     """Without default deny a rule list gets a rule that matches everything."""
-    return replace(t, rules=None)
+    return replace(t, rules=None if t.rules is None else (*t.rules, {}))
 
 
 # -- steps 6 and 7: ports, authentication, names

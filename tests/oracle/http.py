@@ -66,10 +66,10 @@ def act(match: Mapping[str, Any], headers: Headers, secrets: Mapping[str, Mappin
     action, seen = match.get("mismatch"), headers.get(name)
     if seen == value if value is not None else seen is not None:
         return
-    if action == "ADD" and value is not None:
-        headers[name] = value if seen is None else f"{seen},{value}"
-    elif action == "REPLACE" and value is not None:
-        headers[name] = value
+    if action == "ADD":
+        headers[name] = value or "" if seen is None else f"{seen},{value}"
+    elif action == "REPLACE":
+        headers[name] = value or ""
     elif action == "DELETE" and value is not None:
         headers.pop(name, None)
 

@@ -121,7 +121,8 @@ class Reader:
         auth = (entry.get("authentication") or {}).get("mode")
         if selectors is None and not to_ports and not icmps:
             return []
-        selectors = [ANY] if selectors is None else [s for s in selectors if s != NONE]
+        # One peer that means everybody leaves nothing to the others of its entry.
+        selectors = [ANY] if selectors is None or ANY in selectors else [s for s in selectors if s != NONE]
         if deny and entry.get("toServices") and (to_ports or icmps):
             # Cilium denies every peer here and nobody without ports; the wider of text and Cilium holds.
             selectors = [ANY]
