@@ -21,6 +21,7 @@ from ext_authz.model.types import HeaderMatch, HttpRule, SecretRef
 
 MISMATCH_ACTIONS = ("LOG", "ADD", "DELETE", "REPLACE")
 
+_MAX_GROUP_DEPTH = 250  # Go refuses about 500
 _FIELDS = ("path", "method", "host", "headers", "headerMatches")
 _HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z:]+")
 _ESCAPE_OR_GROUP = re.compile(r"\\Q.*?(?:\\E|\Z)|\\(.)|\(\?P?<([^>]*)>", re.DOTALL)
@@ -35,12 +36,23 @@ def pattern_problem(pattern: str) -> str | None:
     except (re2.error, UnicodeError) as error:
         reason = error.args[0] if error.args else error
         return f"is no RE2 expression: {reason.decode('utf-8', 'replace') if isinstance(reason, bytes) else reason}"
+    if _group_depth(pattern) > _MAX_GROUP_DEPTH:
+        return f"nests groups deeper than {_MAX_GROUP_DEPTH} levels"
     for match in _ESCAPE_OR_GROUP.finditer(pattern):
         if match[1] == "C":
             return r"uses \C (one byte), which Go's regexp does not know"
         if match[2] is not None and not match[2].isascii():
             return "names a group with letters outside ASCII, which Go's regexp does not take"
     return None
+
+
+def _group_depth(pattern: str) -> int:
+    """Levels of parentheses, at least as many as there are: those inside character classes count too."""
+    depth = deepest = 0
+    for letter in re.sub(r"\\.", "", pattern, flags=re.DOTALL):
+        depth += (letter == "(") - (letter == ")" and depth > 0)
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def read_secret(reader: Reader, node: Node | None, path: str, namespace: str) -> SecretRef | None:

@@ -53,6 +53,7 @@ L7 = [
     ("rules: {http: [{path: 'a{1001}'}]}", "rules.http[0].path", "is no RE2 expression"),
     (r"rules: {http: [{path: '/\C'}]}", "rules.http[0].path", "one byte"),
     ("rules: {http: [{path: '/(?P<é>a)'}]}", "rules.http[0].path", "outside ASCII"),
+    (f"rules: {{http: [{{path: '{'(' * 300}a{')' * 300}'}}]}}", "rules.http[0].path", "nests groups"),
     ("rules: {http: [{method: 'GET['}]}", "rules.http[0].method", "is no RE2 expression"),
     ("rules: {http: [{host: '('}]}", "rules.http[0].host", "is no RE2 expression"),
     ("rules: {http: [{host: 'a**'}]}", "rules.http[0].host", "is no RE2 expression"),
