@@ -23,6 +23,16 @@ class Difference(NamedTuple):
 
 DELIBERATE: tuple[Difference, ...] = (
     Difference(
+        "fromGroups: [], toGroups: [] or toServices: [], with toPorts",
+        "the field counts as absent: any peer",
+        "an allow selects nothing; a deny holds for any peer, as in Cilium",
+    ),
+    Difference(
+        "toFQDNs: [] with toPorts",
+        "the field counts as absent: any peer",
+        "the same, for the decision table says so",
+    ),
+    Difference(
         "toServices that matches no service, with toPorts, in egress",
         "the ports are open to any peer",
         "nothing is allowed",
@@ -51,6 +61,21 @@ DELIBERATE: tuple[Difference, ...] = (
         'port "0" with endPort in an allow',
         "all ports of the protocol",
         "ports 1 up to endPort; in a deny all ports, as in Cilium",
+    ),
+    Difference(
+        "a port name with endPort",
+        "the range from the resolved port to endPort",
+        "the same; where the resolved port is above endPort, that port alone",
+    ),
+    Difference(
+        'port text "010"',
+        "eight: the base is read from the text",
+        'the same; in "080" 8 is no octal digit, so it is refused as in Cilium',
+    ),
+    Difference(
+        "rules of a NetworkPolicy for a type that policyTypes does not name",
+        "enforced, with isolation; the Kubernetes text ignores them",
+        "the same: ignoring them would leave the direction open",
     ),
     Difference(
         "cidrGroupSelector with NotIn or DoesNotExist, or over the labels of two groups around one address",

@@ -134,6 +134,9 @@ class KeyTable:
     def __init__(self) -> None:
         self._numbers: dict[Key, int] = {}
 
+    def __len__(self) -> int:
+        return len(self._numbers)
+
     def number(self, key: Key) -> int:
         return self._numbers.setdefault(key, len(self._numbers))
 

@@ -106,8 +106,8 @@ class HostTable:
         if not own:
             return HostRow(address, self._outside.get(address, claims[0].identity), claims[0].index)
         nodes = [placed for placed in own if placed.endpoint.kind in NODE_KINDS]
-        chosen = (nodes or own)[0]
-        for other in (nodes or own)[1:]:
+        chosen, *others = sorted(nodes or own, key=lambda placed: placed.endpoint.name)
+        for other in others:
             if other.identity != chosen.identity:
                 # Either guess could lend one workload's rights to the other.
                 self._warnings[address] = _shared_address(address, chosen.endpoint, other.endpoint)

@@ -60,7 +60,7 @@ class Resolver:
         state = self._state
         self._state = None
         self._generation += 1
-        if state is None or state.world.settings != world.settings:
+        if state is None or state.is_bloated or state.world.settings != world.settings:
             state = _State(world, self._allocator)
             with _no_collection():
                 resolved = state.update(world, self._last, self._generation)
@@ -110,6 +110,12 @@ class _State:
         self._failed: dict[int, tuple[PolicyError, ...]] = {}
         self._computed: dict[tuple[SubjectKind, tuple[ExpandedRule, ...]], _Computed] = {}
         self._began = False
+        self._keys_limit = 0
+
+    @property
+    def is_bloated(self) -> bool:
+        """Most of what is remembered is of policies long gone: better begin anew."""
+        return self._began and len(self._keys) > self._keys_limit
 
     def update(self, world: World, last: dict[int, SubjectPolicy], generation: int) -> Resolved:
         added, removed = self._expand(world)
@@ -119,6 +125,8 @@ class _State:
         self._merge(touched, last)
         if self._keep_selectors():
             self._place(world, True, generation)
+        if not self._began:
+            self._keys_limit = 2 * len(self._keys) + 100_000
         self.world, self._began = world, True
         return self._resolved(world, generation)
 
@@ -259,7 +267,12 @@ class _State:
 
     def _isolated_by(self, item: Isolated) -> list[int]:
         selector = subject_selector(item.selector, item.ref.kind, item.ref.namespace)
-        return self._selection.matching(selector, item.subject_kind == "node")
+        subjects = self._placer.places.subjects
+        return [
+            number
+            for number in self._selection.matching(selector, item.subject_kind == "node")
+            if not kind_of(number, subjects[number], self._settings).skipped
+        ]
 
     def _resolved(self, world: World, generation: int) -> Resolved:
         places = self._placer.places

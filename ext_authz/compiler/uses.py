@@ -69,6 +69,8 @@ class UseCounter:
         )
 
     def _learned(self, names: Names, owned: set[Address]) -> dict[Address, frozenset[Label]]:
+        if len(self._fitting) > 2 * len(names) + 1000:
+            self._fitting.clear()
         labels = self._selectors[2]
         matchers = [(label, patterns.name_matcher(label.key)) for label in labels]
         found: dict[Address, set[Label]] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from ipaddress import ip_address, ip_network
+from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -87,7 +88,7 @@ def test_flattened_ranges_say_what_the_longest_prefix_says(table: dict[Network, 
     assert rows[0].first == 0
     firsts = [row.first for row in rows]
     assert firsts == sorted(set(firsts))
-    assert all(one.identity != two.identity for one, two in zip(rows, rows[1:], strict=False))
+    assert all(one.identity != two.identity for one, two in pairwise(rows))
     lookup = PrefixTable(table, lambda version: 2).lookup
     for number in range(0, 1 << 32, 1 << 23):
         row = rows[bisect_right(firsts, number) - 1]
