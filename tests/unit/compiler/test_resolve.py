@@ -362,9 +362,8 @@ def test_a_network_policys_empty_entry_and_empty_from_mean_everybody() -> None:
 
 
 def test_selectors_in_one_network_policy_peer_are_anded_and_two_peers_ored() -> None:
-    both = knp(
-        "ingress: [{from: [{namespaceSelector: {matchLabels: {team: edge}}, podSelector: {matchLabels: {app: client}}}]}]"
-    )
+    edge = "namespaceSelector: {matchLabels: {team: edge}}"
+    both = knp(f"ingress: [{{from: [{{{edge}, podSelector: {{matchLabels: {{app: client}}}}}}]}}]")
     slow = play(world(both))
     assert verdict(slow, "oclient", "server") == "allow"
     assert verdict(slow, "oserver", "server") == verdict(slow, "client", "server") == "133"
