@@ -48,6 +48,7 @@ class Node:
     failure: str = ""
     started: float = field(default_factory=time.time)
     worst_stall_ms: float = 0.0
+    _shown: tuple[int, ...] = ()
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
     _ended: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -83,6 +84,7 @@ class Node:
             await asyncio.to_thread(self.pool.start)
         if self.proxy:
             await asyncio.to_thread(self.proxy.start)
+        await asyncio.to_thread(self._write_status)
 
     async def _stop(self, watch: Watch, tasks: list[asyncio.Task[None]]) -> None:
         notify("STOPPING=1")
@@ -157,11 +159,18 @@ class Node:
                 self.pool.tick()
             if self.proxy:
                 self.proxy.tick()
+            if self._children() != self._shown:
+                await asyncio.to_thread(self._write_status)
             if beat and before - beaten >= beat:
                 notify("WATCHDOG=1")
                 beaten = before
 
+    def _children(self) -> tuple[int, ...]:
+        envoy = (self.proxy.process.pid,) if self.proxy and self.proxy.process else ()
+        return (*(self.pool.processes() if self.pool else ()), *envoy)
+
     def _write_status(self) -> None:
+        self._shown = self._children()
         page = {
             "pid": os.getpid(),
             "started": self.started,

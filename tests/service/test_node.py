@@ -56,7 +56,12 @@ class Running:
         command += ["--grpc", f"unix:{self.folder}/a.sock", *self.words]
         with open(self.folder / "log", "ab") as log:
             self.process = subprocess.Popen(command, env=environment() | self.extra, stderr=log, cwd=self.folder)
-        wait_until(lambda: self.status()[0] != 2 and self.status()[1].get("readers"), "the node", 20)
+        wait_until(self._ready, "the node", 20)
+
+    def _ready(self) -> bool:
+        code, status = self.status()
+        workers = set(status.get("workers") or ())
+        return code != 2 and bool(workers) and workers <= {reader["pid"] for reader in status["readers"]}
 
     def command(self, *words: str) -> tuple[int, str]:
         command = [sys.executable, "-m", "ext_authz.cli", *words, "--state", str(self.state.root)]
