@@ -35,6 +35,7 @@ static bool request_held(const struct explainer *explainer, const struct idm_ent
 	struct idm_http http = flow->http;
 	char path[IDM_PATH_MAX];
 	struct idm_winner winner;
+	struct rest text;
 	size_t size;
 
 	if (entry->verdict != IDM_ENTRY_REDIRECT || entry->l7_set == IDM_NONE)
@@ -52,7 +53,8 @@ static bool request_held(const struct explainer *explainer, const struct idm_ent
 		return false;
 	if (http.path.size && flow->flags & IDM_FLOW_RAW_PATH)
 		http.path = (struct idm_bytes){.ptr = path, .size = size};
-	return idm_http_set_match(policies, entry->l7_set, &http) != IDM_NONE;
+	text = idm_http_path(&http);
+	return idm_http_set_match(policies, entry->l7_set, &http, &text) != IDM_NONE;
 }
 
 static bool sni_held(const struct explainer *explainer, const struct idm_entry *entry)

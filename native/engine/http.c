@@ -33,6 +33,7 @@ struct scan {
 	const struct idm_policies *policies;
 	const struct idm_http_set *set;
 	const struct idm_http *http;
+	struct rest *path;
 	struct idm_changes *changes; // NULL: only the lowest rule is wanted
 	uint32_t best;
 };
@@ -63,19 +64,18 @@ static bool guard_holds(const struct idm_policies *policies, const struct idm_ht
 	return group->host == IDM_NONE || idm_matches(policies, group->host, http->host);
 }
 
-static uint32_t group_match(const struct idm_policies *policies, const struct idm_http_group *group,
-			    const struct idm_http *http)
+static uint32_t group_match(const struct scan *scan, const struct idm_http_group *group)
 {
 	uint32_t outcome;
 
-	if (!guard_holds(policies, group, http))
+	if (!guard_holds(scan->policies, group, scan->http))
 		return IDM_NONE;
 	if (group->path == IDM_NONE)
 		return group->first_rule;
 	// No path (CONNECT): not even ".*" matches what is not there.
-	if (!http->path.size)
+	if (!scan->path->size)
 		return IDM_NONE;
-	outcome = idm_matcher_match(idm_matcher_at(policies, group->path), http->path.ptr, http->path.size);
+	outcome = rest_match(idm_matcher_at(scan->policies, group->path), scan->path);
 	return outcome < group->rule_count ? group->first_rule + outcome : IDM_NONE;
 }
 
@@ -138,7 +138,7 @@ static void scan_groups(struct scan *scan, uint32_t first_ref, uint32_t count)
 		// Its rules are all later than one that is known to match.
 		if (!scan->changes && group->first_rule >= scan->best)
 			continue;
-		rule = group_match(scan->policies, group, scan->http);
+		rule = group_match(scan, group);
 		if (rule < scan->best)
 			scan->best = rule;
 		if (rule != IDM_NONE && scan->changes)
@@ -207,12 +207,14 @@ static void scan_set(struct scan *scan)
 	scan_groups(scan, scan->set->first_always, scan->set->always_count);
 }
 
-uint32_t idm_http_set_match(const struct idm_policies *policies, uint32_t set, const struct idm_http *http)
+uint32_t idm_http_set_match(const struct idm_policies *policies, uint32_t set, const struct idm_http *http,
+			    struct rest *path)
 {
 	struct scan scan = {
 		.policies = policies,
 		.set = &policies->http_sets[set],
 		.http = http,
+		.path = path,
 		.best = IDM_NONE,
 	};
 
@@ -221,12 +223,13 @@ uint32_t idm_http_set_match(const struct idm_policies *policies, uint32_t set, c
 }
 
 void idm_http_set_collect(const struct idm_policies *policies, uint32_t set, const struct idm_http *http,
-			  struct idm_changes *changes)
+			  struct rest *path, struct idm_changes *changes)
 {
 	struct scan scan = {
 		.policies = policies,
 		.set = &policies->http_sets[set],
 		.http = http,
+		.path = path,
 		.changes = changes,
 		.best = IDM_NONE,
 	};

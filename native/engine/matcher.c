@@ -202,21 +202,27 @@ static uint32_t match_literal(const char *blob, const struct idm_matcher_body *b
 	return IDM_NONE;
 }
 
-uint32_t idm_matcher_match(const struct idm_matcher *matcher, const char *text, size_t size)
+uint32_t rest_match(const struct idm_matcher *matcher, struct rest *rest)
 {
 	const char *blob = (const char *)matcher;
 	const struct idm_matcher_body *body = (const struct idm_matcher_body *)(matcher + 1);
 	const struct idm_automaton *automata = (const struct idm_automaton *)(blob + body->automata);
-	struct rest rest = {.text = (const uint8_t *)text, .size = size};
 	uint32_t outcome = IDM_NONE;
 
 	if (body->literal_count)
-		outcome = match_literal(blob, body, text, size);
+		outcome = match_literal(blob, body, (const char *)rest->text, rest->size);
 	for (uint32_t i = 0; outcome == IDM_NONE && i < body->automaton_count; i++) {
 		if (automata[i].flags & IDM_AUTOMATON_BACKWARD)
-			outcome = walk(blob, &automata[i], &rest, true);
+			outcome = walk(blob, &automata[i], rest, true);
 		else
-			outcome = walk(blob, &automata[i], &rest, false);
+			outcome = walk(blob, &automata[i], rest, false);
 	}
 	return outcome;
+}
+
+uint32_t idm_matcher_match(const struct idm_matcher *matcher, const char *text, size_t size)
+{
+	struct rest rest = {.text = (const uint8_t *)text, .size = size};
+
+	return rest_match(matcher, &rest);
 }

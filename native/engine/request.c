@@ -10,11 +10,20 @@
 #include "names.h"
 #include "path.h"
 
+// Sets whose answer a request remembers.
+#define ASKED_MAX 16
+
 /* One request on its way through the entries. */
 struct request {
 	const struct idm_look *look;
 	uint32_t facts;
 	struct idm_http http;
+	struct rest path; // of http
+	struct {
+		uint32_t set;
+		uint32_t rule;
+	} asked[ASKED_MAX];
+	uint32_t asked_count;
 	struct idm_bytes sni; // as the matchers want it; size 0: unknown or empty
 	uint32_t rule;        // of the leading entry
 	bool sni_held;        // some entry holds the server name
@@ -44,6 +53,22 @@ static bool sni_holds(const struct request *request, const struct idm_entry *ent
 	return request->sni.size && idm_matches(request->look->policies, entry->sni, request->sni);
 }
 
+// A rule for several peers is an entry for each, all with one set: it is asked once.
+static uint32_t match_set(struct request *request, uint32_t set)
+{
+	uint32_t rule;
+
+	for (uint32_t i = 0; i < request->asked_count; i++)
+		if (request->asked[i].set == set)
+			return request->asked[i].rule;
+	rule = idm_http_set_match(request->look->policies, set, &request->http, &request->path);
+	if (request->asked_count < ASKED_MAX) {
+		request->asked[request->asked_count].set = set;
+		request->asked[request->asked_count++].rule = rule;
+	}
+	return rule;
+}
+
 // True if the entry gives a verdict. *rule: the HTTP rule that held the request.
 static bool gives_verdict(struct request *request, const struct idm_entry *entry, uint32_t *rule)
 {
@@ -58,7 +83,7 @@ static bool gives_verdict(struct request *request, const struct idm_entry *entry
 	// The server name alone is judged before there is a request.
 	if (entry->l7 != IDM_L7_HTTP || entry->l7_set == IDM_NONE || !(request->facts & IDM_FLOW_HTTP))
 		return true;
-	*rule = idm_http_set_match(request->look->policies, entry->l7_set, &request->http);
+	*rule = match_set(request, entry->l7_set);
 	return *rule != IDM_NONE;
 }
 
@@ -98,7 +123,7 @@ static void walk_request(struct request *request, struct idm_winner *ret)
 
 // Every matching rule of the leading precedence runs its actions, not only the one that is shown
 // (cilium/proxy network_policy.cc: no early exit where a port has header matches).
-static bool collect_changes(const struct request *request, const struct idm_winner *winner, struct idm_verdict *ret)
+static bool collect_changes(struct request *request, const struct idm_winner *winner, struct idm_verdict *ret)
 {
 	const struct idm_look *look = request->look;
 	struct idm_changes changes = {.verdict = ret};
@@ -114,7 +139,7 @@ static bool collect_changes(const struct request *request, const struct idm_winn
 				break;
 			if (entry->precedence == winner->entry->precedence && idm_reachable(look, entry) &&
 			    has_actions(look->policies, entry) && sni_holds(request, entry))
-				idm_http_set_collect(look->policies, entry->l7_set, &request->http, &changes);
+				idm_http_set_collect(look->policies, entry->l7_set, &request->http, &request->path, &changes);
 		}
 	}
 	return !changes.overflow;
@@ -124,6 +149,8 @@ static void judge_walk(struct request *request, struct idm_verdict *ret)
 {
 	struct idm_winner winner;
 
+	if (request->facts & IDM_FLOW_HTTP)
+		request->path = idm_http_path(&request->http);
 	walk_request(request, &winner);
 	if (!winner.entry) {
 		bool by_name = request->facts & IDM_FLOW_SNI && !request->sni_held;
@@ -176,11 +203,15 @@ static void judge_http(struct request *request, const struct idm_flow *flow, str
 
 static void judge_ordered(const struct idm_look *look, const struct idm_flow *flow, struct idm_verdict *ret)
 {
-	struct request request = {.look = look, .facts = flow->flags & IDM_FACTS, .rule = IDM_NONE};
+	struct request request; // its memory of sets is not worth clearing
 	char sni[IDM_NAME_MAX];
 
-	if (flow->flags & IDM_FLOW_SNI)
-		request.sni = idm_sni_normal(flow->sni, sni);
+	request.look = look;
+	request.facts = flow->flags & IDM_FACTS;
+	request.asked_count = 0;
+	request.rule = IDM_NONE;
+	request.sni_held = request.acts = false;
+	request.sni = flow->flags & IDM_FLOW_SNI ? idm_sni_normal(flow->sni, sni) : (struct idm_bytes){0};
 	if (flow->flags & IDM_FLOW_HTTP)
 		judge_http(&request, flow, ret);
 	else

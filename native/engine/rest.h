@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What RE2's ".*" matches: characters of UTF-8 as RE2 reads them, but no newline. Many patterns end in it, so a
- * match finds out once, when first asked, how far its text is so.
+ * What RE2's ".*" matches: characters of UTF-8 as RE2 reads them, but no newline. Many patterns end in it, so the
+ * matches of one text find out once, when first asked, how far it is so.
  */
 #ifndef IDMESH_ENGINE_REST_H
 #define IDMESH_ENGINE_REST_H
@@ -41,5 +41,9 @@ static inline bool rest_is_clean(struct rest *rest, size_t first, size_t last)
 		return last <= clean;
 	return rest_clean_size(rest->text + first, last - first) == last - first;
 }
+
+struct idm_matcher;
+/* idm_matcher_match() for one of several matchers of the text of `rest`. */
+uint32_t rest_match(const struct idm_matcher *matcher, struct rest *rest);
 
 #endif
