@@ -106,9 +106,12 @@ static int put_slash(struct rewriter *rewriter)
 static int put_escape(struct rewriter *rewriter, const char *text, size_t size)
 {
 	int high = size > 1 ? hex_value(text[1]) : -1, low = size > 2 ? hex_value(text[2]) : -1;
-	int value = high << 4 | low;
+	int value;
 
-	if (high < 0 || low < 0 || !value)
+	if (high < 0 || low < 0)
+		return -EINVAL;
+	value = high * 16 + low;
+	if (!value)
 		return -EINVAL;
 	if (value == '/' || value == '\\')
 		return put_slash(rewriter);

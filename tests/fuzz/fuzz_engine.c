@@ -1,0 +1,154 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Arbitrary flows against sound snapshots (folder IDMESH_SEEDS). Besides bad accesses it looks for disagreement: one
+ * flow alone, in a batch and explained; a path raw and in canonical form.
+ */
+#include <dirent.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "feed.h"
+
+#define SNAPSHOTS_MAX 32
+
+static struct idm_snapshot *snapshots[SNAPSHOTS_MAX];
+static uint32_t snapshot_count;
+
+static void fail(const char *what)
+{
+	fprintf(stderr, "%s\n", what);
+	abort();
+}
+
+static void load(const char *path)
+{
+	static char data[1 << 20];
+	struct idm_error error;
+	FILE *file = fopen(path, "rb");
+	size_t size;
+
+	if (!file)
+		fail(path);
+	size = fread(data, 1, sizeof(data), file);
+	fclose(file);
+	if (idm_snapshot_load(data, size, NULL, &snapshots[snapshot_count], &error))
+		fail(error.message);
+	snapshot_count++;
+}
+
+int LLVMFuzzerInitialize(int *argc, char ***argv)
+{
+	const char *folder = getenv("IDMESH_SEEDS");
+	DIR *dir = folder ? opendir(folder) : NULL;
+	struct dirent *item;
+
+	(void)argc;
+	(void)argv;
+	if (!dir)
+		fail("IDMESH_SEEDS must name the folder of seed snapshots");
+	while ((item = readdir(dir)) && snapshot_count < SNAPSHOTS_MAX) {
+		char path[4096];
+
+		if (!strstr(item->d_name, ".snapshot"))
+			continue;
+		snprintf(path, sizeof(path), "%s/%s", folder, item->d_name);
+		load(path);
+	}
+	closedir(dir);
+	if (!snapshot_count)
+		fail("no seed snapshot");
+	return 0;
+}
+
+static struct idm_string put(char *arena, size_t *size, struct idm_bytes text)
+{
+	struct idm_string string = {.offset = (uint32_t)*size, .size = (uint32_t)text.size};
+
+	if (text.size)
+		memcpy(arena + *size, text.ptr, text.size);
+	*size += text.size;
+	return string;
+}
+
+static void check_batch(const struct idm_snapshot *snapshot, const struct idm_flow *flow,
+			const struct idm_verdict *verdict)
+{
+	static char arena[1 << 20];
+	struct idm_batch_header headers[FEED_LINES];
+	struct idm_batch_verdict ret;
+	struct idm_batch_flow batch = {
+		.direction = flow->direction, .flags = flow->flags, .endpoint = flow->endpoint,
+		.subject_identity = flow->subject_identity, .peer_identity = flow->peer.identity,
+		.evidence = flow->peer.evidence, .port = flow->port, .protocol = flow->protocol,
+		.header_count = (uint32_t)flow->http.header_count,
+	};
+	size_t size = 0;
+
+	if (flow->flags & IDM_FLOW_KAFKA || flow->peer.expiry_ms)
+		return;
+	batch.method = put(arena, &size, flow->http.method);
+	batch.path = put(arena, &size, flow->http.path);
+	batch.host = put(arena, &size, flow->http.host);
+	batch.dns = put(arena, &size, flow->dns);
+	batch.sni = put(arena, &size, flow->sni);
+	for (size_t i = 0; i < flow->http.header_count; i++) {
+		headers[i].name = put(arena, &size, flow->http.headers[i].name);
+		headers[i].value = put(arena, &size, flow->http.headers[i].value);
+	}
+	idm_decide_batch(snapshot, &batch, 1, headers, flow->http.header_count, arena, size, &ret);
+	if (ret.verdict != verdict->verdict || ret.entry != verdict->entry || ret.http_rule != verdict->http_rule ||
+	    ret.drop_reason != verdict->drop_reason || ret.at != verdict->at)
+		fail("batch and single decision differ");
+}
+
+static void check_path(const struct idm_snapshot *snapshot, struct idm_flow flow)
+{
+	static char out[3 << 16], again[9 << 16];
+	struct idm_verdict raw, canonical;
+	size_t size, size_again;
+	int r;
+
+	if (!(flow.flags & IDM_FLOW_HTTP) || !flow.http.path.size || flow.http.path.size > 1 << 16)
+		return;
+	r = idm_path_canonicalize(flow.http.path, out, &size);
+	if (r < 0)
+		return;
+	if (size > 3 * flow.http.path.size || (r == 1) != (size == flow.http.path.size &&
+							   memcmp(out, flow.http.path.ptr, size) == 0))
+		fail("canonical path: size or answer is wrong");
+	if (idm_path_canonicalize((struct idm_bytes){.ptr = out, .size = size}, again, &size_again) != 1)
+		fail("a canonical path is not canonical");
+	flow.flags |= IDM_FLOW_RAW_PATH;
+	idm_decide(snapshot, &flow, &raw);
+	flow.flags &= ~(uint32_t)IDM_FLOW_RAW_PATH;
+	flow.http.path = (struct idm_bytes){.ptr = out, .size = size};
+	idm_decide(snapshot, &flow, &canonical);
+	if (size <= 16384 && raw.verdict != canonical.verdict)
+		fail("a raw path and its canonical form are judged differently");
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+	struct feed feed = {.data = data, .size = size};
+	const struct idm_snapshot *snapshot = snapshots[feed_number(&feed, 1) % snapshot_count];
+
+	while (feed.size) {
+		struct idm_considered list[64];
+		struct idm_verdict verdict, explained;
+		struct feed_flow flow;
+		size_t count = 64;
+		const char *fault;
+
+		feed_next(&feed, &flow);
+		idm_decide(snapshot, &flow.flow, &verdict);
+		fault = feed_fault(&flow.flow, &verdict);
+		if (fault)
+			fail(fault);
+		if (idm_explain(snapshot, &flow.flow, &explained, list, &count) || explained.entry != verdict.entry ||
+		    explained.verdict != verdict.verdict)
+			fail("explanation and decision differ");
+		check_batch(snapshot, &flow.flow, &verdict);
+		check_path(snapshot, flow.flow);
+	}
+	return 0;
+}

@@ -1,0 +1,72 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+# Builds the engine with sanitizers and runs its C tests.
+#
+#   run.sh asan [SECONDS]       unit tests and fuzzers (a few seconds of each) under address and undefined behaviour
+#   run.sh tsan [SECONDS]       readers under reload, under the thread sanitizer
+#   run.sh fuzz SECONDS         both fuzzers for SECONDS each; 0: until interrupted. New finds go to build/fuzz.
+set -eu
+
+mode=${1:?usage: run.sh asan|tsan|fuzz [SECONDS]}
+root=$(cd "$(dirname "$0")/../.." && pwd)
+out=$root/build/native
+seeds=$root/tests/fuzz/corpus
+cc=${CC:-clang}
+flags="-std=gnu11 -g -O1 -fno-omit-frame-pointer -Wall -Wextra -Werror"
+flags="$flags -I$root/native/include -I$root/native/engine -I$root/tests/fuzz"
+engine="$root/native/engine/*.c"
+mkdir -p "$out" "$root/build/fuzz/snapshot" "$root/build/fuzz/engine"
+export IDMESH_SEEDS="$seeds/snapshot"
+export UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
+
+command -v "$cc" >/dev/null || { echo "run.sh: $cc is missing (apt.txt names it)" >&2; exit 2; }
+
+# Compile the engine once for all programs of one set of sanitizers, two files at a time.
+engine() { # sanitizers
+	objects=$out/$(echo "$1" | tr , -)
+	rm -rf "$objects"
+	mkdir -p "$objects"
+	# shellcheck disable=SC2086
+	(cd "$objects" && printf '%s\n' $engine | xargs -P2 -n1 "$cc" $flags -fsanitize="$1" \
+		-fno-sanitize-recover=undefined -c)
+}
+
+build() { # target source sanitizers
+	# shellcheck disable=SC2086
+	"$cc" $flags -fsanitize="$3" -fno-sanitize-recover=undefined -o "$out/$1" "$2" "$objects"/*.o -lpthread
+}
+
+fuzz() { # name seconds
+	build "fuzz_$1" "$root/tests/fuzz/fuzz_$1.c" fuzzer,address,undefined
+	time=
+	[ "$2" = 0 ] || time="-max_total_time=$2"
+	# shellcheck disable=SC2086
+	(cd "$out" && "./fuzz_$1" $time -max_len=65536 -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 \
+		"$root/build/fuzz/$1" "$seeds/$1" 2>&1 | tail -n 6) || return 1
+	# tail hides the exit code; a crash leaves a file.
+	! ls "$out"/crash-* "$out"/timeout-* "$out"/oom-* "$out"/leak-* 2>/dev/null
+}
+
+case $mode in
+asan)
+	engine fuzzer-no-link,address,undefined
+	build units "$root/tests/native/units.c" address,undefined
+	"$out/units"
+	fuzz snapshot "${2:-5}"
+	fuzz engine "${2:-5}"
+	;;
+tsan)
+	engine thread
+	build stress "$root/tests/native/stress.c" thread
+	"$out/stress" "${2:-10}" "$seeds"/snapshot/*.snapshot
+	;;
+fuzz)
+	engine fuzzer-no-link,address,undefined
+	fuzz snapshot "${2:?SECONDS}"
+	fuzz engine "$2"
+	;;
+*)
+	echo "run.sh: unknown mode $mode" >&2
+	exit 2
+	;;
+esac
