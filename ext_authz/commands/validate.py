@@ -13,6 +13,7 @@ import sys
 
 from ext_authz.cli import Failure
 from ext_authz.model.load import Loaded, find_files, load
+from ext_authz.model.nodes import printable
 from ext_authz.model.settings import SettingsError, parse_settings
 from ext_authz.model.types import PolicyError, World
 
@@ -57,7 +58,9 @@ def _text_line(problem: PolicyError) -> str:
     name = f"{ref.namespace}/{ref.name}" if ref.namespace else ref.name
     warning = "warning: " if problem.severity == "warning" else ""
     where = f"{origin.file}:{origin.line}:{origin.column}"
-    return f"{where}: {ref.kind or 'Document'} {name or '-'}: {problem.field or '-'}: {warning}{problem.reason}"
+    return printable(
+        f"{where}: {ref.kind or 'Document'} {name or '-'}: {problem.field or '-'}: {warning}{problem.reason}"
+    )
 
 
 def _json_line(problem: PolicyError) -> str:

@@ -15,7 +15,7 @@ import re
 
 import re2
 
-from ext_authz.model.nodes import Mapping, Node
+from ext_authz.model.nodes import Mapping, Node, printable
 from ext_authz.model.reading import Reader, child, shown
 from ext_authz.model.types import HeaderMatch, HttpRule, SecretRef
 
@@ -35,7 +35,8 @@ def pattern_problem(pattern: str) -> str | None:
         re2.compile(pattern, options)
     except (re2.error, UnicodeError) as error:
         reason = error.args[0] if error.args else error
-        return f"is no RE2 expression: {reason.decode('utf-8', 'replace') if isinstance(reason, bytes) else reason}"
+        said = reason.decode("utf-8", "replace") if isinstance(reason, bytes) else str(reason)
+        return f"is no RE2 expression: {printable(said)}"
     if _group_depth(pattern) > _MAX_GROUP_DEPTH:
         return f"nests groups deeper than {_MAX_GROUP_DEPTH} levels"
     for match in _ESCAPE_OR_GROUP.finditer(pattern):

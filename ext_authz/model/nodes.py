@@ -133,11 +133,18 @@ def parse_document(text: str) -> Node | None:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line, column = (mark.line, mark.column) if mark is not None else (0, 0)
-        raise SyntaxProblem(line, column, f"is not YAML: {error.problem or error.context}") from None
+        raise SyntaxProblem(line, column, f"is not YAML: {printable(str(error.problem or error.context))}") from None
     except yaml.reader.ReaderError as error:
         raise SyntaxProblem(*_place(text, error.position), f"is not YAML: {error.reason}") from None
     except yaml.YAMLError as error:
-        raise SyntaxProblem(0, 0, f"is not YAML: {error}") from None
+        raise SyntaxProblem(0, 0, f"is not YAML: {printable(str(error))}") from None
+
+
+def printable(text: str) -> str:
+    """The text with what a terminal should not get (control bytes, bidirectional marks) escaped."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def _join_surrogates(match: re.Match[str]) -> str:
@@ -219,7 +226,7 @@ class _Composer:
         known = self._anchors.get(event.anchor)
         if known is None:
             state = "refers to itself" if event.anchor in self._anchors else "is not defined before"
-            raise _problem(event, f"alias *{event.anchor} {state}")
+            raise _problem(event, f"alias *{printable(event.anchor)} {state}")
         self._aliased += known.size
         if self._aliased > MAX_ALIASED_NODES:
             raise _problem(event, f"aliases expand to more than {MAX_ALIASED_NODES} nodes; write the values out")
@@ -230,7 +237,7 @@ class _Composer:
 
     def _enter(self, event: Any, tag: str) -> None:
         if event.tag is not None and event.tag not in ("!", _TAG + tag):
-            raise _problem(event, f"unknown tag {event.tag}; remove it")
+            raise _problem(event, f"unknown tag {printable(event.tag)}; remove it")
         self._depth += 1
         self._deepest = max(self._deepest, self._depth)
         if self._depth > MAX_DEPTH:
@@ -259,7 +266,7 @@ class _Composer:
             if key.text == "<<" and key.plain:
                 merges.append(value)
             elif key.text in fields:
-                raise _problem(event, f'duplicate key "{key.text}"', fields[key.text][0].line)
+                raise _problem(event, f'duplicate key "{printable(key.text)}"', fields[key.text][0].line)
             else:
                 fields[key.text] = (key, value)
         for value in merges:
@@ -291,4 +298,4 @@ def _is_plain(event: Any) -> bool:
         return False
     if tag in _PLAIN_TAGS:
         return True
-    raise _problem(event, f"unknown tag {tag}; remove it")
+    raise _problem(event, f"unknown tag {printable(tag)}; remove it")

@@ -17,7 +17,7 @@ import difflib
 import re
 from collections.abc import Collection, Iterator
 
-from ext_authz.model.nodes import Mapping, Node, Scalar, Sequence, is_null
+from ext_authz.model.nodes import Mapping, Node, Scalar, Sequence, is_null, printable
 from ext_authz.model.types import ObjectRef, Origin, PolicyError
 
 _TRUE = {"true", "True", "TRUE", "yes", "Yes", "YES", "on", "On", "ON"}
@@ -48,8 +48,7 @@ def kind_of(node: Node) -> str:
 
 def shown(text: str, limit: int = 80) -> str:
     """Text of a file inside an error message: quoted, control bytes escaped, cut."""
-    printable = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text[: limit + 1])
-    return f'"{printable[:limit]}..."' if len(text) > limit else f'"{printable}"'
+    return f'"{printable(text[:limit])}..."' if len(text) > limit else f'"{printable(text)}"'
 
 
 def flow_text(node: Node) -> str:
@@ -75,8 +74,8 @@ def _escaped(letter: str) -> str:
 
 def child(path: str, name: str) -> str:
     if not path:
-        return name
-    return f"{path}.{name}" if _SIMPLE_NAME.fullmatch(name) else f"{path}[{name}]"
+        return printable(name)
+    return f"{path}.{name}" if _SIMPLE_NAME.fullmatch(name) else f"{path}[{printable(name)}]"
 
 
 class Reader:
@@ -110,7 +109,7 @@ class Reader:
         found = kind_of(node)
         hint = ""
         if isinstance(node, Scalar) and wanted == "text" and found in ("a boolean", "a number"):
-            hint = f': quote it, "{node.text}"'
+            hint = f': quote it, "{node.text[:40]}"'
         elif found == "null":
             hint = ": give it a value or leave the field out"
         self.error(node, path, f"must be {wanted}, not {found}{hint}")
@@ -170,7 +169,9 @@ class Reader:
             self.wrong_type(node, path, "a whole number")
             return None
         if not _INTEGER.fullmatch(node.text):
-            self.error(node, path, f"{node.text} must be a whole decimal number without sign, dots or leading zeros")
+            self.error(
+                node, path, f"{node.text[:40]} must be a whole decimal number without sign, dots or leading zeros"
+            )
             return None
         value = int(node.text)
         if not low <= value <= high:

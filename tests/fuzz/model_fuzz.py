@@ -177,7 +177,11 @@ def _check_errors(loaded: Loaded, text: str) -> None:
     for error in (*loaded.errors, *loaded.warnings):
         if not 1 <= error.origin.line <= lines or error.origin.column < 1:
             raise Finding(f"an error outside the text: {error}")
-        if not error.reason or not error.reason.isprintable() or error.severity not in ("error", "warning"):
+        if (
+            not error.reason
+            or not (error.field + error.reason).isprintable()
+            or error.severity not in ("error", "warning")
+        ):
             raise Finding(f"a reason that cannot be printed: {error!r}")
     bad = [entry for entry in loaded.objects if not entry.ok]
     if bool(bad) != bool([e for e in loaded.errors if not e.reason.startswith("address ")]):

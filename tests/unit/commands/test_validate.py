@@ -40,6 +40,14 @@ def test_a_bad_file_names_place_object_field_and_reason(file: Path, capsys: pyte
     assert out.count("\n") == 1
 
 
+def test_control_bytes_never_reach_the_terminal(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file.write_text(BAD.replace("shop", '"a\\eb"').replace("World", '"\\e[31m"') + '  "x\\ey": 1\n')
+    assert main(["validate", str(file)]) == 1
+    captured = capsys.readouterr()
+    assert len(captured.out.splitlines()) == 3
+    assert all(line.isprintable() for line in captured.out.splitlines())
+
+
 def test_json_gives_one_object_a_line(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["validate", "--json", str(file)]) == 1
     (line,) = capsys.readouterr().out.splitlines()
