@@ -56,7 +56,7 @@ class Compiler:
         Raises:
             AllocationError: The identity numbers are used up, or cannot be kept; the last snapshot stays good.
         """
-        resolved = self._resolver.update(world)
+        resolved = self._resolver.update(world, generation=self._packer.revision + 1)
         packed = self._packer.pack(resolved, secrets=world.secrets)
         return Compiled(
             packed.snapshot,

@@ -50,16 +50,20 @@ class Resolver:
         self._generation = 0
         self._state: _State | None = None
 
-    def update(self, world: World) -> Resolved:
+    def update(self, world: World, generation: int | None = None) -> Resolved:
         """
         Resolve a world.
+
+        Args:
+            generation: Revision of the snapshot this becomes; numbers it no longer holds are released with it.
+                By default one more than last time.
 
         A subject whose policy cannot be computed keeps its last one, and is isolated if it never had one. Raises
         AllocationError if identities run out; the resolver then starts anew with the next world.
         """
         state = self._state
         self._state = None
-        self._generation += 1
+        self._generation = self._generation + 1 if generation is None else generation
         if state is None or state.is_bloated or state.world.settings != world.settings:
             state = _State(world, self._allocator)
             with _no_collection():

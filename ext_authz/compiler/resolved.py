@@ -70,7 +70,8 @@ class Resolved:
     marks a number that is free (it keeps the others' numbers while policies come and go).
     membership: identity to the rising numbers of the selectors that select it; identities selected by none are absent.
     subjects: identity to policy; equal policies are one object.
-    generation: counts a resolver's resolutions; Resolver.confirm takes it once every reader is that far.
+    generation: revision of the snapshot this becomes, as the resolver was told; Resolver.confirm takes it once every
+    reader is that far.
     """
 
     domain: int

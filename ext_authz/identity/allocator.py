@@ -41,7 +41,8 @@ class Allocator(Protocol):
     """
     Gives each label set one number.
 
-    domain: id of the numbers' domain, never 0.
+    domain: id of the numbers' domain, never 0. A generation is the revision of a snapshot: released in one means that
+    this snapshot and later ones no longer hold the number.
     """
 
     @property
@@ -51,7 +52,7 @@ class Allocator(Protocol):
         """The number of these labels, the same as last time. Raises AllocationError if none is left."""
 
     def release(self, labels: Iterable[str], generation: int) -> None:
-        """Nobody needs the number from this generation on; it is kept from reuse until that is confirmed."""
+        """The number is gone from this generation on; it is kept from reuse until that is confirmed."""
 
     def keep_only(self, used: Iterable[Iterable[str]], generation: int) -> None:
         """Release all label sets but these."""
@@ -162,7 +163,7 @@ class FileAllocator(MemoryAllocator):
             "next": {scope.name: number for scope, number in self._next.items()},
             "free": {scope.name: list(numbers) for scope, numbers in self._free.items()},
             "numbers": [[number, list(labels)] for labels, number in self._numbers.items()],
-            "released": [list(labels) for labels in self._released],
+            "released": [[list(labels), since] for labels, since in self._released.items()],
         }
 
     def _load(self) -> None:
@@ -188,8 +189,7 @@ class FileAllocator(MemoryAllocator):
             raise ValueError("a number is given twice")
         self._next = {scope: _number(state["next"][scope.name]) for scope in Scope}
         self._free = {scope: [_number(number) for number in state["free"][scope.name]] for scope in Scope}
-        # Generations are counted anew by every process: what was released before it is older than its first.
-        self._released = {tuple(map(str, labels)): 0 for labels in state["released"]}
+        self._released = {tuple(map(str, labels)): _number(since) for labels, since in state["released"]}
         self._check_ranges()
 
     def _check_ranges(self) -> None:

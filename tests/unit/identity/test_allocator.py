@@ -137,8 +137,10 @@ def test_what_an_earlier_process_left_over_is_given_again_once_confirmed(tmp_pat
     old.flush()
     new = FileAllocator(path)
     assert new.allocate(POD) == kept
-    new.keep_only([POD], generation=1)
-    new.confirm(1)
+    new.keep_only([POD], generation=701)
+    new.confirm(699)
+    assert not new._free[Scope.GLOBAL]
+    new.confirm(700)
     new.flush()
     again = FileAllocator(path)
     assert again.allocate(("k8s:fresh=1",)) != left
