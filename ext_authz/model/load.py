@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
@@ -26,6 +27,7 @@ from ext_authz.model.world import Joined, WorldBuilder
 __all__ = ["Loaded", "LoadedObject", "Loader", "find_files", "load", "load_text"]
 
 DEFAULTS = Settings()
+MAX_FILE = 256 << 20
 SUFFIXES = (".yaml", ".yml", ".json")
 
 
@@ -221,13 +223,20 @@ def _walk(folder: str) -> Iterator[str]:
 
 
 def _read_bytes(name: str, given: bool) -> bytes | PolicyError:
+    """The file's content; of one the user did not name himself, the reason why not."""
     try:
-        return Path(name).read_bytes()
+        found = os.stat(name)
+        if not given and not stat.S_ISREG(found.st_mode):  # a pipe would hold the reader for ever
+            reason = "is no regular file"
+        elif found.st_size > MAX_FILE:
+            reason = f"is larger than {MAX_FILE >> 20} MiB: split it"
+        else:
+            return Path(name).read_bytes()
     except OSError as error:
         if given:
             raise
-        origin = Origin(name, 1, 1)
-        return PolicyError(origin, ObjectRef("", "", ""), "", f"cannot be read: {error.strerror}")
+        reason = f"cannot be read: {error.strerror}"
+    return PolicyError(Origin(name, 1, 1), ObjectRef("", "", ""), "", reason)
 
 
 def _not_utf8(name: str, content: bytes, position: int) -> PolicyError:

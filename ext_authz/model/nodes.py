@@ -19,6 +19,7 @@ from yaml._yaml import CParser  # type: ignore[import-untyped, import-not-found,
 
 MAX_DEPTH = 64
 MAX_ALIASED_NODES = 100_000  # nodes that exist only because an alias repeats them
+MAX_NODES = 2_000_000
 MAX_TEXT = 64 << 20
 
 _TAG = "tag:yaml.org,2002:"
@@ -206,6 +207,8 @@ class _Composer:
         if kind is yaml.AliasEvent:
             return self._alias(event)
         self._made += 1
+        if self._made > MAX_NODES:
+            raise _problem(event, f"holds more than {MAX_NODES} nodes; split it into several documents")
         if event.anchor is not None:
             return self._anchored(event)
         mark = event.start_mark

@@ -71,6 +71,17 @@ class TestFiles:
         assert [error.reason for error in loaded.errors] == ["cannot be read: No such file or directory"]
         assert loaded.world.closed
 
+    def test_a_pipe_in_a_folder_is_not_waited_for(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "a.yaml")
+        (error,) = load([tmp_path]).errors
+        assert error.reason == "is no regular file"
+
+    def test_a_huge_file_is_not_read(self, tmp_path: Path) -> None:
+        with (tmp_path / "a.yaml").open("wb") as file:
+            file.truncate(load_module.MAX_FILE + 1)
+        (error,) = load([tmp_path]).errors
+        assert "larger than" in error.reason
+
     def test_text_that_is_not_utf8_is_placed(self, tmp_path: Path) -> None:
         (tmp_path / "a.yaml").write_bytes(b"a: b\nc: \xff\n")
         (error,) = load([tmp_path]).errors

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from ext_authz.model import nodes
 from ext_authz.model.nodes import (
     MAX_DEPTH,
     Mapping,
@@ -137,6 +138,11 @@ def test_a_merge_bomb_is_refused() -> None:
     fields = ", ".join(f"k{n}: v" for n in range(1000))
     uses = "\n".join(f"u{n}: {{<<: *b}}" for n in range(2000))
     assert "expand" in problem(f"b: &b {{{fields}}}\n{uses}\n").reason
+
+
+def test_a_document_has_a_bounded_number_of_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nodes, "MAX_NODES", 100)
+    assert "more than 100 nodes" in problem("- a\n" * 101).reason
 
 
 class TestSplitting:
