@@ -184,8 +184,9 @@ def _expand_service(peer: ServicePeer, scope: Scope, found: PeerSet) -> None:
         if service.selector:
             requirements = [Requirement(ANY, key, "In", (value,)) for key, value in service.selector.items()]
             requirements = [item for item in requirements if item.key != NAMESPACE_KEY]
+            # Generated selectors get no cluster (section 8): a global service has pods in other clusters too.
             requirements.append(_namespace_is(service.namespace))
-            _add(found, _with_cluster(requirements, scope))
+            _add(found, requirements)
         else:
             for backend in service.backends:
                 found.selectors.append(selectors.from_cidr(host_network(ip_address(backend))))
