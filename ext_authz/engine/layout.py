@@ -101,8 +101,8 @@ def _leaf(kind: Any, name: str, offset: int, reserved: bool) -> list[Leaf]:
 
 
 def _groups(kind: Any, names: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-    nested = [name for name, field in kind.fields if name not in names and not name.startswith("reserved")]
-    return {name: tuple(leaf for leaf in names if leaf.startswith(f"{name}_")) for name in nested}
+    nested = [(name, field) for name, field in kind.fields if name not in names and not name.startswith("reserved")]
+    return {name: tuple(leaf.name for leaf in _leaf(field.type, name, 0, False)) for name, field in nested}
 
 
 @cache
