@@ -12,6 +12,7 @@ import logging
 import re
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 REDACTED = "[redacted]"
@@ -79,10 +80,18 @@ def _where(trace: Any) -> str:
     return pair("trace", ">".join(frames[-6:]))
 
 
-def event(logger: logging.Logger, level: int, message: str, *, error: bool = False, **fields: object) -> None:
+def event(
+    logger: logging.Logger,
+    level: int,
+    message: str,
+    *,
+    error: bool = False,
+    fields: Mapping[str, object] | None = None,
+    **more: object,
+) -> None:
     """Log a message with fields; with `error` also the exception that is being handled."""
     if logger.isEnabledFor(level):
-        logger.log(level, message, exc_info=error, extra={"fields": fields})
+        logger.log(level, message, exc_info=error, extra={"fields": {**(fields or {}), **more}})
 
 
 def install(level: int | str = logging.INFO) -> None:

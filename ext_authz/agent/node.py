@@ -49,6 +49,7 @@ class Node:
     started: float = field(default_factory=time.time)
     worst_stall_ms: float = 0.0
     _shown: tuple[int, ...] = ()
+    _told: list[dict[str, Any]] = field(default_factory=list)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
     _ended: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -125,9 +126,11 @@ class Node:
         await asyncio.to_thread(self._write_status)
         if report.get("changed"):
             names = ("revision", "digest", "read_ms", "compile_ms", "publish_ms", "error_count")
-            event(log, logging.INFO, "snapshot published", **{name: report[name] for name in names})
-        for error in report["errors"][:20]:
-            event(log, logging.WARNING, "source error", **error)
+            event(log, logging.INFO, "snapshot published", fields={name: report[name] for name in names})
+        if report["errors"] != self._told:
+            self._told = report["errors"]
+            for problem in report["errors"][:20]:
+                event(log, logging.WARNING, "source error", fields=problem)
         notify(self._status_line())
 
     def _failed(self, reason: str) -> None:

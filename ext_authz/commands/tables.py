@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import ipaddress
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -83,7 +84,7 @@ def open_directory(args: argparse.Namespace) -> Directory:
         raise Failure(str(error)) from error
 
 
-def print_rows(rows: list[tuple[str, ...]]) -> None:
+def print_rows(rows: Sequence[tuple[str, ...]]) -> None:
     """Columns aligned, safe for a terminal."""
     shown = [tuple(escape(cell) for cell in row) for row in rows]
     widths = [max((len(row[column]) for row in shown), default=0) for column in range(len(shown[0]) if shown else 0)]

@@ -62,7 +62,9 @@ def read_symbols(path: Path) -> Symbols:
     from elftools.common.exceptions import ELFError
     from elftools.elf.elffile import ELFFile
 
-    exported, needed, weak = set(), set(), set()
+    exported: set[str] = set()
+    needed: set[str] = set()
+    weak: set[str] = set()
     with open(path, "rb") as file:
         try:
             table = ELFFile(file).get_section_by_name(".dynsym")

@@ -133,8 +133,8 @@ class Pool:
         slot.due = now + slot.wait_s
         with contextlib.suppress(OSError):
             (self.state.readers / f"{process.pid}.json").unlink()
-        fields = {"pid": process.pid, "status": process.returncode, "address": slot.address.text}
-        event(log, logging.ERROR, "worker died, starting another", wait_s=slot.wait_s, **fields)
+        said = {"pid": process.pid, "status": process.returncode, "address": slot.address.text, "wait_s": slot.wait_s}
+        event(log, logging.ERROR, "worker died, starting another", fields=said)
         self._clear_staged(slot, process.pid)
         if slot.wait_s == 0.0:
             self._spawn(slot)
