@@ -81,7 +81,8 @@ def _json_line(problem: PolicyError) -> str:
 
 
 def _summary(loaded: Loaded, errors: int, warnings: int) -> str:
-    parts = [f"{len(loaded.objects)} objects", f"{errors} errors", f"{warnings} warnings"]
+    counts = ((len(loaded.objects), "object"), (errors, "error"), (warnings, "warning"))
+    parts = [f"{count} {word}{'' if count == 1 else 's'}" for count, word in counts]
     if loaded.skipped:
         kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(loaded.skipped.items()))
         parts.append(f"{sum(loaded.skipped.values())} of other kinds skipped ({kinds})")

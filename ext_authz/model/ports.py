@@ -74,10 +74,9 @@ class PortReader:
     def _port(self, mapping: Mapping, path: str, verdict: str) -> PortSpec | None:
         reader = self._reader
         protocol = reader.one_of(mapping.get("protocol"), child(path, "protocol"), PROTOCOLS)
-        if protocol is None and "protocol" in mapping.fields:
-            return None
         last = reader.integer(mapping.get("endPort"), child(path, "endPort"), 0, 65535)
-        return self._numbered(mapping, path, protocol or "ANY", last or 0, verdict)
+        spec = self._numbered(mapping, path, protocol or "ANY", last or 0, verdict)
+        return None if protocol is None and "protocol" in mapping.fields else spec
 
     def _numbered(self, mapping: Mapping, path: str, protocol: str, last: int, verdict: str) -> PortSpec | None:
         reader, place = self._reader, child(path, "port")

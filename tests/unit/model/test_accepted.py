@@ -225,6 +225,11 @@ class TestL7:
         rules = port_rule("ports: [{port: '1', protocol: TCP}], rules: {l7proto: r2d2, l7: [{b: '2', a: '1'}]}").rules
         assert rules == L7Rules(l7proto="r2d2", l7=((("a", "1"), ("b", "2")),))
 
+    def test_rules_without_ports_warn(self) -> None:
+        loaded = load_policy("{endpointSelector: {}, ingress: [{toPorts: [{rules: {http: [{}]}}]}]}")
+        assert only_policy(loaded).rules[0].entries[0].to_ports is not None
+        assert [warning.field for warning in loaded.warnings] == ["spec.ingress[0].toPorts[0]"]
+
     def test_empty_lists_stay(self) -> None:
         assert port_rule("ports: [{port: '80', protocol: TCP}], rules: {http: []}").rules == L7Rules(http=())
         assert port_rule("ports: [{port: '53', protocol: UDP}], rules: {dns: []}").rules == L7Rules(dns=())

@@ -309,6 +309,11 @@ class TestCaching:
         for endpoint in loader.load([tmp_path]).world.endpoints:
             assert "k8s:io.cilium.k8s.namespace.labels.team=a" in endpoint.labels
 
+    def test_a_bad_setting_in_the_config_map_is_refused(self) -> None:
+        text = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: cilium-config}\ndata: {enable-ipv6: maybe}\n"
+        (error,) = load_text(text, "x.yaml").errors
+        assert (error.field, error.origin.line) == ("data.enable-ipv6", 4)
+
     def test_settings_of_the_config_map_are_used_and_stated_ones_win(self, tmp_path: Path) -> None:
         text = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: cilium-config, namespace: kube-system}\ndata: "
         (tmp_path / "a.yaml").write_text(text + '{cluster-name: one, enable-node-selector-labels: "true", other: x}\n')

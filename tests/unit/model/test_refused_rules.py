@@ -200,12 +200,15 @@ def test_icmp_needs_its_option() -> None:
 
 
 def test_every_problem_of_an_object_is_reported() -> None:
-    loaded = load_policy("{ingress: [{fromEntities: [nobody], toPorts: [{ports: [{port: x y}]}]}], other: 1}")
+    loaded = load_policy(
+        "{ingress: [{fromEntities: [nobody], toPorts: [{ports: [{port: 80, protocol: tcp}]}]}], other: 1}"
+    )
     assert {error.field for error in loaded.errors} == {
         "spec.endpointSelector",
         "spec.other",
         "spec.ingress[0].fromEntities[0]",
         "spec.ingress[0].toPorts[0].ports[0].port",
+        "spec.ingress[0].toPorts[0].ports[0].protocol",
     }
 
 
