@@ -100,7 +100,7 @@ bool door_init(struct door *ret, struct idm_bytes config, bool upstream, struct 
 
 	memset(ret, 0, sizeof(*ret));
 	ret->ingress = true;
-	ret->metadata = SHOW_ALL;
+	ret->metadata = SHOW_DENIED;
 	ret->destination = upstream ? DESTINATION_UPSTREAM : DESTINATION_LOCAL;
 	good = json_read(config, fields, sizeof(fields) / sizeof(*fields), why) &&
 	       set_fields(ret, direction, destination, metadata, port, upstream, why);

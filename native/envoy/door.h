@@ -9,6 +9,9 @@
  *   "NS/NAME[:PORT]" that endpoint, whatever its address
  *   upstream filter  the host that the load balancer chose
  * "port" overrides the port that policies see.
+ *
+ * "metadata" says whose decisions are written into dynamic metadata: "denied" (the default), "all" or "none". Writing
+ * one costs several times what judging costs (2 to 3 us against 0.5), so allowed requests have it only on demand.
  */
 #ifndef IDMESH_ENVOY_DOOR_H
 #define IDMESH_ENVOY_DOOR_H
