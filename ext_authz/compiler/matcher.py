@@ -40,10 +40,15 @@ class BudgetError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Matcher:
-    """A blob for IDM_POL_AUTOMATA, and its worst cost (idmesh/matcher.h)."""
+    """
+    A blob for IDM_POL_AUTOMATA, and its worst cost (idmesh/matcher.h).
+
+    shared: the part of the cost that all matchers of one text pay together.
+    """
 
     blob: bytes
     cost: int
+    shared: int = 0
 
     def match(self, text: bytes) -> int | None:
         """The outcome for a text, as the engine finds it. For tests and explanations: the blob is checked each time."""
@@ -74,11 +79,11 @@ def build_matcher(patterns: Sequence[str]) -> Matcher:
         code.extend(parsed)
         sizes.append(len(parsed))
     result = ffi.new("struct idm_build_result *")
-    error = lib.idm_matcher_build(_words(code), _words(sizes), len(sizes), result)
-    if error:
-        raise _budget_error(error, result)
+    refused = lib.idm_matcher_build(_words(code), _words(sizes), len(sizes), result)
+    if refused:
+        raise _budget_error(refused, result)
     try:
-        return Matcher(bytes(ffi.buffer(result.blob, result.size)), result.cost)
+        return Matcher(bytes(ffi.buffer(result.blob, result.size)), result.cost, result.shared)
     finally:
         lib.idm_matcher_free(result.blob)
 

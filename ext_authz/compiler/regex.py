@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from typing import Union
 
 import re2
 
@@ -25,7 +24,7 @@ FOLD, DOT_NEWLINE, MULTILINE = 1, 2, 4
 _FLAG = {"i": FOLD, "s": DOT_NEWLINE, "m": MULTILINE, "U": 0}
 
 Ranges = tuple[tuple[int, int], ...]
-Element = Union[bytes, tuple[int, ...]]
+Element = bytes | tuple[int, ...]
 
 _ANY: Ranges = ((0, 0x10FFFF),)
 _ANY_BUT_NEWLINE: Ranges = ((0, 9), (11, 0x10FFFF))
@@ -35,6 +34,7 @@ _GROUP = re.compile(r"\?(?:P?<[^>]*>|([imsU]*)(?:-([imsU]*))?([:)]))")
 _HEX = re.compile(r"x(?:\{([0-9A-Fa-f]+)\}|([0-9A-Fa-f]{2}))")
 _OCTAL = re.compile(r"[0-7]{1,3}")
 _PROPERTY = re.compile(r"[pP](?:\{[^}]*\}|.)", re.DOTALL)
+_NAMED = re.compile(r"\[:\^?[a-z]+:\]")
 _FAR_REACHING = re.compile(r"\\[pPx0-7]|[^\x00-\x7f]")
 _CONTROL = {"a": "\a", "f": "\f", "t": "\t", "n": "\n", "r": "\r", "v": "\v"}
 _ASSERTION = {"A": BEGIN_TEXT, "z": END_TEXT, "b": WORD_BOUNDARY, "B": NO_WORD_BOUNDARY}
@@ -347,10 +347,8 @@ def _class_end(text: str, at: int) -> int:
             prop = _PROPERTY.match(text, at + 1)
             braced = _HEX.match(text, at + 1)
             at = prop.end() if prop else braced.end() if braced else at + 2
-        elif text.startswith("[:", at) and (close := text.find(":]", at + 2)) >= 0 and text[at + 2 : close].strip(
-            "^abcdefghijklmnopqrstuvwxyz"
-        ) == "":
-            at = close + 2
+        elif named := _NAMED.match(text, at):
+            at = named.end()
         else:
             at += 1
     if at >= len(text):
@@ -361,7 +359,7 @@ def _class_end(text: str, at: int) -> int:
 @lru_cache(maxsize=4096)
 def _class_ranges(text: str, fold: int) -> Ranges:
     """What a class (as written) holds, by RE2's own word."""
-    finder = re2.compile(("(?i:%s)+" if fold else "(?:%s)+") % text, _OPTIONS)
+    finder = re2.compile(f"(?i:{text})+" if fold else f"(?:{text})+", _OPTIONS)
     if _FAR_REACHING.search(text):
         return _asked(finder)
     # Only ASCII is named, so the rest is in or out as one, but for what folds to ASCII.
@@ -383,7 +381,7 @@ def _folded(char: str) -> Element:
         cases = {ord(char.lower()), ord(char.upper())}
         cases |= {0x212A} if char in "kK" else {0x17F} if char in "sS" else set()
         return _class(_union([(c, c) for c in cases]))
-    return _class(_asked(re2.compile("(?i:%s)" % re2.escape(char), _OPTIONS)))
+    return _class(_asked(re2.compile(f"(?i:{re2.escape(char)})", _OPTIONS)))
 
 
 @lru_cache(maxsize=1)

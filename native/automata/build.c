@@ -20,7 +20,10 @@
 // What one union, and the whole build, may use. Steps of the subset construction: about 10 ns each.
 #define UNION_BYTES ((size_t)256 << 20)
 #define UNION_INSTRUCTIONS (2u << 20)
-#define UNION_STEPS 20000000u
+#define UNION_STATES (4u << 20)
+// An honest union takes some hundred for each instruction.
+#define UNION_STEPS 2000000u
+#define UNION_STEPS_EACH 300u
 #define BUILD_STEPS 150000000u
 
 enum bucket { FORWARD, BACKWARD, SCAN, BUCKETS };
@@ -103,14 +106,18 @@ static void add_automaton(struct build *build, struct pool *pool, const struct p
 			  uint32_t count, bool backward)
 {
 	struct nfa nfa = {.pool = pool, .backward = backward, .limit = UNION_INSTRUCTIONS};
-	uint64_t steps = build->steps < UNION_STEPS ? build->steps : UNION_STEPS, left = steps, cost;
-	struct dfa dfa = {.nfa = &nfa, .pool = pool, .work = &left, .state_limit = UNION_STEPS};
+	struct dfa dfa = {.nfa = &nfa, .pool = pool, .state_limit = UNION_STATES};
+	uint64_t steps, left, cost;
 	struct idm_automaton automaton = {.flags = backward ? IDM_AUTOMATON_BACKWARD : 0};
 
 	build->last_ps = 0;
+	trie_compile(&nfa, patterns, count);
+	steps = UNION_STEPS + UNION_STEPS_EACH * (uint64_t)nfa.code.count;
+	steps = steps < build->steps ? steps : build->steps;
 	// Spent also if the union is given up.
 	build->steps -= steps;
-	trie_compile(&nfa, patterns, count);
+	left = steps;
+	dfa.work = &left;
 	dfa_build(&dfa);
 	build->steps += left;
 	automaton.classes = dfa.classes;
@@ -233,6 +240,7 @@ static int finish(struct build *build, uint32_t outcomes)
 	memcpy(build->result->blob, blob->bytes.at, blob->bytes.count);
 	build->result->size = head->size;
 	build->result->cost = head->cost;
+	build->result->shared = blob->rests ? (uint32_t)(cost_shared() / COST_UNIT_PS) : 0;
 	build->result->automata = count;
 	return IDM_BUILD_OK;
 }

@@ -19,7 +19,7 @@ struct idm_build_result {
 	uint32_t limit;
 	uint32_t pattern; /* on error: the index to blame, or IDM_NONE */
 	uint32_t automata;
-	uint32_t reserved;
+	uint32_t shared; /* of cost: what several matchers of one text pay once */
 };
 
 /**

@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Matchers against google-re2, and what the budget refuses."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+
+import pytest
+import re2
+from ext_authz.engine._engine import ffi, lib
+
+from ext_authz.compiler.matcher import BudgetError, Matcher, PatternError, build_matcher
+
+OPTIONS = re2.Options()
+OPTIONS.log_errors = False
+ROUNDS = 600
+
+ATOMS = [
+    *("a", "b", "/", "x", "1", "-", "ab", "/a/", "é", "☃", "𝄞", r"\n", r"\x00", r"\x7f", r"\x{10ffff}", r"\Qa.b\E"),
+    *(".", ".*", ".+", "/.*", ".*/", "(?s).*", "(?s:.)", "(?i:k)", "(?i)s", "/.*/ab"),
+    *("[0-9]", "[^/]", "[^/]*", "[a-c]+", "[é-ü]", "[^é]", r"[^\n]", "[[:alpha:]]", r"\d", r"\w", r"\s", r"\W"),
+    *(r"[\x80-\x{10ffff}]", r"[a-\x{7ff}]", r"[\x00-\x{10ffff}]", r"[^\x00-\x{10ffff}]"),
+    *(r"\b", r"\B", "^", "$", r"\z", r"\A", "(?m:^)", "(?m:$)"),
+]
+QUANTIFIERS = [*[""] * 5, "*", "+", "?", "{2}", "{0,2}", "{1,3}", "{2,}", "*?", "+?", "??"]
+CHARACTERS = "ab/x1.kKsS-_c \n\0\x7f\u212a\u017féü☃𝄞\U0010ffff"
+BROKEN = [b"\xc3", b"\xff", b"\x80", b"\xe0\x80\x80", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xc0\x80"]
+PIECES = [b"ab", b"/a/", b"a.b", *(char.encode() for char in CHARACTERS), *BROKEN]
+
+
+def a_pattern(source: random.Random, depth: int = 0) -> str:
+    parts = []
+    for _ in range(source.randint(1, 4)):
+        if depth < 3 and source.random() < 0.25:
+            group = source.choice(["", "?:", "?i:", "?s:", "?m:", "?P<n>"])
+            parts.append(f"({group}{a_pattern(source, depth + 1)})")
+        else:
+            parts.append(source.choice(ATOMS))
+        parts.append(source.choice(QUANTIFIERS))
+    if depth < 3 and source.random() < 0.2:
+        parts.append("|" + a_pattern(source, depth + 1))
+    return "".join(parts)
+
+
+def a_valid_pattern(source: random.Random) -> str:
+    while True:
+        pattern = a_pattern(source)
+        try:
+            re2.compile(pattern, OPTIONS)
+        except re2.error:
+            continue
+        return pattern
+
+
+def a_text(source: random.Random) -> bytes:
+    text = b"".join(source.choice(PIECES) for _ in range(source.choice([0, 1, 1, 2, 2, 3, 3, 4, 5, 6, 8, 12])))
+    return text * source.randint(20, 300) if source.random() < 0.1 else text
+
+
+def differing(patterns: list[str], matcher: Matcher, texts: list[bytes]) -> list[tuple[list[str], bytes, int | None]]:
+    compiled = [re2.compile(pattern, OPTIONS) for pattern in patterns]
+    found = []
+    for text in texts:
+        expected = {index for index, expression in enumerate(compiled) if expression.fullmatch(text)}
+        outcome = matcher.match(text)
+        if (outcome is None) != (not expected) or (outcome is not None and outcome not in expected):
+            found.append((patterns, text, outcome))
+    return found
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_agrees_with_re2_on_random_patterns_and_texts(seed: int) -> None:
+    source = random.Random(seed)
+    rounds = ROUNDS * (20 if os.environ.get("IDMESH_SOAK") else 1)
+    differences = []
+    for _ in range(rounds):
+        patterns = [a_valid_pattern(source) for _ in range(source.choice([1, 1, 1, 2, 3]))]
+        try:
+            matcher = build_matcher(patterns)
+        except BudgetError:
+            continue
+        differences += differing(patterns, matcher, [a_text(source) for _ in range(12)])
+    assert differences == []
+
+
+LONG = [
+    [f"/.*/x{number}/.*" for number in range(40)],
+    [f".*/é{number}/.*" for number in range(20)],
+    [r"\pL+", r"/[^/]+/[^/]+", "[0-9]+"],
+    [".*foo.*bar.*baz.*", "/(ab|cd|ef|gh|ij)*"],
+    ["(?s).*x.*\n.*y"],
+]
+
+
+@pytest.mark.parametrize("patterns", LONG, ids=str)
+def test_agrees_with_re2_on_long_texts(patterns: list[str]) -> None:
+    source = random.Random(7)
+    matcher = build_matcher(patterns)
+    pieces = [
+        piece.encode() for piece in ("/x1", "/x39", "/", "a", "é", "ab", "cd", "12", "/é1", "/fo", "foo", "ba", "baz")
+    ]
+    texts = []
+    for _ in range(60):
+        some = source.sample(pieces, source.randint(1, 4))
+        body = b"".join(source.choice(some) for _ in range(source.randint(300, 3000)))
+        texts += [body, b"/" + body, body + b"/x1/", body[1:], body + b"/x1/\xff"]
+        texts += [body[: len(body) // 2] + b"\n" + body]
+    assert differing(patterns, matcher, texts) == []
+
+
+CLASSES = ["a|é", "[^a]|b", ".", r"\PL", r"(?i)[^k]", r"[[:^alpha:]]", r"[^\n]", r"[a-\x{10ffff}]", r"\pL|\PL"]
+
+
+@pytest.mark.parametrize("pattern", CLASSES)
+def test_every_code_point_and_its_broken_forms_agree(pattern: str) -> None:
+    matcher = build_matcher([pattern])
+    samples = [chr(point).encode("utf-8", "surrogatepass") for point in (*range(0x300), *range(0x300, 0x110000, 997))]
+    tails = [b"", b"\x80", b"\x80\xbf", b"\x8f\x80\x80"]
+    broken = [bytes([lead]) + tail for lead in range(0x80, 0x100) for tail in tails]
+    assert differing([pattern], matcher, samples + broken) == []
+
+
+def test_the_lowest_of_several_patterns_is_the_outcome() -> None:
+    matcher = build_matcher(["/b/.*", "/a/b.*", "/a/.*", "/a/b/c.*", "/a/b.*"])
+    assert matcher.match(b"/a/b/c/d") == 1
+    assert matcher.match(b"/a/x") == 2
+
+
+def test_equal_patterns_keep_the_first_number() -> None:
+    assert build_matcher(["/a", "/x", "/a"]).match(b"/a") == 0
+    assert build_matcher(["/a.*", "/x.*", "/a.*"]).match(b"/ab") == 0
+    assert build_matcher([f"/{n % 10}" for n in range(30)]).match(b"/7") == 7
+
+
+def test_a_matcher_of_one_literal_is_tiny() -> None:
+    assert len(build_matcher(["GET"]).blob) <= 64
+    assert build_matcher(["^GET$"]).blob == build_matcher(["GET"]).blob
+
+
+def test_no_patterns_match_nothing() -> None:
+    matcher = build_matcher([])
+    assert matcher.match(b"") is None
+    assert matcher.match(b"a") is None
+
+
+def test_a_bad_pattern_is_named_with_re2s_reason() -> None:
+    with pytest.raises(PatternError) as caught:
+        build_matcher(["/a", "/b(", "/c"])
+    assert caught.value.index == 1
+    assert "missing" in caught.value.reason
+
+
+EXPLODING = [".*a.{500}", ".*a.{500}.*", ".*a.{20}b.*", "(.*a.{12}){3}.*", "(a?){1000}(a{900}|b)*c", "(.{0,30}/){9}x"]
+
+
+@pytest.mark.parametrize("pattern", EXPLODING)
+def test_what_could_explode_is_refused_soon_and_by_name(pattern: str) -> None:
+    started = time.monotonic()
+    with pytest.raises(BudgetError) as caught:
+        build_matcher(["/fine/.*", pattern, "/also/fine"])
+    assert caught.value.index == 1
+    assert caught.value.limit > 0
+    assert time.monotonic() - started < 20
+
+
+def test_patterns_dear_only_together_are_refused_in_bounded_time() -> None:
+    patterns = [f".*a{n}.*b{n}.*c{n}.*d{n}.*" for n in range(300)]
+    started = time.monotonic()
+    with pytest.raises(BudgetError):
+        build_matcher(patterns)
+    assert time.monotonic() - started < 60
+
+
+def test_a_thousand_segments_anywhere_are_accepted() -> None:
+    matcher = build_matcher([f"/.*/x{number}/.*" for number in range(1000)])
+    assert matcher.match(b"/a/x999/b") == 999
+    assert matcher.match(b"/a" + b"/x99999" * 1000) is None
+    assert matcher.match(b"/a" + b"/x99999" * 1000 + b"/x7/") == 7
+
+
+def test_ten_thousand_rules_build_in_seconds() -> None:
+    patterns = []
+    for number in range(0, 10_000, 10):
+        patterns += [f"/static/item{number + k}" for k in range(4)] + [f"/svc{number + k}/b/.*" for k in range(4, 7)]
+        patterns += [f"/api/v[0-9]+/s{number + k}/users/[0-9a-f-]+/orders(/.*)?" for k in range(7, 9)]
+        patterns += [f".*/export{number + 9}/raw"]
+    started = time.monotonic()
+    matcher = build_matcher(patterns)
+    assert time.monotonic() - started < 20
+    assert matcher.match(b"/api/v12/s4567/users/0a-f/orders/9") == 4567
+    assert matcher.match(b"/data/export9999/raw") == 9999
+    assert matcher.match(b"/svc14/b/") == 14
+    assert matcher.match(b"/static/item9990") == 9990
+    assert matcher.match(b"/static/item10000") is None
+
+
+def aligned(blob: bytes) -> ffi.CData:
+    memory = ffi.new("uint64_t[]", len(blob) // 8 + 1)
+    ffi.memmove(memory, blob, len(blob))
+    return memory
+
+
+def test_a_damaged_blob_is_refused_or_harmless() -> None:
+    source = random.Random(3)
+    blob = build_matcher(["/a/b", "/[0-9]+/.*", "/.*/x1/.*", ".*y", "/(ab|cd|ef|gh|ij)*x"]).blob
+    refused = 0
+    for _ in range(3000):
+        damaged = bytearray(blob)
+        at = source.randrange(0, len(blob), 4)
+        value = source.choice([0, 1, 7, 8, len(blob), 0xFFFFFFFF, source.getrandbits(32)])
+        damaged[at : at + 4] = value.to_bytes(4, "little")
+        memory = aligned(bytes(damaged))
+        if lib.idm_matcher_validate(memory, len(blob)):
+            refused += 1
+        else:
+            lib.idm_matcher_match(ffi.cast("struct idm_matcher *", memory), b"/a/12/x1/ab" * 100, 1100)
+    assert refused > 100
+
+
+@pytest.mark.parametrize("change", ["shorter", "longer", "magic", "empty"])
+def test_a_blob_of_another_size_or_kind_is_refused(change: str) -> None:
+    blob = build_matcher(["/a.*"]).blob
+    changed = {"shorter": blob[:-8], "longer": blob + bytes(8), "magic": b"x" + blob[1:], "empty": b""}[change]
+    assert lib.idm_matcher_validate(aligned(changed), len(changed)) < 0
