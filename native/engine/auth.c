@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Authentication of an entry that names no mode: it inherits the mode of the narrowest broader entry that matched
- * the same flow, see policy-semantics 15. An explicit "disabled" is a mode and ends the search.
+ * Authentication that a flow's winner demands, see policy-semantics 15. Entries of one peer and port key are one entry
+ * in Cilium's map, whichever selector brought them: of their modes the highest counts. If none of them names one, the
+ * narrowest broader entry that matched the same flow lends its mode. An explicit "disabled" is a mode.
  */
 #include "decide.h"
 
@@ -39,27 +40,40 @@ static bool may_lend(const struct idm_look *look, const struct idm_entry *entry,
 	return covers(key_of(entry, list), key_of(winner->entry, &winner->list));
 }
 
+// Another selector's entry for the winner's own key.
+static bool is_twin(const struct idm_entry *entry, const struct idm_refs *list, const struct idm_winner *winner)
+{
+	struct key one = key_of(entry, list), other = key_of(winner->entry, &winner->list);
+
+	return (entry->selector == IDM_ANY) == (winner->entry->selector == IDM_ANY) &&
+	       one.protocol == other.protocol && (!one.protocol || (one.first == other.first && one.last == other.last));
+}
+
 uint8_t idm_auth_demanded(const struct idm_look *look, const struct idm_winner *winner)
 {
 	uint32_t best_width = UINT32_MAX;
-	uint8_t best = IDM_AUTH_UNSET;
+	uint8_t best = IDM_AUTH_UNSET, own = IDM_AUTH_UNSET;
 	struct idm_walk walk;
 	struct idm_refs list;
 
-	if (winner->entry->auth != IDM_AUTH_UNSET || !look->policies->has_auth)
-		return winner->entry->auth;
+	if (!look->policies->has_auth)
+		return IDM_AUTH_UNSET;
 	idm_walk_start(&walk, look);
 	while (idm_walk_next(&walk, &list)) {
 		for (uint32_t i = 0; i < list.count; i++) {
 			const struct idm_entry *entry = &look->policies->entries[list.refs[i]];
 			uint32_t width = idm_entry_width(entry, &list);
 
-			if (width > best_width || !may_lend(look, entry, &list, winner))
+			if (!may_lend(look, entry, &list, winner))
+				continue;
+			if (is_twin(entry, &list, winner) && entry->auth > own)
+				own = entry->auth;
+			if (width > best_width)
 				continue;
 			if (width < best_width || entry->auth > best)
 				best = entry->auth;
 			best_width = width;
 		}
 	}
-	return best;
+	return own != IDM_AUTH_UNSET ? own : best;
 }
