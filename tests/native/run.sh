@@ -4,7 +4,7 @@
 #
 #   run.sh asan [SECONDS]       unit tests and fuzzers (a few seconds of each) under address and undefined behaviour
 #   run.sh tsan [SECONDS]       readers under reload, under the thread sanitizer
-#   run.sh fuzz SECONDS         both fuzzers for SECONDS each; 0: until interrupted. New finds go to build/fuzz.
+#   run.sh fuzz SECONDS         every fuzzer for SECONDS; 0: until interrupted. New finds go to build/fuzz.
 set -eu
 
 mode=${1:?usage: run.sh asan|tsan|fuzz [SECONDS]}
@@ -13,9 +13,11 @@ out=$root/build/native
 seeds=$root/tests/fuzz/corpus
 cc=${CC:-clang}
 flags="-std=gnu11 -g -O1 -fno-omit-frame-pointer -Wall -Wextra -Werror"
-flags="$flags -I$root/native/include -I$root/native/engine -I$root/tests/fuzz"
-engine="$root/native/engine/*.c"
-mkdir -p "$out" "$root/build/fuzz/snapshot" "$root/build/fuzz/engine"
+flags="$flags -I$root/native/include -I$root/native/engine -I$root/native/automata -I$root/native/ffi -I$root/tests/fuzz"
+engine="$root/native/engine/*.c $root/native/automata/*.c"
+fuzzers="snapshot engine matcher automata"
+for name in $fuzzers; do mkdir -p "$root/build/fuzz/$name"; done
+mkdir -p "$out"
 export IDMESH_SEEDS="$seeds/snapshot"
 export UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
 
@@ -52,8 +54,7 @@ asan)
 	engine fuzzer-no-link,address,undefined
 	build units "$root/tests/native/units.c" address,undefined
 	"$out/units"
-	fuzz snapshot "${2:-5}"
-	fuzz engine "${2:-5}"
+	for name in $fuzzers; do fuzz "$name" "${2:-5}"; done
 	;;
 tsan)
 	engine thread
@@ -62,8 +63,7 @@ tsan)
 	;;
 fuzz)
 	engine fuzzer-no-link,address,undefined
-	fuzz snapshot "${2:?SECONDS}"
-	fuzz engine "$2"
+	for name in $fuzzers; do fuzz "$name" "${2:?SECONDS}"; done
 	;;
 *)
 	echo "run.sh: unknown mode $mode" >&2
