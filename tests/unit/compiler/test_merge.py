@@ -228,6 +228,11 @@ def subjects(first: str, second: str) -> tuple[int, int]:
         ("{matchLabels: {app: a}}", "{matchExpressions: [{key: app, operator: In, values: [a, b]}]}", (1, 0)),
         ("{matchLabels: {app: a}}", "{matchExpressions: [{key: app, operator: Exists}]}", (1, 0)),
         ("{matchLabels: {app: a}}", "{matchLabels: {tier: b}}", (0, 1)),
+        (
+            "{matchLabels: {tier: b}, matchExpressions: [{key: 'k8s:app', operator: DoesNotExist}]}",
+            "{matchExpressions: [{key: app, operator: DoesNotExist}]}",
+            (0, 1),
+        ),
         ("{matchLabels: {'k8s:app': a}}", "{matchLabels: {'k8s:app': b}}", (0, 0)),
         ("{matchLabels: {app: a}}", "{matchExpressions: [{key: app, operator: DoesNotExist}]}", (0, 0)),
         ("{matchLabels: {app: a}}", "{matchExpressions: [{key: app, operator: NotIn, values: [a]}]}", (0, 0)),

@@ -94,6 +94,9 @@ def test_rules_on_nodes_need_the_host_firewall_and_hold_for_the_own_host_only() 
     assert verdict(slow, WORLD, "node-a") == "133"
     assert verdict(slow, "client", "node-a") == "allow"
     assert verdict(slow, "client", "server") == "allow"
+    assert verdict(slow, "node-a", "node-a") == "allow"
+    alone = clusterwide("{nodeSelector: {}, ingress: [{}]}")
+    assert verdict(play(world(alone, settings={"host_firewall": True})), "node-a", "node-a") == "133"
     other = clusterwide("{nodeSelector: {matchLabels: {role: other}}, ingress: [{}]}")
     assert verdict(play(world(other, settings={"host_firewall": True})), WORLD, "node-a") == "allow"
 
@@ -144,8 +147,13 @@ def test_without_the_local_default_a_peer_may_be_of_any_cluster() -> None:
 
 def test_a_clusterwide_rule_on_init_means_peers_without_namespace_too() -> None:
     subject = "endpointSelector: {matchLabels: {'reserved:init': ''}}"
-    rule = clusterwide(f"{{{subject}, ingress: [{{fromEndpoints: [{{matchLabels: {{app: client}}}}]}}]}}")
-    assert verdict(play(world(rule)), "client", "initpod") == "allow"
+    rule = clusterwide(f"{{{subject}, ingress: [{{fromEndpoints: [{{}}]}}]}}")
+    slow = play(world(rule, settings={"node_selector_labels": True}))
+    assert verdict(slow, "oclient", "initpod") == "allow"
+    for stranger in ("rclient", "node-b", WORLD):
+        assert verdict(slow, stranger, "initpod") == "133"
+    anywhere = play(world(rule, settings={"default_local_cluster": False}))
+    assert verdict(anywhere, WORLD, "initpod") == "allow"
 
 
 def test_a_policy_reaches_subjects_of_its_own_namespace_only() -> None:
