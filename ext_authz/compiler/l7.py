@@ -91,10 +91,20 @@ class MatcherCache:
 
 @dataclass(frozen=True, slots=True)
 class HttpSet:
-    """Number of a packed set and the most one request costs there."""
+    """
+    Number of a packed set and the most one request costs there.
+
+    shared: what is paid once for all sets that look at one path; not part of cost. acts: header changes make the
+    engine go through the set a second time, for each entry.
+    """
 
     number: int
     cost: int
+    shared: int = 0
+    acts: bool = False
+
+
+NO_HTTP = HttpSet(-1, 0)
 
 
 class L7Pools:
@@ -179,8 +189,8 @@ class L7Pools:
         except BudgetError as error:
             raise policy_error(origin_of(error.index or 0), error.reason, field) from None
 
-    def _matcher(self, patterns: tuple[str, ...]) -> tuple[int, int]:
-        """Number and cost."""
+    def _matcher(self, patterns: tuple[str, ...]) -> tuple[int, int, int]:
+        """Number, cost, and the shared part of the cost."""
         key = ("matcher", patterns)
         found = self._known.get(key)
         if found is None:
@@ -188,7 +198,7 @@ class L7Pools:
             self.used.add(patterns)
             number = self.matchers.append(_matcher_ref(len(self.automata), len(made.blob)))
             self.automata += made.blob
-            found = self._known[key] = (number, made.cost)
+            found = self._known[key] = (number, made.cost, made.shared)
         return found
 
     def _pack_http(self, rules: tuple[HttpMatch, ...]) -> HttpSet:
@@ -199,14 +209,15 @@ class L7Pools:
         dims = sorted({(filing.kind, filing.name) for filing in filed})
         first_dim = self.dims.append(b"".join(_dim(kind, *self.strings(name)) for kind, name in dims))
         slots, longest = self._slots(filed, dims, first)
-        flags = _HTTP_SET_ACTIONS if any(p.mismatch for group in groups for p in group.headers) else 0
+        acts = any(predicate.mismatch for group in groups for predicate in group.headers)
         number = self.http_sets.append(
             _http_set(
                 *(first_dim, len(dims), self.slots.append(b"".join(slots)), len(slots), longest),
-                *(self._group_list(always, first), len(always), flags),
+                *(self._group_list(always, first), len(always), _HTTP_SET_ACTIONS * acts),
             )
         )
-        return HttpSet(number, worst_cost(filed, always, [cost for _, cost in packed]))
+        shared = max((self._shared(group.paths) for group in groups), default=0)
+        return HttpSet(number, worst_cost(filed, always, [cost for _, cost in packed]), shared, acts)
 
     def _slots(
         self, filed: dict[Filing, list[int]], dims: list[tuple[DimKind, str]], first: int
@@ -221,7 +232,7 @@ class L7Pools:
         return self.group_refs.intern(numbers(first + group for group in groups))
 
     def _pack_group(self, group: Group) -> tuple[bytes, int]:
-        """The packed group and its cost."""
+        """The packed group, and its cost but for what paths share."""
         matchers, cost = [], 0
         for field, patterns in (("method", group.method), ("host", group.host), ("path", group.paths)):
             if not patterns:
@@ -230,9 +241,13 @@ class L7Pools:
             wanted = (patterns,) if isinstance(patterns, str) else patterns
             matchers.append(self._guarded(wanted, lambda index: group.rules[index].origin, field))
             cost += self._matcher(wanted)[1]
+        cost -= self._shared(group.paths)
         predicates = self.predicates.intern(b"".join(self._pack_predicate(p) for p in group.headers))
         first_rule = self.http_rules.append(b"".join(self._pack_http_rule(rule) for rule in group.rules))
         return _group(*matchers, predicates, len(group.headers), first_rule, len(group.rules)), cost
+
+    def _shared(self, paths: tuple[str, ...]) -> int:
+        return self._matcher(paths)[2] if paths else 0
 
     def _pack_predicate(self, p: HeaderPredicate) -> bytes:
         return _predicate(*self.strings(p.name), *self.strings(p.value), p.present, p.mismatch, p.secret, p.never)

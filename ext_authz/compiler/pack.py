@@ -19,6 +19,7 @@ from ext_authz.compiler.l7 import MatcherCache
 from ext_authz.compiler.policies import MissingSelector, PolicyPools
 from ext_authz.compiler.resolved import Resolved
 from ext_authz.compiler.tables import IdentityPools, SelectorPools
+from ext_authz.identity.selectors import Selector
 from ext_authz.model.types import PolicyError
 
 # Unused bytes that are never worth a fresh start.
@@ -54,7 +55,10 @@ class Packer:
         self._last: Packed | None = None
         self._good: dict[int, SubjectPolicy] = {}
         self._secrets: object = ()
-        self._start_anew()
+        self._identities = IdentityPools()
+        self._selectors = SelectorPools()
+        self._policies = PolicyPools(self._cache)
+        self._fresh_size = 0
 
     def pack(self, resolved: Resolved, secrets: object = ()) -> Packed:
         """
@@ -108,7 +112,7 @@ class Packer:
             policies[identity] = policy
         return subjects, policies
 
-    def _fallback(self, identity: int, selectors: Mapping[object, int]) -> SubjectPolicy:
+    def _fallback(self, identity: int, selectors: Mapping[Selector, int]) -> SubjectPolicy:
         """The last policy that could be packed, if everything it speaks of still exists."""
         good = self._good.get(identity, ISOLATED)
         return good if all(selector in selectors for selector in _selectors_of(good)) else ISOLATED
@@ -121,8 +125,7 @@ class Packer:
 
     def _start_anew(self) -> None:
         """Forget every number given so far. Matchers in use stay: building them is the dear part."""
-        if self._last is not None:
-            self._cache.keep(self._policies.l7.used)
+        self._cache.keep(self._policies.l7.used)
         self._identities = IdentityPools()
         self._selectors = SelectorPools()
         self._policies = PolicyPools(self._cache)
@@ -134,6 +137,6 @@ def pack(resolved: Resolved, *, revision: int = 1) -> Packed:
     return Packer(revision - 1).pack(resolved)
 
 
-def _selectors_of(policy: SubjectPolicy) -> Iterable[object]:
+def _selectors_of(policy: SubjectPolicy) -> Iterable[Selector]:
     for side in (policy.ingress, policy.egress):
         yield from (entry.selector for entry in side.entries if entry.selector is not None)

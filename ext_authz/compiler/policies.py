@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from ext_authz.compiler.assemble import Table, pack_table
 from ext_authz.compiler.entries import L7, MergedEntry, SidePolicy, SubjectPolicy
-from ext_authz.compiler.l7 import L7Pools, MatcherCache, policy_error
+from ext_authz.compiler.l7 import NO_HTTP, HttpSet, L7Pools, MatcherCache, policy_error
 from ext_authz.compiler.pools import Pool, Strings, numbers, packer
 from ext_authz.engine import layout
 
@@ -50,6 +50,8 @@ _LAST_PORT = 65535
 # A decision may take 20 us also on a hostile path of 8 KiB; 2 of them belong to everything but HTTP rules. In the unit
 # of Matcher.cost (96 ns, native/automata/cost.h).
 COST_LIMIT = 187
+# Sets whose answers the engine remembers within a request (native/engine/request.c).
+_ASKED_MAX = 16
 
 SideFields = tuple[int, int, int, int]
 
@@ -88,7 +90,7 @@ class PolicyPools:
         self._policy_of: dict[int, tuple[SubjectPolicy, int]] = {}
         self._entry: list[MergedEntry] = []
         self._entry_selector: list[int] = []
-        self._entry_cost: list[int] = []  # of its HTTP rules
+        self._entry_http: list[HttpSet] = []
         self._row_of: dict[tuple[int, ...], bytes] = {}
 
     def use_selectors(self, numbers_now: Mapping[Selector, int], kept_policies: bool) -> None:
@@ -133,7 +135,7 @@ class PolicyPools:
         """Table 3 for these subjects (identity to policy number)."""
         packed = b"".join(_subject(identity, subjects[identity]) for identity in sorted(subjects))
         own = (self._policies, self._rows, self._spans, self._named, self._refs, self._entries, self._origins)
-        sections = [
+        sections: list[bytes | bytearray] = [
             _meta(_CLOSED if closed else 0),
             packed,
             *(pool.data for pool in own),
@@ -179,7 +181,7 @@ class PolicyPools:
         """Entry numbers by selector number."""
         rows: dict[int, list[int]] = {}
         dear: list[int] = []
-        known, chosen, costs = self._entry_of, self._entry_selector, self._entry_cost
+        known, chosen, judged = self._entry_of, self._entry_selector, self._entry_http
         for entry in side.entries:
             found = known.get(id(entry))
             number = self._number(entry) if found is None else found[1]
@@ -188,7 +190,7 @@ class PolicyPools:
                 rows[chosen[number]] = [number]
             else:
                 row.append(number)
-            if costs[number]:
+            if judged[number].cost:
                 dear.append(number)
         if dear:
             self._check_cost(dear)
@@ -242,7 +244,7 @@ class PolicyPools:
         """Number of an entry that was not seen as this object before."""
         selector = self._selector_number(entry)
         origins = numbers(self.l7.rule(origin) for origin in entry.origins)
-        l7_set, cost = self._l7_set(entry)
+        l7_set, http = self._l7_set(entry)
         sni = layout.NONE if entry.sni is None else self.l7.matcher(entry.sni, entry.origins[0], "serverNames")
         packed = _entry(
             *(entry.precedence, entry.priority, entry.verdict, entry.tier, entry.l7, entry.auth),
@@ -254,7 +256,7 @@ class PolicyPools:
         if number == len(self._entry):
             self._entry.append(entry)
             self._entry_selector.append(selector)
-            self._entry_cost.append(cost)
+            self._entry_http.append(http)
         self._entry_of[id(entry)] = (entry, number)
         return number
 
@@ -266,32 +268,40 @@ class PolicyPools:
             raise MissingSelector(entry.selector.text)
         return number
 
-    def _l7_set(self, entry: MergedEntry) -> tuple[int, int]:
-        """Number of the entry's set in its kind, and the worst cost of a request there."""
+    def _l7_set(self, entry: MergedEntry) -> tuple[int, HttpSet]:
+        """Number of the entry's set in its kind, and what its HTTP rules cost."""
         if entry.l7 is L7.HTTP and entry.http is not None:
             packed = self.l7.http_set(entry.http)
-            return packed.number, packed.cost
+            return packed.number, packed
         if entry.l7 is L7.DNS and entry.dns is not None:
-            return self.l7.dns_set(entry.dns, entry.origins[0]), 0
+            return self.l7.dns_set(entry.dns, entry.origins[0]), NO_HTTP
         if entry.l7 is L7.KAFKA and entry.kafka is not None:
-            return self.l7.kafka_set(entry.kafka), 0
-        return layout.NONE, 0
+            return self.l7.kafka_set(entry.kafka), NO_HTTP
+        return layout.NONE, NO_HTTP
 
     def _check_cost(self, numbered: Iterable[int]) -> None:
         """All selectors may select one peer, so everything that covers one port counts together."""
-        costs = [(self._entry[number], self._entry_cost[number]) for number in set(numbered)]
-        if sum(cost for _, cost in costs) <= COST_LIMIT:
+        judged = [(self._entry[number], self._entry_http[number]) for number in dict.fromkeys(numbered)]
+        if request_cost([http for _, http in judged]) <= COST_LIMIT:
             return
-        for port in sorted({0, *(entry.first_port for entry, _ in costs)}):
-            here = [(e, cost) for e, cost in costs if e.port_name or e.first_port <= port <= e.last_port]
-            total = sum(cost for _, cost in here)
+        for port in sorted({0, *(entry.first_port for entry, _ in judged)}):
+            here = [(e, http) for e, http in judged if e.port_name or e.first_port <= port <= e.last_port]
+            total = request_cost([http for _, http in here])
             if total > COST_LIMIT:
-                dearest = max(here, key=lambda item: item[1])[0]
+                dearest = max(here, key=lambda item: item[1].cost)[0]
                 raise policy_error(
                     dearest.origins[0],
                     f"the HTTP rules of one port cost {total} at worst, the limit is {COST_LIMIT}: "
                     "use literal methods, hosts and path beginnings, or fewer rules with a leading wildcard",
                 )
+
+
+def request_cost(sets: Sequence[HttpSet]) -> int:
+    """Most that a request costs which meets all of these sets, given once for each entry that has them."""
+    different = {http.number: http for http in sets}
+    asked = different.values() if len(different) <= _ASKED_MAX else sets
+    again = sum(http.cost for http in sets if http.acts)
+    return max((http.shared for http in sets), default=0) + sum(http.cost for http in asked) + again
 
 
 def fold_ports(protocol: int, entries: Iterable[tuple[int, int, int, int]]) -> Iterator[Span]:

@@ -83,7 +83,7 @@ class IdentityPools:
         slots, longest = fill_slots(self._pack_hosts(resolved.hosts), bytes(layout.record("idm_host").size))
         identities = b"".join(self._identities.make(resolved.identities, self._pack_identity))
         endpoints = b"".join(self._endpoints.make(resolved.endpoints, self._pack_endpoint))
-        sections = [
+        sections: list[bytes | bytearray] = [
             _meta(resolved.world4, resolved.world6, longest),
             identities,
             self._labels.data,
@@ -142,7 +142,7 @@ class SelectorPools:
             chosen = resolved.membership[identity]
             rows.append(_selected(identity, lists.intern(numbers(chosen)), len(chosen)))
         self._last = now
-        sections = [selectors, b"".join(rows), lists.data, strings.data]
+        sections: list[bytes | bytearray] = [selectors, b"".join(rows), lists.data, strings.data]
         return pack_table(layout.TableKind.SELECTORS, sections, previous, revision)
 
 

@@ -261,8 +261,8 @@ class View:
         found = []
         for at in range(group["first_rule"], group["first_rule"] + group["rule_count"]):
             item = self._item(TableKind.POLICIES, "HTTP_RULES", at)
-            texts = (self._text(TableKind.POLICIES, item, field) for field in ("method", "host", "path"))
-            found.append(HttpView(at, *texts, headers, self._rule(item["rule"])))
+            method, host, path = (self._text(TableKind.POLICIES, item, field) for field in ("method", "host", "path"))
+            found.append(HttpView(at, method, host, path, headers, self._rule(item["rule"])))
         return found
 
     def _header(self, number: int) -> HeaderView:
@@ -284,9 +284,11 @@ class View:
 
     def _rule(self, number: int) -> RuleView:
         item = self._item(TableKind.POLICIES, "RULES", number)
-        texts = [self._text(TableKind.POLICIES, item, field) for field in ("kind", "name_space", "name", "file")]
-        path, log = (self._text(TableKind.POLICIES, item, field) for field in ("path", "log"))
-        return RuleView(*texts, item["line"], item["column"], path, log)
+        texts = {
+            field: self._text(TableKind.POLICIES, item, field)
+            for field in ("kind", "name_space", "name", "file", "path", "log")
+        }
+        return RuleView(namespace=texts.pop("name_space"), line=item["line"], column=item["column"], **texts)
 
     # ---- reading ----
 

@@ -20,7 +20,8 @@ import yaml
 
 Object = dict[str, Any]
 OBJECTS_PER_FILE = 100
-PORTS = (80, 443, 3306, 5432, 6379, 8080, 8081, 8443, 9090, 9092)
+PORTS = (80, 443, 1883, 3000, 3306, 4317, 5000, 5432, 5672, 6379, 6443, 7946, 8000, 8080, 8081, 8086, 8443, 8500)
+PORTS += (8888, 9000, 9042, 9090, 9092, 9200, 11211)
 METHODS = ("GET", "POST", "PUT", "DELETE")
 TENANT = "X-Tenant"
 NAMESPACES = 50
@@ -203,8 +204,7 @@ def _scale_policy(
         "ports": [{"port": str(port), "protocol": "TCP"} for port in sorted(source.sample(PORTS, 5))],
     }
     if "http" in kinds and not deny:
-        first = number * 10
-        ports["rules"] = {"http": rule_mix(first + 10)[first:]}
+        ports["rules"] = {"http": _scale_rules(10 * number)}
     entry["toPorts"] = [ports]
     if "all" in kinds:
         return _policy(
@@ -214,6 +214,18 @@ def _scale_policy(
     return _policy(
         "CiliumNetworkPolicy", f"policy{number}", {"endpointSelector": subject, direction: [entry]}, namespace
     )
+
+
+def _scale_rules(first: int) -> list[Object]:
+    """
+    Ten rules of the mix, with bounds instead of "+" and "*" in the middle.
+
+    A hostile request may meet the rules of many policies on one port, and each unbounded class in the middle is a
+    fifth of what the budget of a port allows.
+    """
+    rules = [_rule(number) for number in range(first, first + 10)]
+    rules[7]["path"] = f"/api/v[0-9]{{1,2}}/svc{first + 7}/users/[0-9a-f]{{8}}/orders(/.*)?"
+    return rules
 
 
 def _subject(workloads: Sequence[_Workload], source: random.Random) -> Object:

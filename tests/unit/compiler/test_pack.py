@@ -176,8 +176,11 @@ def test_old_secret_values_do_not_stay_behind():
 
 def dear_entries():
     """HTTP rules that no request could be judged by in time: one automaton each, all on one port."""
-    paths = [http_rule(f".*/[a-z]+/x{n}/[0-9]+/.*", headers=[], method=f"[A-Z]+{n}") for n in range(400)]
-    return [http_entry(*paths, origins=(origin("dear"),))]
+    dear = (origin("dear"),)
+    return [
+        http_entry(http_rule(f"/[a-z]+/x{n}/.*", host=f"h{n}"), http_rule(f"/x{n}/[0-9]+/.*"), origins=dear)
+        for n in range(60)
+    ]
 
 
 def flags_of(snapshot):
