@@ -14,6 +14,7 @@ from ext_authz.cli import Failure
 from ext_authz.compiler.compile import Compiled, Compiler
 from ext_authz.identity.allocator import Allocator, FileAllocator, MemoryAllocator
 from ext_authz.model.load import Loaded, load
+from ext_authz.model.nodes import printable
 from ext_authz.model.settings import SettingsError, parse_settings
 from ext_authz.model.types import PolicyError
 
@@ -76,7 +77,8 @@ def error_text(error: PolicyError) -> str:
     name = "/".join(part for part in (ref.namespace, ref.name) if part)
     warning = "warning: " if error.severity == "warning" else ""
     place = f"{origin.file}:{origin.line}:{origin.column}"
-    return f"{place}: {ref.kind or 'Document'} {name or '-'}: {error.field or '-'}: {warning}{error.reason}"
+    what = f"{ref.kind or 'Document'} {name or '-'}: {error.field or '-'}"
+    return printable(f"{place}: {what}: {warning}{error.reason}")
 
 
 def error_record(error: PolicyError) -> dict[str, object]:

@@ -222,6 +222,13 @@ def test_specs_are_checked_as_spec() -> None:
     assert error.origin.line == 6
 
 
+@pytest.mark.parametrize("kind", ["cilium.io/v2 CiliumCIDRGroup", "networking.k8s.io/v1 NetworkPolicy"])
+def test_an_object_without_spec_is_refused(kind: str) -> None:
+    version, name = kind.split()
+    (error,) = load_text(f"apiVersion: {version}\nkind: {name}\nmetadata: {{name: p}}\n", "p.yaml").errors
+    assert (error.field, error.reason) == ("spec", "is missing")
+
+
 @pytest.mark.parametrize("body", ["", "spec: {}\n", "specs: []\n", "specs: {}\n", "spec: null\n", "spec: [1]\n"])
 def test_a_policy_without_rules_is_refused_and_closes_the_node(body: str) -> None:
     loaded = load_text(f"apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {{name: p}}\n{body}", "p.yaml")
