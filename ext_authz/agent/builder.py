@@ -12,6 +12,7 @@ import argparse
 import json
 import logging
 import os
+import select
 import sys
 import time
 from dataclasses import asdict
@@ -25,6 +26,7 @@ from ext_authz.compiler.compile import Compiled, Compiler
 from ext_authz.compiler.publish import FileTransport
 from ext_authz.identity.allocator import FileAllocator
 from ext_authz.logs import event
+from ext_authz.memory import tidy
 from ext_authz.model.settings import parse_settings
 from ext_authz.model.types import PolicyError, Settings
 from ext_authz.state import State
@@ -32,6 +34,7 @@ from ext_authz.state import State
 log = logging.getLogger(__name__)
 
 _SHOWN_MAX = 500
+_IDLE_S = 0.3
 
 
 class Builder:
@@ -117,10 +120,16 @@ def error_record(error: PolicyError) -> dict[str, Any]:
 
 
 def serve(builder: Builder) -> None:
-    """Answer each line of stdin; end with it."""
+    """Answer each line of stdin; end with it. Nobody is kept waiting while memory is tidied."""
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever prints must not speak on our channel
-    for _line in sys.stdin:
+    untidy = False
+    while True:
+        if untidy and not select.select([0], [], [], _IDLE_S)[0]:
+            tidy()
+            untidy = False
+        if not os.read(0, 4096):
+            return
         try:
             report = builder.build()
         except Exception as error:
@@ -128,6 +137,7 @@ def serve(builder: Builder) -> None:
             report = {"failure": f"{type(error).__name__}: {error}"}
         out.write(json.dumps(report) + "\n")
         out.flush()
+        untidy = True
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

@@ -73,7 +73,7 @@ class KeptStore:
             return
         page = self._folder / f"{hashlib.blake2b(os.fsencode(file), digest_size=16).hexdigest()}.json"
         if not new:
-            del self._files[file]
+            self._files.pop(file, None)
             page.unlink(missing_ok=True)
             return
         self._files[file] = new

@@ -12,7 +12,7 @@ Source: design.md "Fail closed, always".
 from __future__ import annotations
 
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -48,7 +48,10 @@ class View:
     sources: list[Source]
     kept: list[str]
     counts: dict[str, int]
-    good: dict[str, list[Kept]]  # file to what shall be remembered of it
+    # File to what shall be remembered of it; files that are as they were are only in `hashes`.
+    good: dict[str, list[Kept]] = field(default_factory=dict)
+    hashes: dict[str, int] = field(default_factory=dict)
+    unclean: set[str] = field(default_factory=set)  # files that hold something bad, or something kept
 
 
 @dataclass(slots=True)
@@ -68,6 +71,8 @@ class Sources:
         self._paths = [(role, str(path.absolute())) for role, found in paths.items() for path in found]
         self._store = KeptStore(kept)
         self._loader = Loader(settings=settings, node=node)
+        self._hashes: dict[str, int] = {}
+        self._unclean: set[str] = set()
 
     def look(self) -> View:
         """Read what is there. Never raises for what the sources hold."""
@@ -85,8 +90,8 @@ class Sources:
                 world = replace(world, closed=True)  # never read: nothing may be taken for allowed
         counts = {"objects": len(loaded.objects), "skipped": sum(loaded.skipped.values())}
         errors = [*found.errors, *loaded.errors]
-        view = View(world, errors, loaded.warnings, found.sources, mender.names, counts, {})
-        view.good = self._remember(loaded, found, mender)
+        view = View(world, errors, loaded.warnings, found.sources, mender.names, counts)
+        self._remember(view, loaded, found, mender)
         return view
 
     def persist(self, view: View) -> None:
@@ -97,10 +102,11 @@ class Sources:
             OSError: A page could not be written.
         """
         for file in self._store.files():
-            if file not in view.good:
+            if file not in view.hashes and file not in view.good:
                 self._store.replace(file, ())
         for file, objects in view.good.items():
             self._store.replace(file, objects)
+        self._hashes, self._unclean = view.hashes, view.unclean
 
     def _read_source(self, source: Source, found: _Found) -> None:
         before = len(found.contents)
@@ -154,19 +160,26 @@ class Sources:
         found.lost.append((folder, reason))
         found.errors.append(PolicyError(Origin(folder, 1, 1), _NOBODY, "", reason))
 
-    def _remember(self, loaded: Loaded, found: _Found, mender: _Mender) -> dict[str, list[Kept]]:
-        """Good objects as they are now, and what stands in for the others."""
-        good: dict[str, list[Kept]] = defaultdict(list)
+    def _remember(self, view: View, loaded: Loaded, found: _Found, mender: _Mender) -> None:
+        """
+        Good objects as they are now, and what stands in for the others: of files that changed, or hold something bad.
+        """
+        view.hashes = {name: hash(content) for name, content in found.contents.items() if isinstance(content, bytes)}
+        view.unclean = {thing.file for thing in loaded.objects if not thing.ok} | {kept.file for kept in mender.used}
+        changed = {name for name, known in view.hashes.items() if self._hashes.get(name) != known}
+        changed |= view.unclean | self._unclean
+        good: dict[str, list[Kept]] = {name: [] for name in changed}
         for thing in loaded.objects:
-            if thing.ok:
+            if thing.ok and thing.file in changed:
                 good[thing.file].append(Kept(thing.ref, thing.file, thing.line, thing.text))
         now = {kept.ref for objects in good.values() for kept in objects}
         for kept in mender.used:
             if kept.ref not in now:
                 good[kept.file].append(kept)
+        view.good = good
+        counted = Counter(thing.file for thing in loaded.objects if thing.ok)
         for source in found.sources:
-            source.objects = sum(len(objects) for file, objects in good.items() if _within(file, source.path))
-        return dict(good)
+            source.objects = source.kept + sum(n for file, n in counted.items() if _within(file, source.path))
 
 
 class _Mender:

@@ -11,6 +11,7 @@ from pathlib import Path
 from ext_authz.engine.types import SnapshotError
 from ext_authz.inotify import CREATE, DELETE_SELF, MOVE_SELF, MOVED_TO, Inotify
 from ext_authz.logs import event
+from ext_authz.memory import trim
 from ext_authz.service.checker import Store
 from ext_authz.state import read_owned
 
@@ -61,6 +62,12 @@ class Follower:
             self._inotify.watch(folder, MOVED_TO | CREATE | DELETE_SELF | MOVE_SELF)
 
     def _load(self) -> bool:
+        try:
+            return self._load_file()
+        finally:
+            trim()
+
+    def _load_file(self) -> bool:
         started = time.monotonic()
         try:
             self._store.load(read_owned(self._path))
