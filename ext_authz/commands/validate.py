@@ -10,12 +10,18 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 
 from ext_authz.cli import Failure
 from ext_authz.commands.inputs import add_source_arguments, error_record, error_text
 from ext_authz.compiler.check import check_world
+from ext_authz.compiler.compile import Compiler
+from ext_authz.compiler.matcher import BudgetError, PatternError, build_matcher
+from ext_authz.identity.allocator import MemoryAllocator
 from ext_authz.model.load import Loaded, find_files, load
+from ext_authz.model.reading import shown
 from ext_authz.model.settings import SettingsError, parse_settings
+from ext_authz.model.types import HttpRule, Origin, Policy, PolicyError, PortRule, World
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -34,13 +40,58 @@ def run(args: argparse.Namespace) -> int:
     if not find_files(args.paths):
         raise Failure(f"no .yaml, .yml or .json file in {', '.join(args.paths)}")
     loaded = load(args.paths, settings=settings, node=args.node, strict=args.strict)
-    conflicts, warnings = check_world(loaded.world)
-    problems = [*loaded.errors, *conflicts, *loaded.warnings, *warnings]
+    problems = _all_problems(loaded)
     for problem in problems:
         print(json.dumps(error_record(problem)) if args.json else error_text(problem))
-    errors = len(loaded.errors) + len(conflicts)
+    errors = sum(problem.severity == "error" for problem in problems)
     print(_summary(loaded, errors, len(problems) - errors), file=sys.stderr)
     return 1 if errors else 0
+
+
+def _all_problems(loaded: Loaded) -> list[PolicyError]:
+    """What single objects say, what they say together, and what would cost too much; errors first, each once."""
+    conflicts, warnings = check_world(loaded.world)
+    errors = [*loaded.errors, *conflicts, *_dear_patterns(loaded.world)]
+    if loaded.world.endpoints:  # some budgets are known only once rules meet on a subject
+        errors += Compiler(MemoryAllocator()).compile(loaded.world).errors
+    return list({_identity(problem): problem for problem in (*errors, *loaded.warnings, *warnings)}.values())
+
+
+def _identity(problem: PolicyError) -> tuple[Origin, str, str]:
+    return problem.origin, problem.field, problem.reason
+
+
+def _dear_patterns(world: World) -> Iterator[PolicyError]:
+    """Expressions that alone would cost a request too much."""
+    known: dict[str, str | None] = {}
+    for policy, port_rule, index, rule in _http_rules(world):
+        for name in ("method", "path", "host"):
+            pattern = getattr(rule, name)
+            if pattern is None:
+                continue
+            if pattern not in known:
+                known[pattern] = _price(pattern)
+            reason = known[pattern]
+            if reason is not None:
+                field = f"{port_rule.path}.rules.http[{index}].{name}"
+                yield PolicyError(rule.origin or policy.origin, policy.ref, field, f"{shown(pattern)}: {reason}")
+
+
+def _http_rules(world: World) -> Iterator[tuple[Policy, PortRule, int, HttpRule]]:
+    for policy in world.policies:
+        for entry in (entry for rule in policy.rules for entry in rule.entries):
+            for port_rule in entry.to_ports or ():
+                rules = port_rule.rules.http if port_rule.rules is not None else None
+                for index, rule in enumerate(rules or ()):
+                    yield policy, port_rule, index, rule
+
+
+def _price(pattern: str) -> str | None:
+    try:
+        build_matcher([pattern])
+    except (PatternError, BudgetError) as error:
+        return error.reason
+    return None
 
 
 def _summary(loaded: Loaded, errors: int, warnings: int) -> str:

@@ -81,6 +81,18 @@ def test_an_empty_folder_cannot_be_validated(tmp_path: Path, capsys: pytest.Capt
     assert "no .yaml" in capsys.readouterr().err
 
 
+def test_a_pattern_that_costs_too_much_is_refused_where_it_stands(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dear = "/" + "".join(f".*{letter}.{{50,400}}" for letter in "abcdefgh")
+    ports = (
+        f"toPorts: [{{ports: [{{port: '80', protocol: TCP}}], rules: {{http: [{{path: /a}}, {{path: '{dear}'}}]}}}}]"
+    )
+    file.write_text(BAD.replace("fromEntities: [World]", ports))
+    assert main(["validate", str(file)]) == 1
+    assert "spec.ingress[0].toPorts[0].rules.http[1].path: " in capsys.readouterr().out
+
+
 def test_conflicts_between_good_objects_are_errors(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rule = "spec: {endpointSelector: {}, ingress: [{fromEndpoints: [{}], authentication: {mode: %s}}]}\n"
     head = "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: %s}\n"
