@@ -16,11 +16,12 @@ from dataclasses import dataclass, field
 
 from ext_authz.compiler.hosts import HostTable, parse_address
 from ext_authz.compiler.resolved import Address, EndpointRow, HostRow, IdentityRow, RangeRow
+from ext_authz.compiler.uses import Learned
 from ext_authz.identity import reserved
 from ext_authz.identity.allocator import Allocator
 from ext_authz.identity.assign import Assigner, subject_labels
-from ext_authz.identity.ipcache import PrefixTable, Uses, flatten, prefix_labels
-from ext_authz.identity.labels import LabelSet
+from ext_authz.identity.ipcache import PrefixLabels, PrefixTable, Uses, flatten
+from ext_authz.identity.labels import Label, LabelSet
 from ext_authz.model.types import CidrGroup, Endpoint, NamedPort, Network, PolicyError, Settings
 
 _PROTOCOLS = {"TCP": 6, "UDP": 17, "SCTP": 132}
@@ -82,7 +83,10 @@ class Placer:
         self._named: dict[int, Counter[NamedPort]] = {}
         self._subjects: dict[int, Counter[LabelSet]] = {}
         self._uses: Uses | None = None
-        self._prefixes: dict[Network, int] = {}
+        self._labels = PrefixLabels(Uses(), settings)
+        self._learned: Learned = {}
+        self._named_sets: dict[Address, tuple[frozenset[Label], LabelSet]] = {}
+        self._exact: dict[Address, int] = {}
         self._prefix_sets: dict[int, LabelSet] = {}
         self._table = PrefixTable({}, self._world)
         self._ranges: dict[int, tuple[RangeRow, ...]] = {}
@@ -113,13 +117,13 @@ class Placer:
         """Addresses of endpoints and nodes: they keep their identity, whatever prefix or name covers them."""
         return self._hosts.owned()
 
-    def update(self, uses: Uses, generation: int, endpoints_changed: bool) -> bool:
+    def update(self, uses: Uses, learned: Learned, generation: int, endpoints_changed: bool) -> bool:
         """Bring the places up to date; True if anything changed. Raises AllocationError."""
-        prefixes_changed = uses != self._uses
-        if not prefixes_changed and not endpoints_changed:
+        if uses == self._uses and learned == self._learned and not endpoints_changed:
             return False
-        if prefixes_changed:
+        if uses != self._uses:
             self._set_prefixes(uses)
+        self._set_learned(learned)
         self._place_outside()
         self._collect()
         self._release(generation)
@@ -197,32 +201,57 @@ class Placer:
                 table.pop(number, None)
 
     def _set_prefixes(self, uses: Uses) -> None:
-        labels_of = prefix_labels(uses, self._settings)
-        sets = {network: self._assigner.set_of(labels_of[network]) for network in sorted(labels_of, key=_network_key)}
+        self._labels = PrefixLabels(uses, self._settings)
+        networks = self._labels.networks()
+        sets = {network: self._assigner.set_of(networks[network]) for network in sorted(networks, key=_network_key)}
         numbers = {network: self._assigner.number_of(labels) for network, labels in sets.items()}
-        self._uses, self._prefixes = uses, numbers
+        self._uses = uses
         self._prefix_sets = {numbers[network]: labels for network, labels in sets.items()}
         self._table = PrefixTable(numbers, self._world)
-        exact = {net.network_address: number for net, number in numbers.items() if net.prefixlen == net.max_prefixlen}
-        self._hosts.set_prefixes(exact)
+        self._exact = {
+            net.network_address: number for net, number in numbers.items() if net.prefixlen == net.max_prefixlen
+        }
+        self._named_sets.clear()
         wide = {network: number for network, number in numbers.items() if network.prefixlen < network.max_prefixlen}
         for version in (4, 6):
             rows = flatten(wide, version, self._world(version))
             self._ranges[version] = tuple(RangeRow(row.first, row.identity) for row in rows)
 
+    def _set_learned(self, learned: Learned) -> None:
+        """Addresses with names; only those that are new or have other names are worked out."""
+        before = self._named_sets
+        after: dict[Address, tuple[frozenset[Label], LabelSet]] = {}
+        for address, names in learned.items():
+            known = before.get(address)
+            if known is None or known[0] != names:
+                known = names, self._assigner.set_of(self._labels.address(address, names))
+            after[address] = known
+        self._learned, self._named_sets = learned, after
+        self._hosts.set_prefixes(
+            {**self._exact, **{address: self._assigner.number_of(known[1]) for address, known in after.items()}}
+        )
+
+    def _outside_identity(self, address: Address) -> int:
+        named = self._named_sets.get(address)
+        return self._table.lookup(address) if named is None else self._assigner.number_of(named[1])
+
     def _place_outside(self) -> None:
         for placed in self._slots:
             if not placed.is_outside:
                 continue
-            identity = self._table.lookup(placed.addresses[0])
+            identity = self._outside_identity(placed.addresses[0])
             if identity != placed.identity:
                 placed.identity = identity
                 endpoint = placed.endpoint
                 placed.row = EndpointRow(endpoint.name, identity, endpoint.local, endpoint.audit, placed.named_ports)
-            self._hosts.set_outside(placed, self._table.lookup)
+            self._hosts.set_outside(placed, self._outside_identity)
 
     def _collect(self) -> None:
-        label_sets = {**self._reserved, **self._prefix_sets, **self._sets}
+        label_sets = {**self._reserved, **self._prefix_sets}
+        label_sets |= {
+            self._assigner.number_of(labels): labels for labels in {known[1] for known in self._named_sets.values()}
+        }
+        label_sets |= self._sets
         subjects = {number: label_sets[number] for number in reserved.SUBJECTS}
         subjects |= {number: max(sets, key=_texts) for number, sets in self._subjects.items() if sets}
         self.places = Places(

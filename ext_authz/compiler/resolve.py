@@ -209,9 +209,10 @@ class _State:
         elif not endpoints_changed and world.cidr_groups == old.cidr_groups and world.dns_cache == old.dns_cache:
             return set()
         owned = placer.owned() if self._uses.wants_names else set()
-        uses = self._uses.uses(world.cidr_groups, world.dns_cache, world.endpoints, owned)
+        uses = self._uses.uses(world.cidr_groups, world.endpoints)
+        learned = self._uses.learned(world.dns_cache, owned)
         changed: set[int] = set()
-        if placer.update(uses, generation, endpoints_changed):
+        if placer.update(uses, learned, generation, endpoints_changed):
             self._membership.set_identities(placer.places.label_sets)
             changed = self._selection.set_subjects(placer.places.subjects)
         if selectors_changed or not self._began:

@@ -18,6 +18,7 @@ from ext_authz.identity.selectors import Selector
 from ext_authz.model.types import CidrGroup, Endpoint, Network
 
 Names = Mapping[str, Sequence[str]]
+Learned = Mapping[Address, frozenset[Label]]
 
 
 class UseCounter:
@@ -25,7 +26,8 @@ class UseCounter:
 
     def __init__(self) -> None:
         self._selectors: tuple[frozenset[Network], frozenset[str], tuple[Label, ...]] = frozenset(), frozenset(), ()
-        self._fitting: dict[str, tuple[Label, ...]] = {}
+        self._fitting: dict[str, frozenset[Label]] = {}
+        self._parsed: dict[str, Address] = {}
 
     def set_selectors(self, selectors: Iterable[Selector]) -> None:
         """The selectors in use."""
@@ -48,18 +50,12 @@ class UseCounter:
     def wants_names(self) -> bool:
         return bool(self._selectors[2])
 
-    def uses(
-        self, groups: Sequence[CidrGroup], names: Names, endpoints: Iterable[Endpoint], owned: set[Address]
-    ) -> Uses:
-        """
-        Args:
-            owned: Addresses that keep their identity whatever names they are learned for.
-        """
+    def uses(self, groups: Sequence[CidrGroup], endpoints: Iterable[Endpoint]) -> Uses:
+        """What prefixes are in use for."""
         prefixes, wanted, _ = self._selectors
         return Uses(
             prefixes=prefixes,
             groups=tuple(group for group in groups if group.name in wanted),
-            names=self._learned(names, owned) if self.wants_names else {},
             apiservers=frozenset(
                 parse_address(text)
                 for endpoint in endpoints
@@ -68,22 +64,41 @@ class UseCounter:
             ),
         )
 
-    def _learned(self, names: Names, owned: set[Address]) -> dict[Address, frozenset[Label]]:
-        if len(self._fitting) > 2 * len(names) + 1000:
-            self._fitting.clear()
-        labels = self._selectors[2]
-        matchers = [(label, patterns.name_matcher(label.key)) for label in labels]
-        found: dict[Address, set[Label]] = {}
+    def learned(self, names: Names, owned: set[Address]) -> Learned:
+        """
+        The fqdn labels of addresses, by the names they were learned for.
+
+        Args:
+            owned: Addresses that keep their identity whatever names they are learned for.
+        """
+        if not self.wants_names:
+            return {}
+        self._trim(names)
+        matchers = [(label, patterns.name_matcher(label.key)) for label in self._selectors[2]]
+        found: dict[Address, frozenset[Label]] = {}
         for name, addresses in names.items():
             fitting = self._fitting.get(name)
             if fitting is None:
                 full = patterns.dns_name(name)
-                fitting = self._fitting[name] = tuple(label for label, matches in matchers if matches(full))
+                fitting = self._fitting[name] = frozenset(label for label, matches in matchers if matches(full))
             for text in addresses if fitting else ():
-                address = parse_address(text)
+                address = self._parse(text)
                 if address not in owned:
-                    found.setdefault(address, set()).update(fitting)
-        return {address: frozenset(labels) for address, labels in found.items()}
+                    known = found.get(address)
+                    found[address] = fitting if known is None else known | fitting
+        return found
+
+    def _parse(self, text: str) -> Address:
+        address = self._parsed.get(text)
+        if address is None:
+            address = self._parsed[text] = parse_address(text)
+        return address
+
+    def _trim(self, names: Names) -> None:
+        """Forget names long gone, when they are more than what is there."""
+        if len(self._fitting) > 2 * len(names) + 1000:
+            self._fitting.clear()
+            self._parsed.clear()
 
 
 def _spelled_prefixes(selector: Selector) -> Iterable[Network]:

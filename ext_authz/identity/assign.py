@@ -7,7 +7,7 @@ Source: reference policy-semantics sections 4, 6 and 20 (node_selector_labels, p
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import ip_address
 
 from ext_authz.identity import reserved
@@ -45,7 +45,7 @@ class Assigner:
         self._numbers: dict[LabelSet, int] = {
             labels: number for number, labels in reserved.reserved_label_sets(settings).items()
         }
-        self._sets: dict[tuple[str, ...], LabelSet] = {labels.texts: labels for labels in self._numbers}
+        self._sets = {frozenset(labels.labels): labels for labels in self._numbers}
         self._parsed: dict[str, Label] = {}
         self._allocated: dict[LabelSet, int] = {}
         self._groups: tuple[CidrGroup, ...] = ()
@@ -91,7 +91,7 @@ class Assigner:
         """Nobody has these labels any more; the number is asked for again when somebody has."""
         self._allocated.pop(labels, None)
         self._numbers.pop(labels, None)
-        self._sets.pop(labels.texts, None)
+        self._sets.pop(frozenset(labels.labels), None)
 
     def trim(self, endpoints: int) -> None:
         """Let go of label texts of workloads long gone, when they are more than what is there."""
@@ -99,10 +99,13 @@ class Assigner:
             self._pods.clear()
             self._parsed.clear()
 
-    def set_of(self, labels: list[Label]) -> LabelSet:
+    def set_of(self, labels: Iterable[Label]) -> LabelSet:
         """A label set under these settings (a bare reserved:world stands for the enabled family)."""
-        made = LabelSet(labels, self._networks)
-        return self._sets.setdefault(made.texts, made)
+        key = frozenset(labels)
+        found = self._sets.get(key)
+        if found is None:
+            found = self._sets[key] = LabelSet(key, self._networks)
+        return found
 
     def _fixed(self, number: int) -> LabelSet:
         for labels, known in self._numbers.items():

@@ -11,7 +11,7 @@ Source: reference policy-semantics sections 5, 6 and 7.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from ext_authz.identity.labels import ALL_IPV4, ALL_IPV6, CIDR, CIDR_GROUP, CIDR_GROUP_NAME_PREFIX, Label, cidr_label
@@ -24,25 +24,68 @@ Address = IPv4Address | IPv6Address
 @dataclass(frozen=True, slots=True)
 class Uses:
     """
-    What makes prefixes have identities of their own.
+    What makes prefixes have identities of their own: prefixes of policies, groups, outside API servers.
 
-    names: address to the fqdn labels of the selectors in use whose names resolved to it.
+    (Learned names do so for single addresses.)
     """
 
     prefixes: frozenset[Network] = frozenset()
     groups: tuple[CidrGroup, ...] = ()
-    names: Mapping[Address, frozenset[Label]] = field(default_factory=dict)
     apiservers: frozenset[Address] = frozenset()
 
 
-def prefix_labels(uses: Uses, settings: Settings) -> dict[Network, list[Label]]:
-    """Labels of every prefix in use, inherited ones and the world's included."""
-    own = _own_labels(uses, settings)
-    lengths = {
-        version: sorted({network.prefixlen for network in own if network.version == version}, reverse=True)
-        for version in (4, 6)
-    }
-    return {network: _with_parents(network, own, lengths[network.version], settings) for network in own}
+class PrefixLabels:
+    """
+    Labels of prefixes and addresses in use, inherited ones and the world's included.
+
+    Learned names are given address by address, for they come and go far more often than prefixes.
+    """
+
+    def __init__(self, uses: Uses, settings: Settings) -> None:
+        self._own = _own_labels(uses, settings)
+        self._by_key = {_key(network): labels for network, labels in self._own.items()}
+        lengths = {(network.version, network.prefixlen) for network in self._own}
+        self._lengths = {
+            version: sorted((length for family, length in lengths if family == version), reverse=True)
+            for version in (4, 6)
+        }
+        self._world = {version: world_label(settings, version) for version in (4, 6)}
+
+    def networks(self) -> dict[Network, set[Label]]:
+        """Every prefix in use."""
+        return {
+            network: self._complete(labels, network.version, int(network.network_address), network.prefixlen)
+            for network, labels in self._own.items()
+        }
+
+    def address(self, address: Address, names: frozenset[Label]) -> set[Label]:
+        """One address with the labels of names learned for it."""
+        version, bits = (4, 32) if isinstance(address, IPv4Address) else (6, 128)
+        own = self._by_key.get((version, bits, int(address)))
+        return self._complete(names if own is None else names | own, version, int(address), bits)
+
+    def _complete(self, own: Iterable[Label], version: int, first: int, prefix_length: int) -> set[Label]:
+        labels = set(own)
+        nearest = any(label.source == CIDR for label in labels)
+        bits = 32 if version == 4 else 128
+        for length in self._lengths[version]:
+            if length >= prefix_length:
+                continue
+            shift = bits - length
+            parent = self._by_key.get((version, length, first >> shift << shift))
+            if parent is None:
+                continue
+            labels.update(label for label in parent if label.source == CIDR_GROUP)
+            if not nearest:
+                cidrs = [label for label in parent if label.source == CIDR]
+                labels.update(cidrs)
+                nearest = bool(cidrs)
+        labels.add(self._world[version])
+        return labels
+
+
+def _key(network: Network) -> tuple[int, int, int]:
+    return network.version, network.prefixlen, int(network.network_address)
 
 
 def _own_labels(uses: Uses, settings: Settings) -> dict[Network, set[Label]]:
@@ -58,8 +101,6 @@ def _own_labels(uses: Uses, settings: Settings) -> dict[Network, set[Label]]:
             entry.update(labels)
             if network.prefixlen:
                 entry.add(cidr_label(network))
-    for address, names in uses.names.items():
-        own.setdefault(host_network(address), set()).update(names)
     for address in uses.apiservers:
         network = host_network(address)
         own.setdefault(network, set()).update((reserved_label("kube-apiserver"), cidr_label(network)))
@@ -84,26 +125,6 @@ def _disabled_families(uses: Uses, settings: Settings) -> list[Network]:
     if dual_stack(settings) or not uses.prefixes & {ALL_IPV4, ALL_IPV6}:
         return []
     return [ALL_IPV4] if settings.ipv6 else [ALL_IPV6]
-
-
-def _with_parents(
-    network: Network, own: Mapping[Network, set[Label]], lengths: Iterable[int], settings: Settings
-) -> list[Label]:
-    labels = set(own[network])
-    nearest = any(label.source == CIDR for label in labels)
-    for length in lengths:
-        if length >= network.prefixlen:
-            continue
-        parent = own.get(network.supernet(new_prefix=length))
-        if parent is None:
-            continue
-        labels.update(label for label in parent if label.source == CIDR_GROUP)
-        if not nearest:
-            cidrs = [label for label in parent if label.source == CIDR]
-            labels.update(cidrs)
-            nearest = bool(cidrs)
-    labels.add(world_label(settings, network.version))
-    return list(labels)
 
 
 def host_network(address: Address) -> Network:

@@ -10,7 +10,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ext_authz.identity.ipcache import PrefixTable, Uses, flatten, prefix_labels
+from ext_authz.identity.ipcache import PrefixLabels, PrefixTable, Uses, flatten
 from ext_authz.identity.labels import Label
 from ext_authz.model.types import CidrGroup, Network, Settings
 
@@ -20,7 +20,7 @@ def net(text: str) -> Network:
 
 
 def texts(uses: Uses, settings: Settings, network: str) -> set[str]:
-    return {label.text for label in prefix_labels(uses, settings)[net(network)]}
+    return {label.text for label in PrefixLabels(uses, settings).networks()[net(network)]}
 
 
 def test_a_prefix_carries_its_own_cidr_label_and_the_world() -> None:
@@ -32,13 +32,14 @@ def test_a_prefix_carries_its_own_cidr_label_and_the_world() -> None:
 
 def test_the_whole_of_a_family_is_the_world_identity_itself() -> None:
     uses = Uses(prefixes=frozenset({net("0.0.0.0/0"), net("::/0")}))
-    assert prefix_labels(uses, Settings(ipv6=True)) == {}
+    assert PrefixLabels(uses, Settings(ipv6=True)).networks() == {}
 
 
 def test_a_family_that_is_off_stays_outside_the_other_ones_whole() -> None:
     uses = Uses(prefixes=frozenset({net("0.0.0.0/0")}))
     assert texts(uses, Settings(), "::/0") == {"cidr:0--0/0", "reserved:world"}
-    assert prefix_labels(Uses(prefixes=frozenset({net("10.0.0.0/8")})), Settings()).keys() == {net("10.0.0.0/8")}
+    some = Uses(prefixes=frozenset({net("10.0.0.0/8")}))
+    assert PrefixLabels(some, Settings()).networks().keys() == {net("10.0.0.0/8")}
 
 
 def test_group_labels_come_from_every_prefix_around() -> None:
@@ -56,14 +57,12 @@ def test_group_labels_come_from_every_prefix_around() -> None:
 
 
 def test_a_learned_address_inherits_the_nearest_prefix_only() -> None:
-    address = ip_address("93.184.216.34")
-    name = Label("fqdn", "api.example.com")
-    uses = Uses(prefixes=frozenset({net("93.0.0.0/8"), net("93.184.0.0/16")}), names={address: frozenset({name})})
-    assert texts(uses, Settings(), "93.184.216.34/32") == {
-        "fqdn:api.example.com",
-        "cidr:93.184.0.0/16",
-        "reserved:world",
-    }
+    uses = Uses(prefixes=frozenset({net("93.0.0.0/8"), net("93.184.0.0/16"), net("94.0.0.1/32")}))
+    labels, name = PrefixLabels(uses, Settings()), Label("fqdn", "api.example.com")
+    found = labels.address(ip_address("93.184.216.34"), frozenset({name}))
+    assert {label.text for label in found} == {"fqdn:api.example.com", "cidr:93.184.0.0/16", "reserved:world"}
+    found = labels.address(ip_address("94.0.0.1"), frozenset({name}))
+    assert {label.text for label in found} == {"fqdn:api.example.com", "cidr:94.0.0.1/32", "reserved:world"}
 
 
 def test_an_outside_api_server_is_world_and_api_server() -> None:
