@@ -47,10 +47,13 @@ def run(args: argparse.Namespace) -> int:
     cases, invalid = _chosen(files, args.only)
     player = _player(args.via, args.keep)
     report = Report(sys.stdout, args.json)
-    for line in _lines(player, cases):
-        report.add(line)
-    for case in _with_worlds(invalid, files):
-        report.add(_refused_line(case))
+    try:
+        for line in _lines(player, cases):
+            report.add(line)
+        for case in _with_worlds(invalid, files):
+            report.add(_refused_line(case))
+    except CaseError as error:
+        raise Failure(str(error)) from None
     report.close()
     return 1 if report.failed else 0
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from ext_authz.casefile import Case, Raw
 from ext_authz.cli import Failure
@@ -192,7 +193,7 @@ def _bare(flight: Flight, stage: Stage) -> Outcome:
 def _request(flight: Flight, http: Raw, stage: Stage) -> Outcome:
     seen = request(stage.namespace, flight.source, flight.place, http)
     if seen.location:
-        http = {**http, "path": seen.location}
+        http = {**http, "path": _path_of(seen.location)}
         seen = request(stage.namespace, flight.source, flight.place, http)
     record = stage.record(seen.name)
     got: Raw = {"expect": "allow" if seen.through else "deny", "at": record.get("at")}
@@ -203,6 +204,12 @@ def _request(flight: Flight, http: Raw, stage: Stage) -> Outcome:
     elif changes := changed(http, seen.headers):
         got["upstream_headers"] = changes
     return Outcome(_checked(got, seen, record), entry=_entry(record))
+
+
+def _path_of(location: str) -> str:
+    """A location without scheme and authority."""
+    parts = urlsplit(location)
+    return parts.path + (f"?{parts.query}" if parts.query else "")
 
 
 def _checked(got: Raw, seen: Seen, record: Mapping[str, Any]) -> Raw:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ext_authz.casefile import REQUESTS, Case, Raw
 from ext_authz.compiler.compile import Compiler
+from ext_authz.compiler.publish import replace_file
 from ext_authz.engine.engine import Engine
 from ext_authz.engine.layout import PoliciesSection, TableKind, record, section_bytes
 from ext_authz.engine.types import (
@@ -58,7 +59,7 @@ class EnginePlayer:
                 continue
             if self._keep:
                 self._keep.mkdir(parents=True, exist_ok=True)
-                (self._keep / f"{case.id}.snapshot").write_bytes(prepared.snapshot)
+                replace_file(self._keep / f"{case.id}.snapshot", prepared.snapshot)
             engine = Engine.open(prepared.snapshot)
             yield case, [outcome(engine, probe, prepared.built.addresses) for probe in case.probes]
 
@@ -92,7 +93,7 @@ def flow_of(probe: Mapping[str, Any], addresses: Mapping[str, Sequence[str]]) ->
 def _wire(probe: Mapping[str, Any]) -> tuple[int, int]:
     if icmp := probe.get("icmp"):
         return PROTOCOLS["ICMP" if icmp["family"] == "IPv4" else "ICMPv6"], int(icmp["type"])
-    return PROTOCOLS[probe["protocol"]], int(probe["port"])
+    return PROTOCOLS[probe["protocol"]], int(probe.get("port") or 0)
 
 
 def _http(raw: Raw) -> Http:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ext_authz.casefile import Case, InvalidCase, Raw
+from ext_authz.casefile import Case, CaseError, InvalidCase, Raw
 from ext_authz.compiler.check import check_world
 from ext_authz.compiler.compile import Compiler
 from ext_authz.model.types import PolicyError
@@ -26,7 +26,7 @@ class Prepared:
 
 def prepare(case: Case, compiler: Compiler) -> Prepared | PolicyError:
     """Compile a case; the first error refuses it."""
-    built = build(case)
+    built = _build(case)
     if built.errors:
         return built.errors[0]
     compiled = compiler.compile(built.world)
@@ -41,7 +41,7 @@ def refusal(case: InvalidCase) -> PolicyError | None:
 
     Combinations are judged for the endpoints there are, and as rules alone, as `idmesh validate` does without any.
     """
-    built = build(case)
+    built = _build(case)
     if built.errors:
         return built.errors[0]
     for world in (built.world, replace(built.world, endpoints=())):
@@ -49,6 +49,13 @@ def refusal(case: InvalidCase) -> PolicyError | None:
         if errors:
             return errors[0]
     return None
+
+
+def _build(case: Case | InvalidCase) -> Built:
+    try:
+        return build(case)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CaseError(f"{case.file}: case {case.id}: {error}") from error
 
 
 def refused(error: PolicyError | None) -> Raw:

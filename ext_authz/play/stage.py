@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -77,6 +78,8 @@ class Stage:
             snapshot: The first to be in force.
         """
         places = sorted(set(places))
+        # Of an earlier run that was kept here.
+        shutil.rmtree(self.folder, ignore_errors=True)
         self._state.readers.mkdir(parents=True, mode=0o700)
         self._state.root.chmod(0o700)
         self._transport = FileTransport(self._state.root)

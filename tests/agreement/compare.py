@@ -88,7 +88,7 @@ def compare(seed: int, counts: Counter[str]) -> Iterator[Mismatch]:
     scenario = generator.scenario
     oracle = Oracle(scenario.world, scenario.policies, scenario.settings)
     asked = [(probe, answer(oracle, probe)) for probe in (generator.probe() for _ in range(PROBES * 3))]
-    kept = [(probe, wanted) for probe, wanted in asked if is_telling(wanted) or generator.chance(BORING)][:PROBES]
+    kept = [(probe, wanted) for probe, wanted in asked if is_telling(wanted) or generator.draw.chance(BORING)][:PROBES]
     product = Product(scenario, [probe for probe, _ in kept])
     counts["scenarios"] += 1
     if any(OVER_BUDGET in error.reason for error in product.compiled.errors):

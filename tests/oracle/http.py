@@ -85,14 +85,21 @@ def rule_matches(rule: Mapping[str, Any], request: Mapping[str, Any], headers: H
 
 
 def judge(rules: list[Mapping[str, Any]], request: Mapping[str, Any], secrets: Any) -> tuple[bool, Headers, Headers]:
-    """(allowed, headers as sent, headers as passed on). All rules run, in order; one that matches allows."""
+    """
+    (allowed, headers as sent, headers as passed on). All rules run, in order; one that matches allows.
+
+    The same change asked for by two rules is made once (where Cilium would add a value twice).
+    """
     before = joined(request.get("headers"))
     after, allowed = dict(before), False
+    done: list[Mapping[str, Any]] = []
     for rule in rules:
         if rule_matches(rule, request, after, secrets):
             allowed = True
             for match in rule.get("headerMatches") or []:
-                act(match, after, secrets)
+                if match not in done:
+                    act(match, after, secrets)
+                    done.append(match)
     return allowed, before, after
 
 
