@@ -102,7 +102,7 @@ class Packer:
         for identity in sorted(resolved.subjects):
             policy = resolved.subjects[identity]
             try:
-                subjects[identity] = self._policies.policy(policy)
+                subjects[identity] = self._policies.policy(policy, self._good.get(identity))
             except (PolicyError, MissingSelector) as error:
                 if isinstance(error, PolicyError) and error not in errors:
                     errors.append(error)

@@ -116,9 +116,12 @@ class PolicyPools:
         for at in range(first * size, (first + count) * size, size):
             yield int.from_bytes(self._rows.data[at : at + 4], "little")
 
-    def policy(self, policy: SubjectPolicy) -> int:
+    def policy(self, policy: SubjectPolicy, before: SubjectPolicy | None = None) -> int:
         """
         Number of a subject's policy.
+
+        Args:
+            before: The subject's last policy; a side that is equal is not packed again.
 
         Raises:
             PolicyError: Its HTTP rules cost more than a request may, or a pattern cannot be matched.
@@ -127,7 +130,9 @@ class PolicyPools:
         known = self._policy_of.get(id(policy))
         if known is not None:
             return known[1]
-        number = self._policies.intern(_policy(*self._side(policy.ingress), *self._side(policy.egress)))
+        before = before or policy
+        sides = (*self._side(policy.ingress, before.ingress), *self._side(policy.egress, before.egress))
+        number = self._policies.intern(_policy(*sides))
         self._policy_of[id(policy)] = (policy, number)
         return number
 
@@ -160,8 +165,10 @@ class PolicyPools:
         held = sum(len(pool.data) for pool in pools)
         return held + sum(len(section) for section in self.l7.sections()) + len(self.strings.data)
 
-    def _side(self, side: SidePolicy) -> SideFields:
+    def _side(self, side: SidePolicy, before: SidePolicy) -> SideFields:
         known = self._side_of.get(id(side))
+        if known is None and side == before and (known := self._side_of.get(id(before))) is not None:
+            self._side_of[id(side)] = (side, known[1])
         if known is not None:
             return known[1]
         flags = _SIDE_ENFORCED * side.enforced | _SIDE_AUDIT * side.audit | _SIDE_ISOLATED * side.isolated
