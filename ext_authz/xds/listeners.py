@@ -25,6 +25,7 @@ from envoy_data_plane.envoy.extensions.filters.http.dynamic_modules.v3 import Dy
 from envoy_data_plane.envoy.extensions.filters.http.rbac.v3 import Rbac as RbacFilter
 from envoy_data_plane.envoy.extensions.filters.http.router.v3 import Router
 from envoy_data_plane.envoy.extensions.filters.listener.dynamic_modules.v3 import DynamicModuleListenerFilter
+from envoy_data_plane.envoy.extensions.filters.listener.original_dst.v3 import OriginalDst
 from envoy_data_plane.envoy.extensions.filters.listener.proxy_protocol.v3 import ProxyProtocol
 from envoy_data_plane.envoy.extensions.filters.listener.tls_inspector.v3 import TlsInspector
 from envoy_data_plane.envoy.extensions.filters.network.dynamic_modules.v3 import DynamicModuleNetworkFilter
@@ -65,6 +66,9 @@ def _listener_filters(setup: Setup) -> list[ListenerFilter]:
     if setup.proxy_protocol_from:
         proxy = ProxyProtocol(allow_requests_without_proxy_protocol=True)
         filters.append(ListenerFilter(name="envoy.filters.listener.proxy_protocol", typed_config=Any.pack(proxy)))
+    if setup.original_dst and setup.door == Door.EXT_AUTHZ:  # the module asks the kernel itself
+        restore = Any.pack(OriginalDst())
+        filters.append(ListenerFilter(name="envoy.filters.listener.original_dst", typed_config=restore))
     if setup.sni:
         filters.append(
             ListenerFilter(name="envoy.filters.listener.tls_inspector", typed_config=Any.pack(TlsInspector()))

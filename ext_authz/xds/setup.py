@@ -146,6 +146,10 @@ class Setup:
             "" if not self.loads_module or self.module else "the module's path is needed",
             "" if self.door != Door.MODULE or self.state else "the module door needs the state directory",
             "" if not self.second_point or self.door == Door.MODULE else "only the module can judge a second time",
+            # Envoy's own filter believes a PROXY header from anybody; the module asks the socket who sent it.
+            ""
+            if not self.proxy_protocol_from or self.door == Door.MODULE
+            else "only the module can tell trusted proxies",
         ]
 
     @property

@@ -32,7 +32,8 @@ def test_every_generated_bootstrap_is_valid(version: str, tmp_path: Path) -> Non
             authz=AUTHZ,
             second_point=door == Door.MODULE,
             rbac=(RbacRule("/a/.*", "GET"),),
-            proxy_protocol_from=("10.0.0.0/8",),
+            proxy_protocol_from=("10.0.0.0/8",) if door == Door.MODULE else (),
+            original_dst=True,
             sni=True,
             access_log="/dev/null",
         )
@@ -126,6 +127,7 @@ def test_an_upstream_filter_may_not_name_a_destination(tmp_path: Path, envoy: En
         ({"module": None}, "module's path"),
         ({"door": Door.EXT_AUTHZ}, "service's address"),
         ({"door": Door.NONE, "second_point": True}, "second time"),
+        ({"door": Door.EXT_AUTHZ, "authz": AUTHZ, "proxy_protocol_from": ("10.0.0.0/8",)}, "trusted proxies"),
     ],
 )
 def test_impossible_setups_are_refused(wanted: dict[str, object], reason: str, tmp_path: Path) -> None:

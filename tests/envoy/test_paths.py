@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import random
 import re
@@ -11,9 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from envoy_backend import Backend
-from envoy_harness import CLIENT, Envoy, Node, policy, running, setup_for
+from envoy_h2 import H2Client
+from envoy_harness import CLIENT, Envoy, Node, policy, running, running_config, setup_for
 
 from ext_authz.envoy_binary import EnvoyBinary
+from ext_authz.xds.bootstrap import render
 from ext_authz.xds.setup import Door
 
 COUNT = int(os.environ.get("IDMESH_PATHS", "5000"))
@@ -133,6 +137,16 @@ def _resolved(path: str) -> str:
     return "/" + "/".join(kept) + ("/" if path.endswith(("/", "/.", "/..")) and kept else "")
 
 
+def _check(backend: Backend) -> None:
+    """What the backend got is what policy matched, query aside; no reading of it lies outside."""
+    for seen in backend.requests:
+        path = seen.path.partition("?")[0]
+        assert _ALLOWED.fullmatch(seen.path) or _ALLOWED.fullmatch(path), seen.path
+        assert _ALLOWED.fullmatch(_resolved(path)), seen.path
+        assert "//" not in path, seen.path
+        assert not re.search(r"%2f|%5c|%2e", path, re.IGNORECASE), seen.path
+
+
 def test_no_spelling_of_a_denied_path_is_served(
     node: Node, backend: Backend, tmp_path: Path, envoy: EnvoyBinary
 ) -> None:
@@ -148,9 +162,35 @@ def test_no_spelling_of_a_denied_path_is_served(
         assert started.stat("idmesh.allowed") == len(backend.requests)
     assert judged > COUNT // 8  # the others Envoy refused or redirected before any filter
     assert len(backend.requests) > COUNT // 100
-    for seen in backend.requests:
-        # What the backend got is what policy matched, query aside; no reading of it lies outside.
-        assert _ALLOWED.fullmatch(seen.path) or _ALLOWED.fullmatch(seen.path.partition("?")[0]), seen.path
-        plain = _resolved(seen.path.partition("?")[0])
-        assert _ALLOWED.fullmatch(plain), seen.path
-        assert "//" not in seen.path.partition("?")[0], seen.path
+    _check(backend)
+
+
+def test_without_envoys_normalization_only_canonical_paths_are_served(
+    node: Node, backend: Backend, tmp_path: Path, envoy: EnvoyBinary
+) -> None:
+    """Somebody's own connection manager may leave paths as they come: then the module denies what is not canonical."""
+    node.publish(L7)
+    config = json.loads(render(setup_for(Door.MODULE, backend.address, state=node.state)))
+    manager = config["staticResources"]["listeners"][0]["filterChains"][0]["filters"][0]["typedConfig"]
+    for key in ("normalizePath", "mergeSlashes", "pathWithEscapedSlashesAction"):
+        del manager[key]
+    path = tmp_path / "plain.json"
+    path.write_text(json.dumps(config))
+    with running_config(path, tmp_path, envoy) as started:
+        _play(started, SEED, COUNT // 4)
+        assert started.stat("idmesh.allowed") == len(backend.requests)
+    assert backend.requests
+    _check(backend)
+
+
+def test_http2_paths_are_judged_the_same(node: Node, backend: Backend, tmp_path: Path, envoy: EnvoyBinary) -> None:
+    node.publish(L7)
+    source = random.Random(SEED)
+    with running(setup_for(Door.MODULE, backend.address, state=node.state), tmp_path, envoy) as started:
+        for _ in range(max(COUNT // 100, 20)):
+            with contextlib.suppress(OSError), H2Client(CLIENT, started.listen) as client:
+                client.send([mutated(source) for _ in range(10)])
+        # A malformed header ends the connection, and what was allowed on it may not get there any more.
+        assert started.stat("idmesh.allowed") >= len(backend.requests)
+    assert backend.requests
+    _check(backend)
