@@ -27,6 +27,7 @@ from ext_authz.engine.engine import Engine
 from ext_authz.identity.allocator import MemoryAllocator
 from ext_authz.play.engine import flow_of, result
 from ext_authz.play.world import Built, build
+from tests.agreement.batch import differing
 from tests.agreement.generate import Generator, Scenario
 from tests.oracle import Conflict, Oracle
 
@@ -105,6 +106,10 @@ def compare(seed: int, counts: Counter[str]) -> Iterator[Mismatch]:
         got = product.answer(probe)
         if got != wanted:
             yield Mismatch(scenario, probe, wanted, got)
+    for one in differing(product.engine, [flow_of(probe, product.built.addresses) for probe, _ in kept]):
+        yield Mismatch(
+            scenario, None, {"single": str(product.engine.decide(one))}, {"batch": "differs", "flow": str(one)}
+        )
 
 
 def answer(oracle: Oracle, probe: Raw) -> Raw:
