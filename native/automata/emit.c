@@ -271,7 +271,7 @@ static uint32_t write_map(struct writer *w)
 
 uint32_t emit_automaton(struct blob *blob, struct dfa *dfa, uint32_t *map, uint64_t *cost)
 {
-	struct writer w = {.blob = blob, .dfa = dfa, .clean = dfa->nfa->all_clean};
+	struct writer w = {.blob = blob, .dfa = dfa};
 
 	*map = write_map(&w);
 	scc_find(dfa, &w.scc);

@@ -43,7 +43,6 @@ struct nfa {
 	struct pool *pool;
 	bool backward;
 	bool asserts;
-	bool all_clean; /* no pattern matches what ".*" does not */
 	uint32_t limit; /* instructions */
 	uint32_t start;
 	VEC(struct instruction) code;

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Automata that look for literals anywhere depend only on the last bytes they read. That is proved here by pairs: a
-// run that begins in the scan's state, and the true run, in any state between two characters. If within some steps
-// each pair either becomes one state or its true run leaves the part, lanes may begin that many bytes early.
+// run that begins in one state, and the true run, in any state between two characters. If within some steps each pair
+// either becomes one state or its true run leaves the part, lanes may begin that many bytes early. (A true run that
+// leaves the part is another lane's business. One that stays finds a character's start wherever a byte can start one,
+// so lanes begin there.)
 #include "scan.h"
 
 #include <string.h>
@@ -162,7 +164,6 @@ static void write_scans(struct writer *w, uint32_t part, uint32_t guess, uint32_
 {
 	uint8_t *entered = pool_alloc(w->dfa->pool, w->dfa->states.count);
 
-	w->blob->rests = true;
 	mark_entry(w, part, w->dfa->start, entered);
 	for (uint32_t state = 0; state < w->dfa->states.count; state++) {
 		const struct dfa_state *at = &w->dfa->states.at[state];
@@ -190,8 +191,6 @@ bool scan_write(struct writer *w, uint32_t part)
 	size_t size;
 
 	proof.count = w->scc.first[part + 1] - proof.first;
-	if (!w->clean)
-		return false;
 	size = (size_t)proof.count * w->dfa->classes * sizeof(*proof.table);
 	proof.table = pool_alloc(w->dfa->pool, size);
 	for (proof.slot_count = 1024; proof.slot_count < PAIRS_MAX && proof.slot_count < proof.count * 16;)

@@ -252,7 +252,6 @@ void trie_compile(struct nfa *nfa, const struct pattern *const *patterns, uint32
 	for (size_t id = trie.nodes.count; id-- > 0;)
 		trie.entries[id] = compile_node(&trie, &trie.nodes.at[id]);
 	nfa->start = trie.entries[0];
-	nfa->all_clean = trie.nodes.at[0].clean;
 	VEC_DEINIT(nfa->pool, trie.nodes);
 	VEC_DEINIT(nfa->pool, trie.elements);
 	pool_free(nfa->pool, trie.slots, trie.slot_count * sizeof(*trie.slots));

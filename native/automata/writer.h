@@ -22,7 +22,6 @@ struct writer {
 	uint32_t class_sizes[256];
 	VEC(uint8_t) bytes;
 	struct part_cost *costs; /* by part */
-	bool clean; /* nothing but clean text matches */
 };
 
 /* Entry of a target of the automaton. */

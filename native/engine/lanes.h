@@ -10,7 +10,7 @@
 #define LANES_TEXT_MIN 512u
 
 /*
- * Step rows from scan's on, over clean text of at least LANES_TEXT_MIN bytes, to nearly its end or to an entry that
+ * Step rows from scan's on, over text of at least LANES_TEXT_MIN bytes, to nearly its end or to an entry that
  * is not a row.
  * @return The entry then reached; c->at tells where.
  */

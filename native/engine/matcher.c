@@ -160,8 +160,6 @@ static ALWAYS_INLINE uint32_t walk(const char *blob, const struct idm_automaton 
 			entry = scan->row;
 			if (c.size - c.at < LANES_TEXT_MIN)
 				break;
-			if (rest_clean(rest) != rest->size)
-				return IDM_NONE;
 			entry = lanes_run(blob, map, scan, &c);
 			break;
 		}

@@ -93,11 +93,10 @@ struct idm_loop_member {
 };
 
 #define IDM_SCAN_WARM_MAX 48u
-/* Entered only where no text can match but one that ".*" matches. */
 struct idm_scan {
 	uint32_t row;   /* entry of kind ROW: where the text is */
 	uint32_t guess; /* entry of kind ROW: where a lane begins */
-	uint32_t warm;  /* after so many bytes of clean text a lane is where it would be, had it read all */
+	uint32_t warm;  /* after so many bytes a lane is where it would be, had it read all */
 	uint32_t reserved;
 };
 
