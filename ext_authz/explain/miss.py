@@ -25,6 +25,7 @@ _FLOW_MISSES = {
     189: ("authentication", "a verified peer"),
     203: ("node", "a node that is ready"),
 }
+_EXPLICIT_DENY = 181
 _ORDER = ("method", "path", "host", "header", "sni", "dns", "kafka", "port", "protocol", "peer")
 
 
@@ -83,7 +84,7 @@ def nearest_miss(
     Args:
         considered: From Engine.explain; found here if not given.
     """
-    if verdict.verdict is not VerdictCode.DROPPED:
+    if verdict.verdict is not VerdictCode.DROPPED or verdict.drop_reason == _EXPLICIT_DENY:
         return None
     if verdict.drop_reason in _FLOW_MISSES:
         name, wanted = _FLOW_MISSES[verdict.drop_reason]
