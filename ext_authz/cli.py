@@ -54,14 +54,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Failure as error:
         print(f"idmesh {args.command}: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (OSError, UnicodeError) as error:
         if args.verbose > 1:
             raise
         print(f"idmesh {args.command}: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except KeyboardInterrupt:
         return 130
 
