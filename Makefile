@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 STAMP := build/stamp
 OLD_ENVOYS := 1.38.3 1.39.3
 FUZZ_SECONDS ?= 60
-ENGINE_SOURCES := $(wildcard native/include/idmesh/*.h native/engine/*.[ch] native/automata/*.[ch] native/ffi/*.py native/ffi/*.h)
+ENGINE_SOURCES := $(wildcard native/include/idmesh/*.h native/engine/*.[ch] native/automata/*.[ch] native/service/*.[ch] native/ffi/*.py native/ffi/*.h)
 MODULE_SOURCES := $(wildcard native/envoy/*) $(ENGINE_SOURCES)
 
 .PHONY: help setup demo test check lint types native-asan native-tsan fuzz fuzz-short soak bench clean
@@ -71,7 +71,7 @@ test: setup ## Run the tests
 lint: setup ## Check style
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@clang -std=gnu11 -fsyntax-only -Wall -Wextra -Werror -Inative/include native/engine/*.c native/automata/*.c
+	@clang -std=gnu11 -fsyntax-only -Wall -Wextra -Werror -Inative/include native/engine/*.c native/automata/*.c native/service/*.c
 
 types: setup ## Check types
 	@$(BIN)/mypy

@@ -4,7 +4,7 @@
 #define IDMESH_SERVICE_JUDGE_H
 
 #include "idmesh/check.h"
-#include "request.h"
+#include "authz_request.h"
 
 /* Last endpoint looked up by name, so that a route's fixed destination costs one comparison. */
 struct name_cache {

@@ -5,7 +5,7 @@
 #include <stddef.h>
 #include <string.h>
 
-#include "request.h"
+#include "authz_request.h"
 #include "wire.h"
 
 typedef int (*field_fn)(const struct wire_field *field, void *into);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What a CheckRequest says, borrowed from its bytes. */
-#ifndef IDMESH_SERVICE_REQUEST_H
-#define IDMESH_SERVICE_REQUEST_H
+#ifndef IDMESH_SERVICE_AUTHZ_REQUEST_H
+#define IDMESH_SERVICE_AUTHZ_REQUEST_H
 
 #include <stdbool.h>
 #include <stdint.h>
