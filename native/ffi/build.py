@@ -100,6 +100,10 @@ def build_in_place(root: Path = ROOT, force: bool = False) -> Path:
         staged = folder / f".{built.name}.{os.getpid()}"
         shutil.copy2(built, staged)
         os.replace(staged, folder / built.name)
+    # One built with another setuptools may have another suffix, and would be found first.
+    for other in present:
+        if other.name != built.name:
+            other.unlink(missing_ok=True)
     # Python takes the most specific suffix first: an older build of another name would hide this one.
     for path in present:
         if path.name != built.name:

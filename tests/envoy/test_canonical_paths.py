@@ -17,8 +17,47 @@ from ext_authz.engine._engine import ffi, lib
 
 COUNT = int(os.environ.get("IDMESH_PATHS", "2000"))
 SEED = int(os.environ.get("IDMESH_SEED", "1"))
-PIECES = ("/", "/", "/", "//", ".", "..", "%2e", "%2E", "%2f", "%5C", "\\", "a", "b", ";", ";x=1", "%41", "%7e", "%25", "%3b")
-PIECES += ("{", '"', "[", "~", "%zz", "%", "?", "?q=/../", "%20", "%C3%A9", "%2", "*", "|", "..;", "%2e%2e;", "^", "%00", "#")
+PIECES = (
+    "/",
+    "/",
+    "/",
+    "//",
+    ".",
+    "..",
+    "%2e",
+    "%2E",
+    "%2f",
+    "%5C",
+    "\\",
+    "a",
+    "b",
+    ";",
+    ";x=1",
+    "%41",
+    "%7e",
+    "%25",
+    "%3b",
+)
+PIECES += (
+    "{",
+    '"',
+    "[",
+    "~",
+    "%zz",
+    "%",
+    "?",
+    "?q=/../",
+    "%20",
+    "%C3%A9",
+    "%2",
+    "*",
+    "|",
+    "..;",
+    "%2e%2e;",
+    "^",
+    "%00",
+    "#",
+)
 # Where the engine is stricter, on purpose: a broken escape, and a dot segment with parameters.
 STRICTER = re.compile(r"%(?![0-9a-fA-F]{2})|(?:/|\\|%2[fF]|%5[cC])(?:\.|%2[eE]){1,2};")
 

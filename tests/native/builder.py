@@ -150,7 +150,11 @@ def world(ingress: SidePolicy = OPEN, egress: SidePolicy = OPEN, **fields: Any) 
         "membership": {
             identity: tuple(sorted(numbers[selector(name)] for name in names)) for identity, names in _MEMBERS.items()
         },
-        "subjects": {SERVER: SubjectPolicy(ingress, egress), A: SubjectPolicy(OPEN, OPEN), B: SubjectPolicy(OPEN, OPEN)},
+        "subjects": {
+            SERVER: SubjectPolicy(ingress, egress),
+            A: SubjectPolicy(OPEN, OPEN),
+            B: SubjectPolicy(OPEN, OPEN),
+        },
     }
     return Resolved(**(known | fields))
 
@@ -164,7 +168,9 @@ def _http_world() -> Resolved:
     act = [header("x-env", "prod", mismatch=kind) for kind in (1, 2, 3, 4)]
     return world(
         side(
-            http("a", 80, rules=[rule("/a/.*", "GET"), rule("/v1/.*", "GET|POST", headers=[header("x-token", "secret")])]),
+            http(
+                "a", 80, rules=[rule("/a/.*", "GET"), rule("/v1/.*", "GET|POST", headers=[header("x-token", "secret")])]
+            ),
             http("b", 80, rules=[rule("/api/v[0-9]+/users/[0-9a-f-]+/orders(/.*)?"), rule(host="a\\.example")]),
             http("pods", 8080, rules=[rule("/a/.*", headers=[item]) for item in act]),
             http("pods", "web", rules=[rule("/x.*", headers=[header("x-env")])]),
@@ -175,7 +181,11 @@ def _http_world() -> Resolved:
 
 
 def _l7_world() -> Resolved:
-    topics = [KafkaRule(frozenset({0, 3, 18}), 1, "c1", "foo"), KafkaRule(None, -1, "", "bar"), KafkaRule(frozenset({1}))]
+    topics = [
+        KafkaRule(frozenset({0, 3, 18}), 1, "c1", "foo"),
+        KafkaRule(None, -1, "", "bar"),
+        KafkaRule(frozenset({1})),
+    ]
     return world(
         side(
             kafka("a", 9092, rules=topics[:2]),

@@ -31,6 +31,13 @@ def test_the_narrowest_lender_decides_and_among_equals_the_higher_type() -> None
     assert judge((allow("a", 80), allow("a", None, auth=REQUIRED), allow(None, None, auth=FAIL))).auth == FAIL
 
 
+def test_the_narrowest_lender_decides_whatever_order_they_are_met_in() -> None:
+    wide, narrow = allow("a", None, auth=FAIL), allow(None, 70, last=90, auth=REQUIRED)
+    assert judge((allow("a", 80), wide, narrow)).auth == REQUIRED
+    wide, narrow = allow(None, None, auth=FAIL), allow("a", 70, last=90, auth=REQUIRED)
+    assert judge((allow("a", 80), wide, narrow)).auth == REQUIRED
+
+
 def test_a_narrower_entry_or_one_peers_entry_lends_nothing_to_a_broader_winner() -> None:
     # The redirect wins and is broader than the allow that names a mode.
     assert judge((http("a", 70, last=90, rules=None), allow("a", 80, auth=REQUIRED))).auth == UNSET

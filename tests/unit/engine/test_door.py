@@ -62,7 +62,12 @@ def test_a_batch_answers_as_single_decisions_do() -> None:
     found = Engine.open(build("http"))
     batch, single = Batch(), []
     for peer in (A, B, WORLD, 4711):
-        for request in (None, Http("GET", "/a/b"), Http("POST", "/v1/x", "", (("X-Token", "secret"),)), Http("GET", "/api/v1/users/7/orders")):
+        for request in (
+            None,
+            Http("GET", "/a/b"),
+            Http("POST", "/v1/x", "", (("X-Token", "secret"),)),
+            Http("GET", "/api/v1/users/7/orders"),
+        ):
             for port in (80, 85, 8080, 1):
                 batch.add(peer, port, request)
                 single.append(ask(found, peer, port, http=request))
@@ -77,7 +82,14 @@ def test_a_batch_answers_as_single_decisions_do() -> None:
 
 @pytest.mark.parametrize(
     "fields",
-    [{"path": (0, 99)}, {"sni": (0xFFFFFFFF, 1)}, {"header_count": 1}, {"header_first": 9}, {"direction": 2}, {"flags": 4}],
+    [
+        {"path": (0, 99)},
+        {"sni": (0xFFFFFFFF, 1)},
+        {"header_count": 1},
+        {"header_first": 9},
+        {"direction": 2},
+        {"flags": 4},
+    ],
 )
 def test_a_malformed_flow_of_a_batch_is_an_error(fields: dict[str, Any]) -> None:
     batch = Batch()
@@ -107,7 +119,11 @@ def test_explaining_names_what_kept_each_entry_from_deciding() -> None:
     explained = found.explain(flow)
     assert explained.verdict == found.decide(flow)
     tables = dump.Tables(found)
-    reasons = {(e["selector"], e["protocol"], e["first_port"], e["port_name"]): item.reason for item in explained.considered if (e := tables.entry(item.entry))}
+    reasons = {
+        (e["selector"], e["protocol"], e["first_port"], e["port_name"]): item.reason
+        for item in explained.considered
+        if (e := tables.entry(item.entry))
+    }
     assert len(explained.considered) == len(entries)
     assert sorted(reasons.values()) == sorted(
         [Consider.L7, Consider.PEER, Consider.PORT, Consider.PROTOCOL, Consider.PORT_NAME, Consider.WON]
@@ -118,7 +134,11 @@ def test_explaining_shows_what_a_pass_skipped() -> None:
     entries = (skip("a", 80, tier=Tier.ADMIN, priority=1), deny("a", None, tier=Tier.ADMIN, priority=2), allow("a", 80))
     explained = Engine.open(snapshot(*entries)).explain(Flow(Direction.INGRESS, A, TCP, 80, subject=0))
     assert explained.verdict.passes
-    assert sorted(item.reason for item in explained.considered) == [Consider.WON, Consider.MATCHED, Consider.PASSED_OVER]
+    assert sorted(item.reason for item in explained.considered) == [
+        Consider.WON,
+        Consider.MATCHED,
+        Consider.PASSED_OVER,
+    ]
 
 
 def test_explaining_a_flow_without_policy_considers_nothing() -> None:

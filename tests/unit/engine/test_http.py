@@ -6,11 +6,13 @@ from __future__ import annotations
 import pytest
 
 from ext_authz.compiler.entries import L7
-from ext_authz.engine import Http, Verdict
+from ext_authz.engine import Engine, Http, Verdict, dump
+from ext_authz.engine.layout import PoliciesSection, TableKind
 from ext_authz.engine.types import At, ChangeAction, HeaderChange, Stage, VerdictCode
 from ext_authz.model.types import Tier
 from tests.native.builder import B, allow, deny, header, http, redirect, rule, sni
 from tests.unit.engine.ask import ask, engine, judge
+from tests.unit.engine.test_loader import Patch
 
 FORWARDED, DROPPED = VerdictCode.FORWARDED, VerdictCode.DROPPED
 LOG, ADD, DELETE, REPLACE = 1, 2, 3, 4
@@ -44,7 +46,12 @@ def test_a_listed_request_passes_and_any_other_is_refused_at_the_proxy() -> None
 def test_fields_are_anded_and_matched_whole() -> None:
     found = engine(http("a", rules=[rule("/a", "GET|PUT", "h[0-9]")]))
     assert ask(found, http=get("/a", method="PUT", host="h1")).passes
-    for request in (get("/a", host="h"), get("/ab", host="h1"), get("/a", method="POST", host="h1"), get("/A", host="h1")):
+    for request in (
+        get("/a", host="h"),
+        get("/ab", host="h1"),
+        get("/a", method="POST", host="h1"),
+        get("/A", host="h1"),
+    ):
         assert not ask(found, http=request).passes
 
 
@@ -59,7 +66,9 @@ def test_no_list_and_an_empty_rule_let_all_requests_pass() -> None:
     assert answer(judge(http("a", rules=[rule()]), http=get("/x"))) == ALLOWED
 
 
-@pytest.mark.parametrize("plain", [allow("pods", 80), allow(None, 80), allow("a", None), allow("a", 0, last=65535), allow("a", 70, last=90)])
+@pytest.mark.parametrize(
+    "plain", [allow("pods", 80), allow(None, 80), allow("a", None), allow("a", 0, last=65535), allow("a", 70, last=90)]
+)
 def test_any_plain_allow_that_covers_passes_what_the_list_does_not_hold(plain: object) -> None:
     verdict = judge((http("a", rules=[rule("/a")]), plain), http=get("/other"))  # type: ignore[arg-type]
     assert answer(verdict) == ALLOWED
@@ -73,7 +82,11 @@ def test_a_plain_allow_of_another_peer_does_not() -> None:
 
 
 def test_lists_of_several_selectors_and_port_keys_count_together() -> None:
-    found = engine(http("a", rules=[rule("/a")]), http("pods", 70, last=90, rules=[rule("/b")]), http(None, "web", rules=[rule("/c")]))
+    found = engine(
+        http("a", rules=[rule("/a")]),
+        http("pods", 70, last=90, rules=[rule("/b")]),
+        http(None, "web", rules=[rule("/c")]),
+    )
     assert [ask(found, http=get(path)).passes for path in ("/a", "/b", "/c", "/d")] == [True, True, True, False]
 
 
@@ -101,7 +114,11 @@ def test_lines_of_one_header_are_joined_with_commas() -> None:
     found = engine(http("a", rules=[rule(headers=[header("x-l", "a,b,")]), rule("/x", headers=[header("x-n")])]))
     assert ask(found, http=get("/", ("x-l", "a"), ("o", "1"), ("X-L", "b"), ("x-l", ""))).passes
     assert ask(found, http=get("/", ("x-l", "a,b"), ("x-l", ""))).passes
-    for lines in ([("x-l", "a"), ("x-l", "b")], [("x-l", "a,b,"), ("x-l", "")], [("x-l", "b"), ("x-l", "a"), ("x-l", "")]):
+    for lines in (
+        [("x-l", "a"), ("x-l", "b")],
+        [("x-l", "a,b,"), ("x-l", "")],
+        [("x-l", "b"), ("x-l", "a"), ("x-l", "")],
+    ):
         assert not ask(found, http=get("/", *lines)).passes
     assert ask(found, http=get("/x", ("X-N", ""))).passes
 
@@ -118,6 +135,19 @@ def test_a_missing_secret_never_matches() -> None:
     assert not judge(http("a", rules=[rule(headers=[never])]), http=get("/", ("x-token", ""))).passes
     act = header("x-token", never=True, mismatch=LOG)
     assert not judge(http("a", rules=[rule(headers=[act])]), http=get("/")).passes
+
+
+def test_the_engine_itself_honours_a_missing_value() -> None:
+    """Packers may leave such rules out; the engine does not rely on it."""
+    patch = Patch("http")
+    kinds = {"mismatch": 1, "never": 1}
+    names = dump.Tables(Engine.open(patch.mended())).items(int(TableKind.POLICIES), PoliciesSection.HTTP_PREDICATES)
+    for index in range(len(names)):
+        patch.set(int(TableKind.POLICIES), PoliciesSection.HTTP_PREDICATES, index, **kinds)
+    found = Engine.open(patch.mended())
+    assert not ask(found, http=get("/v1/x", ("x-token", "secret"))).passes
+    assert not ask(found, port=8080, http=get("/a/x")).passes
+    assert ask(found, http=get("/a/x")).passes
 
 
 def test_many_guards_are_told_apart() -> None:
@@ -143,9 +173,13 @@ def test_many_guards_are_told_apart() -> None:
         (DELETE, "prod", []),
     ],
 )
-def test_a_mismatch_that_acts_passes_and_changes(mismatch: int, sent: str | None, changes: list[tuple[str, str]]) -> None:
+def test_a_mismatch_that_acts_passes_and_changes(
+    mismatch: int, sent: str | None, changes: list[tuple[str, str]]
+) -> None:
     lines = [] if sent is None else [("X-Env", sent)]
-    verdict = judge(http("a", rules=[rule(headers=[header("x-env", "prod", mismatch=mismatch)])]), http=get("/", *lines))
+    verdict = judge(
+        http("a", rules=[rule(headers=[header("x-env", "prod", mismatch=mismatch)])]), http=get("/", *lines)
+    )
     assert verdict.passes
     assert verdict.changes == tuple(HeaderChange(ChangeAction[action], "x-env", value) for action, value in changes)
 
@@ -161,8 +195,16 @@ def test_actions_run_only_for_rules_that_match() -> None:
 
 
 def test_all_matching_rules_of_the_port_run_their_actions() -> None:
-    first = http("a", rules=[rule("/.*", headers=[header("x-a", "1", mismatch=ADD)]), rule("/b", headers=[header("x-b", "2", mismatch=ADD)])])
-    second = http("pods", rules=[rule("/b", headers=[header("x-c", "3", mismatch=ADD), header("x-a", "1", mismatch=ADD)])])
+    first = http(
+        "a",
+        rules=[
+            rule("/.*", headers=[header("x-a", "1", mismatch=ADD)]),
+            rule("/b", headers=[header("x-b", "2", mismatch=ADD)]),
+        ],
+    )
+    second = http(
+        "pods", rules=[rule("/b", headers=[header("x-c", "3", mismatch=ADD), header("x-a", "1", mismatch=ADD)])]
+    )
     names = [change.name for change in judge((first, second), http=get("/b")).changes]
     assert sorted(names) == ["x-a", "x-b", "x-c"]
 
@@ -178,7 +220,9 @@ def test_more_changes_than_fit_deny() -> None:
 
 
 def test_a_secret_is_not_in_the_repr() -> None:
-    verdict = judge(http("a", rules=[rule(headers=[header("x-k", "hunter2", mismatch=ADD, secret=True)])]), http=get("/"))
+    verdict = judge(
+        http("a", rules=[rule(headers=[header("x-k", "hunter2", mismatch=ADD, secret=True)])]), http=get("/")
+    )
     assert verdict.changes[0].value == "hunter2"
     assert "hunter2" not in repr(verdict)
 
@@ -247,8 +291,13 @@ def test_headers_are_fetched_only_where_a_rule_reads_them() -> None:
     from ext_authz.engine.types import Direction
     from tests.native.builder import A
 
-    found = engine(http("a", 80, rules=[rule("/a")]), http("a", 81, rules=[rule(headers=[header("x")])]), http("b", 80, rules=[rule(headers=[header("x", "1")])]))
+    found = engine(
+        http("a", 80, rules=[rule("/a")]),
+        http("a", 81, rules=[rule(headers=[header("x")])]),
+        http("b", 80, rules=[rule(headers=[header("x", "1")])]),
+    )
     reads = [
-        found.reads_headers(Flow(Direction.INGRESS, peer, 6, port, subject=0)) for peer, port in ((A, 80), (A, 81), (B, 80), (B, 82))
+        found.reads_headers(Flow(Direction.INGRESS, peer, 6, port, subject=0))
+        for peer, port in ((A, 80), (A, 81), (B, 80), (B, 82))
     ]
     assert reads == [False, True, True, False]

@@ -141,7 +141,9 @@ def test_the_narrower_port_key_then_the_exact_peer_is_shown_among_equals() -> No
         ("a", 80, 90, 6, 2),
     ],
 )
-def test_match_types_are_hubbles(peer: str | None, port: int | str | None, last: int | None, protocol: int, match: int) -> None:
+def test_match_types_are_hubbles(
+    peer: str | None, port: int | str | None, last: int | None, protocol: int, match: int
+) -> None:
     assert judge(allow(peer, port, last)).match_type == match
 
 
@@ -152,7 +154,15 @@ def test_ranges_hold_both_ends() -> None:
 
 def test_overlapping_ranges_take_the_highest_precedence() -> None:
     found = engine(allow("a", 1, last=100), deny("a", 50, last=60), allow("a", 55))
-    assert [ask(found, port=port).drop_reason for port in (49, 50, 55, 60, 61, 100, 101)] == [0, 181, 181, 181, 0, 0, 133]
+    assert [ask(found, port=port).drop_reason for port in (49, 50, 55, 60, 61, 100, 101)] == [
+        0,
+        181,
+        181,
+        181,
+        0,
+        0,
+        133,
+    ]
 
 
 def test_all_traffic_covers_protocols_the_row_does_not_name() -> None:

@@ -39,14 +39,23 @@ def test_lists_of_all_selectors_of_the_port_count_together() -> None:
 def test_only_the_exact_port_widens_names() -> None:
     listed = dns("a", 53, names=[WWW])
     udp = {"protocol": UDP}
-    for plain in (allow("a", None), allow("a", 0, last=65535, **udp), allow("a", 50, last=60, **udp), allow("b", 53, **udp)):
+    for plain in (
+        allow("a", None),
+        allow("a", 0, last=65535, **udp),
+        allow("a", 50, last=60, **udp),
+        allow("b", 53, **udp),
+    ):
         assert not name((listed, plain), "x").passes
     for plain in (allow("pods", 53, **udp), allow("a", "dns", **udp), dns("pods", 53, names=None)):
         assert name((listed, plain), "x").passes
 
 
 def test_lists_below_a_deny_do_not_count() -> None:
-    entries = (dns("a", 53, names=[WWW], tier=Tier.ADMIN), deny("a", None), allow("a", 53, protocol=UDP, tier=Tier.BASELINE))
+    entries = (
+        dns("a", 53, names=[WWW], tier=Tier.ADMIN),
+        deny("a", None),
+        allow("a", 53, protocol=UDP, tier=Tier.BASELINE),
+    )
     assert name(entries, "www.example.com").passes
     assert not name(entries, "x").passes
 
@@ -76,7 +85,9 @@ def test_api_keys_versions_and_clients_must_be_equal() -> None:
 
 def test_every_topic_must_be_covered_across_rules_and_entries() -> None:
     entries = (only(topic="foo"), kafka("pods", 9092, rules=[KafkaRule(topic="bar")]))
-    assert asks(entries, request(0, "foo"), request(0, "foo", "bar"), request(0, "foo", "baz"), request(0, "foo" * 2)) == [
+    assert asks(
+        entries, request(0, "foo"), request(0, "foo", "bar"), request(0, "foo", "baz"), request(0, "foo" * 2)
+    ) == [
         True,
         True,
         False,
@@ -131,7 +142,10 @@ def test_facts_the_redirect_cannot_judge_are_dropped_180() -> None:
             if kind in fitting:
                 assert verdict.passes, (port, kind)
             else:
-                assert (verdict.drop_reason, verdict.dropped_by, verdict.at) == (180, Stage.KIND, At.PROXY), (port, kind)
+                assert (verdict.drop_reason, verdict.dropped_by, verdict.at) == (180, Stage.KIND, At.PROXY), (
+                    port,
+                    kind,
+                )
 
 
 def test_a_listener_takes_requests_of_any_kind() -> None:

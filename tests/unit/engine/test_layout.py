@@ -8,14 +8,22 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from ext_authz.engine._engine import ffi
 
 from ext_authz.engine import layout
-from ext_authz.engine._engine import ffi
 
 INCLUDE = Path(__file__).parents[3] / "native" / "include"
 STRUCTS = sorted(
     {section.item for sections in layout.SECTIONS.values() for section in sections} - {"u32", "bytes"}
-    | {"idm_header", "idm_table_ref", "idm_section", "idm_side", "idm_batch_flow", "idm_batch_header", "idm_batch_verdict"}
+    | {
+        "idm_header",
+        "idm_table_ref",
+        "idm_section",
+        "idm_side",
+        "idm_batch_flow",
+        "idm_batch_header",
+        "idm_batch_verdict",
+    }
 )
 
 
@@ -26,7 +34,8 @@ def _c_name(name: str) -> str:
 
 def _probe(name: str, leaf: layout.Leaf, groups: dict[str, str]) -> str:
     field = groups.get(leaf.name, _c_name(leaf.name))
-    return f'printf("{name} {leaf.name} %zu %zu\\n", offsetof(struct {name}, {field}), sizeof(((struct {name} *)0)->{field}));'
+    size = f"sizeof(((struct {name} *)0)->{field})"
+    return f'printf("{name} {leaf.name} %zu %zu\\n", offsetof(struct {name}, {field}), {size});'
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +46,11 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> set[tuple[str, ...]]:
     lines = []
     for name in STRUCTS:
         record = layout.record(name)
-        nested = {leaf: f"{group}.{leaf.removeprefix(group + '_')}" for group, leaves in record.groups.items() for leaf in leaves}
+        nested = {
+            leaf: f"{group}.{leaf.removeprefix(group + '_')}"
+            for group, leaves in record.groups.items()
+            for leaf in leaves
+        }
         nested = {leaf: text for leaf, text in nested.items() if not leaf.startswith("side_")}
         lines.append(f'printf("{name} - 0 %zu\\n", sizeof(struct {name}));')
         lines += [_probe(name, leaf, nested) for leaf in record.leaves]

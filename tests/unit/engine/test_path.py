@@ -4,10 +4,9 @@
 from __future__ import annotations
 
 import pytest
+from ext_authz.engine._engine import ffi, lib
 from hypothesis import given
 from hypothesis import strategies as st
-
-from ext_authz.engine._engine import ffi, lib
 
 
 def canonical(path: bytes) -> tuple[int, bytes | None]:
@@ -105,7 +104,9 @@ def test_what_might_be_read_in_two_ways_is_refused(path: bytes) -> None:
     assert canonical(path)[0] < 0
 
 
-PIECES = st.sampled_from([b"/", b"//", b".", b"..", b"%2e", b"%2F", b"%5c", b"\\", b"a", b"b;x", b";", b"%41", b"%25", b"{", b"?", b"~"])
+PIECES = st.sampled_from(
+    [b"/", b"//", b".", b"..", b"%2e", b"%2F", b"%5c", b"\\", b"a", b"b;x", b";", b"%41", b"%25", b"{", b"?", b"~"]
+)
 
 
 @given(st.lists(PIECES, max_size=30).map(lambda pieces: b"/" + b"".join(pieces)))
