@@ -102,16 +102,28 @@ class Placer:
 
     def set_endpoints(self, endpoints: tuple[Endpoint, ...]) -> bool:
         """Take in the endpoints; True if any changed. Raises AllocationError."""
+        if endpoints is self._endpoints:
+            return False
         if endpoints == self._endpoints:
+            self._rename(endpoints)
             return False
         known = self._by_id
         wanted = {id(endpoint): endpoint for endpoint in endpoints}
         gone = [placed for number, placed in known.items() if number not in wanted]
         new = [endpoint for number, endpoint in wanted.items() if number not in known]
-        self._replace(self._keep_equal(gone, new), new)
+        self._replace(*self._keep_equal(gone, new))
         self._endpoints = endpoints
         self._assigner.trim(len(endpoints))
         return True
+
+    def _rename(self, endpoints: tuple[Endpoint, ...]) -> None:
+        """The same endpoints as other objects."""
+        renamed: dict[int, Placed] = {}
+        for old, new in zip(self._endpoints, endpoints, strict=True):
+            placed = self._by_id[id(old)]
+            placed.endpoint = new
+            renamed[id(new)] = placed
+        self._by_id, self._endpoints = renamed, endpoints
 
     def owned(self) -> set[Address]:
         """Addresses of endpoints and nodes: they keep their identity, whatever prefix or name covers them."""
@@ -129,22 +141,23 @@ class Placer:
         self._release(generation)
         return True
 
-    def _keep_equal(self, gone: list[Placed], new: list[Endpoint]) -> list[Placed]:
-        """A file read again gives equal endpoints: they stay where they are. Returns those that really go."""
+    def _keep_equal(self, gone: list[Placed], new: list[Endpoint]) -> tuple[list[Placed], list[Endpoint]]:
+        """A file read again gives equal endpoints: they stay where they are. Returns what really goes and comes."""
         by_name: dict[str, list[Placed]] = {}
         for placed in gone:
             by_name.setdefault(placed.endpoint.name, []).append(placed)
-        kept: set[int] = set()
-        for endpoint in list(new):
-            for placed in by_name.get(endpoint.name, ()):
-                if id(placed) not in kept and placed.endpoint == endpoint:
-                    kept.add(id(placed))
-                    del self._by_id[id(placed.endpoint)]
-                    placed.endpoint = endpoint
-                    self._by_id[id(endpoint)] = placed
-                    new.remove(endpoint)
-                    break
-        return [placed for placed in gone if id(placed) not in kept]
+        coming: list[Endpoint] = []
+        for endpoint in new:
+            same = by_name.get(endpoint.name, [])
+            index = next((i for i, placed in enumerate(same) if placed.endpoint == endpoint), None)
+            if index is None:
+                coming.append(endpoint)
+                continue
+            placed = same.pop(index)
+            del self._by_id[id(placed.endpoint)]
+            placed.endpoint = endpoint
+            self._by_id[id(endpoint)] = placed
+        return [placed for same in by_name.values() for placed in same], coming
 
     def _replace(self, gone: Iterable[Placed], new: Iterable[Endpoint]) -> None:
         for placed in list(gone):

@@ -137,6 +137,7 @@ class _State:
     def _expand(self, world: World) -> tuple[list[ExpandedRule], list[ExpandedRule]]:
         """Rules that came and went."""
         if world.policies == self.world.policies and not self._context_changed(world):
+            self._rename(world)
             return [], []
         secrets: dict[tuple[str, str], Secret] = {(item.namespace, item.name): item for item in world.secrets}
         context = Context(self._settings, world.services, secrets, world.cidr_groups, self._keys, self._merger)
@@ -155,6 +156,13 @@ class _State:
         self._policies = {id(policy): policy for policy in world.policies}
         now = {rule: None for rules in expanded.values() for rule in rules}
         return [rule for rule in now if rule not in before], [rule for rule in before if rule not in now]
+
+    def _rename(self, world: World) -> None:
+        """The same policies, perhaps as other objects."""
+        if world.policies is not self.world.policies:
+            pairs = zip(self.world.policies, world.policies, strict=True)
+            self._expanded = {id(new): self._expanded[id(old)] for old, new in pairs}
+            self._policies = {id(policy): policy for policy in world.policies}
 
     def _gone(self, world: World, stale: set[int]) -> dict[Policy, tuple[ExpandedRule, ...]]:
         """Rules of objects that are not there any more; a file read again gives equal objects."""

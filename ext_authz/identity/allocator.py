@@ -85,6 +85,7 @@ class MemoryAllocator:
         self._next = {scope: scope.value[0] for scope in Scope}
         self._released: dict[Labels, int] = {}
         self._free: dict[Scope, list[int]] = {scope: [] for scope in Scope}
+        self._changes = 0
 
     @property
     def domain(self) -> int:
@@ -95,24 +96,29 @@ class MemoryAllocator:
         number = self._numbers.get(key)
         if number is None:
             number = self._numbers[key] = self._take(scope_of(key))
-        self._released.pop(key, None)
+            self._changes += 1
+        if self._released.pop(key, None) is not None:
+            self._changes += 1
         return number
 
     def release(self, labels: Iterable[str], generation: int) -> None:
         key = tuple(sorted(labels))
-        if key in self._numbers:
-            self._released.setdefault(key, generation)
+        if key in self._numbers and key not in self._released:
+            self._released[key] = generation
+            self._changes += 1
 
     def keep_only(self, used: Iterable[Iterable[str]], generation: int) -> None:
         keep = {tuple(sorted(labels)) for labels in used}
         for key in self._numbers:
-            if key not in keep:
-                self._released.setdefault(key, generation)
+            if key not in keep and key not in self._released:
+                self._released[key] = generation
+                self._changes += 1
 
     def confirm(self, generation: int) -> None:
         for key in [key for key, since in self._released.items() if since <= generation]:
             del self._released[key]
             self._free[scope_of(key)].append(self._numbers.pop(key))
+            self._changes += 1
 
     def flush(self) -> None:
         """Nothing outlives this object."""
@@ -142,19 +148,18 @@ class FileAllocator(MemoryAllocator):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         super().__init__()
         self._path = Path(path)
-        self._written: dict[str, Any] | None = None
+        self._written = -1
         self.lost: str | None = None
         self._load()
 
     def flush(self) -> None:
-        state = self._state()
-        if state == self._written:
+        if self._changes == self._written:
             return
         try:
-            write_private(self._path, json.dumps(state, separators=(",", ":")).encode())
+            write_private(self._path, json.dumps(self._state(), separators=(",", ":")).encode())
         except OSError as error:
             raise AllocationError(f"{self._path}: identities cannot be kept: {error.strerror}") from error
-        self._written = state
+        self._written = self._changes
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -170,7 +175,7 @@ class FileAllocator(MemoryAllocator):
         try:
             state = json.loads(self._path.read_bytes())
             self._restore(state)
-            self._written = self._state()
+            self._written = self._changes
         except FileNotFoundError:
             return
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -158,7 +158,9 @@ def test_equal_objects_read_again_change_nothing() -> None:
     )
     second = resolver.update(again)
     assert all(second.subjects[number] is item for number, item in first.subjects.items())
-    assert second.identities == first.identities
+    assert second.identities is first.identities
+    third = resolver.update(replace(again, policies=again.policies[1:], endpoints=again.endpoints[::-1]))
+    assert meaning(third) == meaning(resolve(replace(POOL, policies=POOL.policies[1:]), resolver._allocator))
 
 
 def test_identities_nobody_has_any_more_are_released_and_reused_only_after_confirmation() -> None:
