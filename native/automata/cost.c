@@ -7,7 +7,8 @@
 
 #define PASS_PS 25000u      // a node met for the first time, far from the caches
 #define LOOP_PS 620u        // a step by shifts
-#define SINGLE_PS 300u      // in a loop of one member
+#define LOOP_LANES_PS 320u  // in lanes, or in a loop of one member
+#define LOOP_AHEAD_PS 350000u
 #define HASH_PS 200u        // hashing a byte of a text
 #define REST_PS 270u        // looking whether ".*" matches
 // A step in a table, by the cache it fits into, alone and in lanes.
@@ -72,11 +73,11 @@ void cost_pass(struct writer *w, uint32_t part)
 	settle(w, part, 0, !w->inside[w->scc.members[w->scc.first[part]]]);
 }
 
-void cost_loop(struct writer *w, uint32_t part)
+void cost_loop(struct writer *w, uint32_t part, bool lanes)
 {
-	bool single = w->scc.first[part + 1] - w->scc.first[part] == 1;
-
-	settle(w, part, single ? SINGLE_PS : LOOP_PS, true);
+	settle(w, part, lanes ? LOOP_LANES_PS : LOOP_PS, true);
+	// Lanes read ahead, past where the loop may have ended.
+	w->costs[part].once_ps += lanes ? LOOP_AHEAD_PS : 0;
 }
 
 void cost_rows(struct writer *w, uint32_t part, bool lanes)

@@ -12,7 +12,7 @@
 void cost_init(struct writer *w);
 /* A part without cycle. */
 void cost_pass(struct writer *w, uint32_t part);
-void cost_loop(struct writer *w, uint32_t part);
+void cost_loop(struct writer *w, uint32_t part, bool lanes);
 /* lanes: the part is also stepped in lanes. */
 void cost_rows(struct writer *w, uint32_t part, bool lanes);
 /* What all automata of a matcher share, ps. */

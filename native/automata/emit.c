@@ -248,11 +248,13 @@ static void write_rows(struct writer *w, uint32_t part)
 
 static void write_part(struct writer *w, uint32_t part)
 {
+	bool lanes;
+
 	if (!w->scc.cyclic[part]) {
 		write_single(w, w->scc.members[w->scc.first[part]]);
 		cost_pass(w, part);
-	} else if (loop_write(w, part)) {
-		cost_loop(w, part);
+	} else if (loop_write(w, part, &lanes)) {
+		cost_loop(w, part, lanes);
 	} else {
 		write_rows(w, part);
 		cost_rows(w, part, scan_write(w, part));

@@ -7,6 +7,7 @@
 
 #include "idmesh/automaton.h"
 #include "idmesh/snapshot.h"
+#include "scan.h"
 
 // Each takes 2 KiB; policies name few different classes.
 #define TABLES_MAX 64u
@@ -91,11 +92,11 @@ static uint32_t write_members(struct writer *w, const struct order *order)
 	return offset;
 }
 
-bool loop_write(struct writer *w, uint32_t part)
+bool loop_write(struct writer *w, uint32_t part, bool *lanes)
 {
+	uint32_t offset, members, guess, warm = 0;
 	uint64_t table[256];
 	struct order order;
-	uint32_t offset, members;
 
 	if (w->scc.first[part + 1] - w->scc.first[part] > IDM_LOOP_MEMBERS)
 		return false;
@@ -105,11 +106,18 @@ bool loop_write(struct writer *w, uint32_t part)
 	if (!offset)
 		return false;
 	members = write_members(w, &order);
+	guess = order.states[0];
+	if (order.count > 1)
+		warm = scan_prove(w, part, &guess);
+	warm = warm <= IDM_LOOP_WARM_MAX ? warm : 0;
+	*lanes = warm || order.count == 1;
 	for (uint32_t m = 0; m < order.count; m++) {
 		uint32_t at = blob_add(w->blob, sizeof(struct idm_loop), 8);
 
-		*(struct idm_loop *)blob_at(w->blob, at) =
-			(struct idm_loop){.table = offset, .start = 6 * m, .members = members, .count = order.count};
+		*(struct idm_loop *)blob_at(w->blob, at) = (struct idm_loop){
+			.table = offset, .start = 6 * m, .members = members, .count = order.count,
+			.guess = 6 * position(&order, guess), .warm = warm,
+		};
 		w->entries[order.states[m]] = at | IDM_NODE_LOOP;
 	}
 	return true;

@@ -184,7 +184,7 @@ static void write_scans(struct writer *w, uint32_t part, uint32_t guess, uint32_
 	pool_free(w->dfa->pool, entered, w->dfa->states.count);
 }
 
-bool scan_write(struct writer *w, uint32_t part)
+uint32_t scan_prove(struct writer *w, uint32_t part, uint32_t *guess)
 {
 	struct proof proof = {.w = w, .first = w->scc.first[part]};
 	uint32_t root, warm;
@@ -193,17 +193,25 @@ bool scan_write(struct writer *w, uint32_t part)
 	proof.count = w->scc.first[part + 1] - proof.first;
 	size = (size_t)proof.count * w->dfa->classes * sizeof(*proof.table);
 	proof.table = pool_alloc(w->dfa->pool, size);
-	for (proof.slot_count = 1024; proof.slot_count < PAIRS_MAX && proof.slot_count < proof.count * 16;)
+	for (proof.slot_count = 64; proof.slot_count < PAIRS_MAX && proof.slot_count < proof.count * 16;)
 		proof.slot_count *= 2;
 	proof.slots = pool_alloc(w->dfa->pool, proof.slot_count * sizeof(*proof.slots));
 	fill_table(&proof, part);
 	root = find_root(&proof);
 	warm = is_between(&proof, root) ? warm_of(&proof, root) : 0;
-	if (warm)
-		write_scans(w, part, w->entries[w->scc.members[proof.first + root]], warm);
+	*guess = w->scc.members[proof.first + root];
 	pool_free(w->dfa->pool, proof.table, size);
 	pool_free(w->dfa->pool, proof.slots, proof.slot_count * sizeof(*proof.slots));
 	VEC_DEINIT(w->dfa->pool, proof.pairs);
 	VEC_DEINIT(w->dfa->pool, proof.next);
+	return warm;
+}
+
+bool scan_write(struct writer *w, uint32_t part)
+{
+	uint32_t guess, warm = scan_prove(w, part, &guess);
+
+	if (warm)
+		write_scans(w, part, w->entries[guess], warm);
 	return warm;
 }

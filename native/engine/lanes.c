@@ -118,3 +118,60 @@ uint32_t lanes_run(const char *blob, const uint8_t *map, const struct idm_scan *
 		return entry;
 	}
 }
+
+#define BLOCK 1024u
+#define BLOCK_PART (BLOCK / LANES)
+
+// One block; false if the text may leave the loop in it. Then c and *state tell up to where it surely does not.
+static ALWAYS_INLINE bool run_block(const uint64_t *table, const struct idm_loop *loop, uint64_t *state,
+				    struct cursor *c)
+{
+	uint64_t now[LANES], began[LANES];
+	size_t start = c->at;
+
+	now[0] = began[0] = *state;
+	for (uint32_t k = 1; k < LANES; k++) {
+		size_t part = start + k * BLOCK_PART, at = part - loop->warm;
+
+		for (int i = 0; i < 3 && !between_characters(c, at); i++)
+			at--;
+		for (began[k] = loop->guess; at < part; at++)
+			began[k] = table[cursor_byte(c, at)] >> began[k] & 63;
+		now[k] = began[k];
+	}
+	// Out stays out, so nothing needs to be asked on the way.
+	for (size_t i = 0; i < BLOCK_PART; i++) {
+		for (uint32_t k = 0; k < LANES; k++)
+			now[k] = table[cursor_byte(c, start + k * BLOCK_PART + i)] >> now[k] & 63;
+	}
+	for (uint32_t k = 0; k < LANES; k++) {
+		if (now[k] == IDM_LOOP_OUT)
+			return false;
+		c->at = start + (k + 1) * BLOCK_PART;
+		*state = now[k];
+		if (k + 1 < LANES && now[k] != began[k + 1])
+			return false;
+	}
+	return true;
+}
+
+uint64_t lanes_loop(const uint64_t *table, const struct idm_loop *loop, uint64_t state, struct cursor *c)
+{
+	bool stays = true;
+
+	// Copies whose direction is known to the compiler.
+	if (c->backward) {
+		struct cursor back = {.text = c->text, .size = c->size, .at = c->at, .backward = true};
+
+		while (stays && back.size - back.at >= BLOCK)
+			stays = run_block(table, loop, &state, &back);
+		c->at = back.at;
+	} else {
+		struct cursor forth = {.text = c->text, .size = c->size, .at = c->at, .backward = false};
+
+		while (stays && forth.size - forth.at >= BLOCK)
+			stays = run_block(table, loop, &state, &forth);
+		c->at = forth.at;
+	}
+	return state;
+}

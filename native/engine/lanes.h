@@ -16,4 +16,11 @@
  */
 uint32_t lanes_run(const char *blob, const uint8_t *map, const struct idm_scan *scan, struct cursor *c);
 
+/*
+ * Step a loop whose warm is not 0 over whole blocks of text, as long as the text stays in it.
+ * @param[in] state Shift of the member at c->at.
+ * @return Shift of the member then reached; c->at tells where.
+ */
+uint64_t lanes_loop(const uint64_t *table, const struct idm_loop *loop, uint64_t state, struct cursor *c);
+
 #endif

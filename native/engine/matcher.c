@@ -39,11 +39,13 @@ static ALWAYS_INLINE uint64_t loop_step(const uint64_t *table, uint64_t state,
 
 // Steps while the text stays in the loop; returns the last member's shift. Most stays are short; long ones go in
 // strides, whose single test does not wait for the steps before it.
-static ALWAYS_INLINE uint64_t loop_run(const uint64_t *table, uint64_t state, bool single,
-					     struct cursor *c)
+static ALWAYS_INLINE uint64_t loop_run(const char *blob, const struct idm_loop *loop, struct cursor *c)
 {
+	const uint64_t *table = (const uint64_t *)(blob + loop->table);
 	const size_t stride = 16;
 	size_t near = c->size - c->at < stride ? c->size : c->at + stride;
+	bool single = loop->count == 1;
+	uint64_t state = loop->start;
 
 	for (; c->at < near; c->at++) {
 		uint64_t next = loop_step(table, state, c, c->at);
@@ -62,6 +64,8 @@ static ALWAYS_INLINE uint64_t loop_run(const uint64_t *table, uint64_t state, bo
 			break;
 		c->at += stride;
 	}
+	if (loop->warm)
+		state = lanes_loop(table, loop, state, c);
 	while (!single && c->size - c->at >= stride) {
 		uint64_t next = state;
 
@@ -143,7 +147,7 @@ static ALWAYS_INLINE uint32_t walk(const char *blob, const struct idm_automaton 
 		case IDM_NODE_LOOP: {
 			const struct idm_loop *loop = node;
 			const struct idm_loop_member *members = (const void *)(blob + loop->members);
-			uint64_t state = loop_run((const uint64_t *)(blob + loop->table), loop->start, loop->count == 1, &c) / 6;
+			uint64_t state = loop_run(blob, loop, &c) / 6;
 
 			if (c.at == c.size)
 				return members[state].accept;

@@ -133,7 +133,8 @@ static bool check_loop(struct checker *c, uint32_t offset)
 	const struct idm_loop_member *members;
 
 	if (!within(c, offset, sizeof(*node)) || node->count > IDM_LOOP_MEMBERS || node->start % 6 ||
-	    node->start >= 6 * node->count || node->members % 8 ||
+	    node->start >= 6 * node->count || node->guess % 6 || node->guess >= 6 * node->count ||
+	    node->warm > IDM_LOOP_WARM_MAX || node->members % 8 ||
 	    !within(c, node->members, node->count * sizeof(*members)) || !check_table(c, node->table, node->count))
 		return false;
 	members = (const void *)(c->blob + node->members);

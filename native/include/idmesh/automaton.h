@@ -81,11 +81,14 @@ struct idm_frame {
  */
 #define IDM_LOOP_MEMBERS 9u
 #define IDM_LOOP_OUT 54u
+#define IDM_LOOP_WARM_MAX 16u
 struct idm_loop {
 	uint32_t table;   /* uint64_t[256] */
 	uint32_t start;   /* shift of the member entered */
 	uint32_t members; /* struct idm_loop_member[count] */
 	uint32_t count;   /* the table knows no other members */
+	uint32_t guess;   /* shift of the member a lane begins in */
+	uint32_t warm;    /* as in struct idm_scan; 0: not for lanes */
 };
 struct idm_loop_member {
 	uint32_t accept;
