@@ -115,7 +115,7 @@ def _expand_peer(peer: Peer, scope: Scope, found: PeerSet) -> None:
             found.groups = True
             found.selectors.append(selectors.from_group_selector(selector, scope.groups, excepts))
         case FqdnPeer():
-            found.selectors.append(selectors.from_fqdn(fqdn_label(peer)))
+            found.selectors.append(selectors.from_fqdn(fqdn_label(peer), peer.match_name is None))
         case ServicePeer():
             found.services = True
             _expand_service(peer, scope, found)

@@ -22,7 +22,7 @@ from ext_authz.compiler.enforce import HOST_SELECTOR, ISOLATED, Enforcer, Subjec
 from ext_authz.compiler.entries import SubjectPolicy
 from ext_authz.compiler.expand import Context, ExpandedRule, KeyTable, expand_policy
 from ext_authz.compiler.merge import Merger, unique_errors
-from ext_authz.compiler.peers import subject_selector
+from ext_authz.compiler.peers import KNP_KIND, subject_selector
 from ext_authz.compiler.places import Placer
 from ext_authz.compiler.resolved import Resolved
 from ext_authz.compiler.subjects import Selection
@@ -279,6 +279,8 @@ class _State:
         return found
 
     def _isolated_by(self, item: Isolated) -> list[int]:
+        if item.ref.kind == KNP_KIND and not self._settings.k8s_networkpolicy:
+            return []
         selector = subject_selector(item.selector, item.ref.kind, item.ref.namespace)
         subjects = self._placer.places.subjects
         return [

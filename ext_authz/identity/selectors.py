@@ -137,8 +137,10 @@ def _from_groups(text: str, names: tuple[str, ...], excepts: Iterable[Network]) 
     return Selector(text + _except_text(holes), Kind.CIDR_GROUP, excepts=holes, groups=names)
 
 
-def from_fqdn(label: Label) -> Selector:
-    return Selector(label.text, Kind.FQDN, fqdn=label)
+def from_fqdn(label: Label, is_pattern: bool = False) -> Selector:
+    """Addresses learned for a name. A pattern without a star is another selector than the same text as a name."""
+    text = f"{label.text} (pattern)" if is_pattern and "*" not in label.key else label.text
+    return Selector(text, Kind.FQDN, fqdn=label)
 
 
 def canonical_requirements(requirements: Iterable[Requirement]) -> tuple[Requirement, ...]:

@@ -171,6 +171,13 @@ def test_different_selectors_and_ports_never_conflict() -> None:
     assert not resolve(subject, MemoryAllocator()).errors
 
 
+def test_a_name_and_a_pattern_of_the_same_text_are_two_selectors() -> None:
+    name = {"entry": "toFQDNs: [{matchName: a.test}]", **SNI}
+    pattern = {"entry": "toFQDNs: [{matchPattern: a.test}]", **HTTP}
+    subject = world(rule(name="a", **name), rule(name="b", **pattern))
+    assert not resolve(subject, MemoryAllocator()).errors
+
+
 def test_a_deny_beside_an_allow_is_no_conflict_and_wins() -> None:
     deny = policy(f"{{{CLIENT}, egressDeny: [{{toPorts: [{{ports: [{{port: '443', protocol: TCP}}]}}]}}]}}", name="d")
     slow = play(world(rule(name="a", **HTTP), deny))

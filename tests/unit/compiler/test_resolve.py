@@ -418,6 +418,13 @@ def test_an_unreadable_rule_on_nodes_closes_the_host_only_where_rules_on_nodes_c
     assert verdict(play(walled), WORLD, "server") == "allow"
 
 
+def test_an_unreadable_network_policy_closes_nothing_where_none_counts() -> None:
+    broken = Isolated(ObjectRef("NetworkPolicy", "default", "broken"), "unreadable", LabelSelector())
+    assert verdict(play(replace(world(), isolated=(broken,))), WORLD, "server") == "133"
+    without = replace(world(settings={"k8s_networkpolicy": False}), isolated=(broken,))
+    assert verdict(play(without), WORLD, "server") == "allow"
+
+
 def test_an_address_of_two_workloads_is_neithers() -> None:
     twins = {"client": {"namespace": "default", "labels": {"app": "client"}, "ips": ["10.0.0.12"]}}
     resolved = resolve(world(endpoints=twins), MemoryAllocator())
