@@ -17,7 +17,7 @@ class H2Client:
     """Requests are sent together and answered in any order."""
 
     def __init__(self, source: str, to: Target) -> None:
-        self._socket = socket.create_connection((to.host, to.port), timeout=10, source_address=(source, 0))
+        self._socket = socket.create_connection((to.host, to.port), timeout=5, source_address=(source, 0))
         self._authority = to.text
         config = h2.config.H2Configuration(
             client_side=True,
@@ -62,6 +62,8 @@ class H2Client:
                     self._h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
                 elif isinstance(event, (h2.events.StreamEnded, h2.events.StreamReset)):
                     open_streams.discard(event.stream_id)
+                elif isinstance(event, h2.events.ConnectionTerminated):
+                    open_streams.clear()
             self._flush()
         return [self._answer(heads.get(stream, {}), bodies[stream]) for stream in streams]
 

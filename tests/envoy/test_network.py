@@ -19,6 +19,15 @@ def _connect(envoy: Envoy, source: str) -> socket.socket:
     return socket.create_connection((envoy.listen.host, envoy.listen.port), 5, source_address=(source, 0))
 
 
+def _refused(envoy: Envoy, source: str) -> bool:
+    """True if the connection ends without a byte; the reset may come before connect() is done."""
+    try:
+        with _connect(envoy, source) as connection:
+            return _read(connection) == b""
+    except ConnectionError:
+        return True
+
+
 def _read(connection: socket.socket) -> bytes:
     """What comes; b"" for a closed or reset connection."""
     try:
@@ -33,8 +42,7 @@ def test_denied_connection_is_closed_before_the_upstream_sees_one(version: str, 
     with banner_backend() as server:
         setup = setup_for(Door.MODULE, server.address, state=node.state, mode=Mode.TCP)
         with running(setup, tmp_path, envoy_of(version)) as started:
-            with _connect(started, OTHER) as denied:
-                assert _read(denied) == b""
+            assert _refused(started, OTHER)
             assert server.connections == 0
             with _connect(started, CLIENT) as allowed:
                 assert _read(allowed) == b"220 hello\r\n"  # the server speaks first
@@ -48,8 +56,8 @@ def test_denied_connection_is_closed_before_the_upstream_sees_one(version: str, 
 def test_without_snapshot_connections_are_closed(node: Node, tmp_path: Path, envoy: EnvoyBinary) -> None:
     with banner_backend() as server:
         setup = setup_for(Door.MODULE, server.address, state=node.state, mode=Mode.TCP)
-        with running(setup, tmp_path, envoy) as started, _connect(started, CLIENT) as denied:
-            assert _read(denied) == b""
+        with running(setup, tmp_path, envoy) as started:
+            assert _refused(started, CLIENT)
         assert server.connections == 0
 
 
@@ -58,8 +66,8 @@ def test_an_entry_with_http_rules_closes_the_connection(node: Node, tmp_path: Pa
     node.publish(policy("[{path: /.*}]"))
     with banner_backend() as server:
         setup = setup_for(Door.MODULE, server.address, state=node.state, mode=Mode.TCP)
-        with running(setup, tmp_path, envoy) as started, _connect(started, CLIENT) as denied:
-            assert _read(denied) == b""
+        with running(setup, tmp_path, envoy) as started:
+            assert _refused(started, CLIENT)
             assert started.stat("idmesh.redirected") == 1
         assert server.connections == 0
 

@@ -189,7 +189,13 @@ def test_http2_paths_are_judged_the_same(node: Node, backend: Backend, tmp_path:
     with running(setup_for(Door.MODULE, backend.address, state=node.state), tmp_path, envoy) as started:
         for _ in range(max(COUNT // 100, 20)):
             with contextlib.suppress(OSError), H2Client(CLIENT, started.listen) as client:
-                client.send([mutated(source) for _ in range(10)])
+                # The codec ends the whole connection over a path without its slash, or with a byte outside ASCII.
+                paths = [
+                    path
+                    for path in (mutated(source) for _ in range(10))
+                    if path[:1] == "/" and path.isascii() and " " not in path
+                ]
+                client.send(paths)
         # A malformed header ends the connection, and what was allowed on it may not get there any more.
         assert started.stat("idmesh.allowed") >= len(backend.requests)
     assert backend.requests
