@@ -22,18 +22,15 @@ _SECRET_KEYS = frozenset(
 _PATH_KEYS = frozenset({"path", "url", "uri", "target"})
 _SECRET_TEXT = re.compile(r"(?i)\b((?:proxy-)?authorization|(?:set-)?cookie)\b(\s*[:=]\s*).*")
 _PLAIN = re.compile(r"[A-Za-z0-9_./:@%+,\[\]-]+")
-# C0 and C1 controls, separators that terminals and editors break lines at, and what overrides the direction of text.
-_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
 
 
 def escape(value: object) -> str:
     """Text of a value on one line, safe for a terminal. Bytes that are no UTF-8 appear as \\xNN."""
     text = value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
-    return _UNSAFE.sub(_escaped, text)
-
-
-def _escaped(match: re.Match[str]) -> str:
-    return match[0].encode("unicode_escape", "backslashreplace").decode("ascii")
+    if text.isprintable():
+        return text
+    # Controls, separators, what turns the direction of text, lone surrogates: whatever is not seen as itself.
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def redact(key: str, value: object) -> object:
@@ -52,9 +49,11 @@ def pair(key: str, value: object) -> str:
     """key=value; quoted unless the value is one plain word."""
     if isinstance(value, float):
         value = f"{value:.6g}"
-    text = escape(redact(key, value))
+    value = redact(key, value)
+    text = value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
+    text = _SECRET_TEXT.sub(rf"\1\2{REDACTED}", text)
     if not _PLAIN.fullmatch(text):
-        text = '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+        text = '"' + escape(text.replace("\\", "\\\\").replace('"', '\\"')) + '"'
     return f"{key}={text}"
 
 

@@ -62,12 +62,21 @@ class Admin:
 
 def admin_of(config: Any) -> Admin:
     """Where a bootstrap's admin interface listens."""
-    address = ((config or {}).get("admin") or {}).get("address") or {}
-    if "pipe" in address:
-        return Admin(path=str(address["pipe"].get("path", "")))
-    found = address.get("socket_address") or address.get("socketAddress") or {}
-    host = str(found.get("address", "127.0.0.1"))
-    return Admin(host="127.0.0.1" if host == "0.0.0.0" else host, port=int(found.get("port_value") or 0))
+    address = _field(_field(config, "admin"), "address")
+    if _field(address, "pipe"):
+        return Admin(path=str(_field(_field(address, "pipe"), "path")))
+    found = _field(address, "socket_address", "socketAddress")
+    host, port = str(_field(found, "address") or "127.0.0.1"), _field(found, "port_value", "portValue")
+    if not isinstance(port, int):
+        return Admin()
+    return Admin(host="127.0.0.1" if host == "0.0.0.0" else host, port=port)
+
+
+def _field(value: Any, *names: str) -> Any:
+    """A field under either of its names; None where there is none."""
+    if not isinstance(value, dict):
+        return None
+    return next((value[name] for name in names if name in value), None)
 
 
 class Proxy:
