@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Laws of `idmesh run` with an Envoy of its own: one command from policies to requests judged."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from envoy_backend import Backend
+from envoy_harness import CLIENT, OTHER, ROOT, SERVER, WORLD, policy, wait_until
+
+from ext_authz.agent.status import read_status
+from ext_authz.envoy_binary import EnvoyBinary
+from ext_authz.service.pool import is_worker
+from ext_authz.state import State
+
+RULES = "[{path: '/public/.*'}]"
+
+
+@dataclass
+class Run:
+    """A node with Envoy before a backend."""
+
+    folder: Path
+    port: int
+    envoy: EnvoyBinary
+    backend: Backend
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def state(self) -> State:
+        return State(self.folder / "state")
+
+    def write(self, rules: str) -> None:
+        staged = self.folder / "policies/.p"
+        staged.write_text(policy(rules))
+        staged.rename(self.folder / "policies/p.yaml")
+
+    def start(self, *words: str) -> None:
+        command = [sys.executable, "-m", "ext_authz.cli", "run", "--state", str(self.state.root)]
+        command += ["--policies", str(self.folder / "policies"), "--endpoints", str(self.folder / "endpoints")]
+        environment = dict(os.environ, PYTHONPATH=str(ROOT), IDMESH_ENVOY=str(self.envoy.path))
+        with open(self.folder / "log", "ab") as log:
+            self.process = subprocess.Popen([*command, *words], env=environment, stderr=log, stdout=log)
+        wait_until(lambda: self.status(CLIENT, "/public/x") == 200, (self.folder / "log").read_text()[-1500:], 20)
+
+    def door(self, name: str) -> list[str]:
+        upstream = self.backend.address.text
+        listen = ["--listen", f"{SERVER}:{self.port}", "--upstream", upstream, "--destination", "default/server:8080"]
+        return ["--door", name, *listen]
+
+    def status(self, source: str, path: str) -> int:
+        """0: nobody answers."""
+        connection = http.client.HTTPConnection(SERVER, self.port, timeout=5, source_address=(source, 0))
+        try:
+            connection.request("GET", path)
+            return connection.getresponse().status
+        except OSError:
+            return 0
+        finally:
+            connection.close()
+
+    def stop(self) -> int:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(20)
+
+    def pids(self) -> list[int]:
+        """What the node started: Envoy, workers."""
+        page = read_status(self.state).page
+        return [pid for pid in [page.get("envoy"), *(page.get("workers") or [])] if pid]
+
+    def end(self) -> None:
+        """Nothing may be left, whatever the test did."""
+        left = self.pids()
+        if self.process and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        for pid in left:
+            if is_worker(pid, self.state.root) or self._is_envoy(pid):
+                os.kill(pid, signal.SIGKILL)
+
+    def _is_envoy(self, pid: int) -> bool:
+        try:
+            return str(self.folder).encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            return False
+
+
+@pytest.fixture
+def run(tmp_path: Path, envoy: EnvoyBinary, backend: Backend) -> Iterator[Run]:
+    with socket.create_server((SERVER, 0)) as free:
+        port = free.getsockname()[1]
+    made = Run(tmp_path, port, envoy, backend)
+    for name in ("policies", "endpoints"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "endpoints/pods.yaml").write_text(WORLD)
+    made.write(RULES)
+    yield made
+    made.end()
+
+
+@pytest.mark.parametrize("door", ["module", "ext-authz"])
+def test_one_command_goes_from_policies_to_requests_judged(run: Run, door: str) -> None:
+    run.start(*run.door(door))
+    assert run.status(CLIENT, "/private") == 403
+    assert run.status(OTHER, "/public/x") == 403
+    assert [reader.door for reader in read_status(run.state).readers] == [door]
+
+
+@pytest.mark.parametrize("door", ["module", "ext-authz"])
+def test_a_change_is_in_force_in_the_door_within_100_ms_of_the_rename(run: Run, door: str) -> None:
+    run.start(*run.door(door))
+    took = []
+    for turn in range(6):
+        wanted = 403 if turn % 2 == 0 else 200
+        run.write("[{path: /elsewhere}]" if wanted == 403 else RULES)
+        started = time.monotonic()
+        wait_until(lambda: run.status(CLIENT, "/public/x") == wanted, "the change")  # noqa: B023
+        took.append(time.monotonic() - started)
+    assert sorted(took)[len(took) // 2] < 0.15, took
+
+
+def test_sigterm_drains_and_leaves_nothing(run: Run) -> None:
+    run.start(*run.door("ext-authz"), "--workers", "2")
+    wait_until(lambda: len(run.pids()) == 3, "Envoy and two workers")
+    pids = run.pids()
+    answers: list[int] = []
+    ended = threading.Event()
+
+    def load() -> None:
+        while not ended.is_set():
+            answers.append(run.status(CLIENT, "/public/x"))
+
+    loading = threading.Thread(target=load)
+    loading.start()
+    time.sleep(0.3)
+    assert run.stop() == 0
+    ended.set()
+    loading.join()
+    # A request was served, or found nobody: none was denied for want of a service.
+    assert set(answers) <= {200, 0}
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def test_a_killed_envoy_is_started_again(run: Run) -> None:
+    run.start(*run.door("module"))
+    before = run.pids()[0]
+    os.kill(before, signal.SIGKILL)
+    wait_until(lambda: run.pids() and run.pids()[0] != before, "another Envoy")
+    wait_until(lambda: run.status(CLIENT, "/public/x") == 200, "its listener")
+
+
+def test_a_killed_agent_leaves_envoy_deciding_and_the_next_takes_over(run: Run) -> None:
+    run.start(*run.door("ext-authz"))
+    assert run.process is not None
+    orphan = run.pids()[0]
+    run.process.kill()
+    run.process.wait()
+    assert run.status(CLIENT, "/public/x") == 200
+    assert run.status(CLIENT, "/private") == 403
+    run.start(*run.door("ext-authz"))
+    wait_until(lambda: run.status(CLIENT, "/private") == 403, "the next")
+    wait_until(lambda: not Path(f"/proc/{orphan}").exists() or _zombie(orphan), "the orphan's end")
+
+
+def _zombie(pid: int) -> bool:
+    return "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text()
+
+
+def test_a_configuration_of_ones_own_is_run_as_it_is(run: Run) -> None:
+    made = subprocess.run(
+        [sys.executable, "-m", "ext_authz.cli", "envoy", *run.door("module"), "--state", str(run.state.root)],
+        env=dict(os.environ, PYTHONPATH=str(ROOT)),
+        capture_output=True,
+        check=True,
+    )
+    config = run.folder / "own.json"
+    config.write_text(json.dumps(json.loads(made.stdout)))
+    run.start("--envoy", str(config))
+    assert run.status(CLIENT, "/private") == 403
