@@ -18,19 +18,49 @@ int idm_header_name_order(struct idm_bytes any_case, struct idm_bytes lower)
 	return (any_case.size > lower.size) - (any_case.size < lower.size);
 }
 
-static bool is_named(const struct idm_header_line *line, struct idm_bytes name)
+#define EVERY_BYTE 0x0101010101010101ull
+
+// Eight characters at once: bit 5 is set in those from A to Z, others stay.
+static uint64_t lower_word(uint64_t word)
 {
-	return line->name.size == name.size && idm_header_name_order(line->name, name) == 0;
+	uint64_t seven = word & 0x7f * EVERY_BYTE;
+	uint64_t from_a = seven + (0x80 - 'A') * EVERY_BYTE, above_z = seven + (0x7f - 'Z') * EVERY_BYTE;
+	uint64_t upper = ~word & (from_a ^ above_z) & 0x80 * EVERY_BYTE;
+
+	return word | upper >> 2;
 }
 
+static bool same_word(const char *a, const char *b)
+{
+	uint64_t left, right;
+
+	memcpy(&left, a, sizeof(left));
+	memcpy(&right, b, sizeof(right));
+	return lower_word(left) == lower_word(right);
+}
+
+// A request may carry a hundred lines, and each may be compared with each.
 static bool same_name(struct idm_bytes a, struct idm_bytes b)
 {
+	size_t i = 0;
+
 	if (a.size != b.size)
 		return false;
-	for (size_t i = 0; i < a.size; i++)
+	for (; a.size - i >= 8; i += 8)
+		if (!same_word(a.ptr + i, b.ptr + i))
+			return false;
+	// The rest of a long name again with what precedes it.
+	if (i && i < a.size)
+		return same_word(a.ptr + a.size - 8, b.ptr + a.size - 8);
+	for (; i < a.size; i++)
 		if (idm_lower(a.ptr[i]) != idm_lower(b.ptr[i]))
 			return false;
 	return true;
+}
+
+static bool is_named(const struct idm_header_line *line, struct idm_bytes name)
+{
+	return same_name(line->name, name);
 }
 
 bool idm_header_present(const struct idm_http *http, struct idm_bytes name)

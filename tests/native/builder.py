@@ -159,9 +159,16 @@ def world(ingress: SidePolicy = OPEN, egress: SidePolicy = OPEN, **fields: Any) 
     return Resolved(**(known | fields))
 
 
+def packed(resolved: Resolved, revision: int = 1) -> bytes:
+    """The snapshot's bytes; a policy that the packer had to leave out is a mistake of the test."""
+    made = pack(resolved, revision=revision)
+    assert not made.errors, made.errors[0].reason
+    return made.snapshot
+
+
 def snapshot(*entries: MergedEntry, revision: int = 1, **fields: Any) -> bytes:
     """The snapshot in which the server's ingress has these entries."""
-    return pack(world(side(*entries, **fields)), revision=revision).snapshot
+    return packed(world(side(*entries, **fields)), revision)
 
 
 def _http_world() -> Resolved:
@@ -230,4 +237,4 @@ WORLDS: dict[str, Callable[[], Resolved]] = {
 @cache
 def build(name: str) -> bytes:
     """One of WORLDS."""
-    return pack(WORLDS[name](), revision=3).snapshot
+    return packed(WORLDS[name](), revision=3)

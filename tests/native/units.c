@@ -10,6 +10,7 @@
 #include "crc.h"
 #include "feed.h"
 #include "hash.h"
+#include "headers.h"
 
 #define CHECK(condition)                                                                             \
 	do {                                                                                         \
@@ -181,6 +182,39 @@ static void test_hash_in_pieces_is_the_hash_of_the_whole(void)
 	}
 }
 
+static bool finds(const char *sent, size_t size, const char *wanted)
+{
+	struct idm_header_line line = {.name = {.ptr = sent, .size = size}};
+	struct idm_http http = {.headers = &line, .header_count = 1};
+
+	return idm_header_present(&http, (struct idm_bytes){.ptr = wanted, .size = size});
+}
+
+static void test_header_names_ignore_the_case_of_letters_only(void)
+{
+	static const char lower[] = "abcdefghijklmnopqrstuvwxyz";
+	static const char upper[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZ";
+	char sent[26], wanted[26];
+
+	for (size_t size = 0; size <= 26; size++)
+		CHECK(finds(upper, size, lower) && finds(lower, size, lower));
+	for (size_t size = 1; size <= 26; size++) {
+		for (size_t at = 0; at < size; at++) {
+			for (int c = 0; c < 256; c++) {
+				int folded = c >= 'A' && c <= 'Z' ? c + 32 : c;
+
+				memset(sent, 'x', size);
+				memset(wanted, 'x', size);
+				sent[at] = (char)c;
+				wanted[at] = (char)folded;
+				CHECK(finds(sent, size, wanted));
+				wanted[at] = (char)(folded ^ 0x20);
+				CHECK((folded >= 'a' && folded <= 'z') || !finds(sent, size, wanted));
+			}
+		}
+	}
+}
+
 static void test_checksum_is_zlibs(void)
 {
 	CHECK(idm_crc32(0, "123456789", 9) == 0xcbf43926u);
@@ -195,6 +229,7 @@ int main(void)
 
 	test_hash_in_pieces_is_the_hash_of_the_whole();
 	test_checksum_is_zlibs();
+	test_header_names_ignore_the_case_of_letters_only();
 	for (size_t i = 0; i < 4; i++) {
 		files[i] = read_seed(seeds[i]);
 		test_every_truncation_is_refused(&files[i]);

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import pytest
 
-from ext_authz.compiler.pack import pack
 from ext_authz.engine import Engine, Flow, Http
 from ext_authz.engine.types import At, Direction, Evidence, Stage, VerdictCode
 from ext_authz.model.types import Tier
@@ -22,6 +21,7 @@ from tests.native.builder import (
     allow,
     deny,
     http,
+    packed,
     rule,
     side,
     skip,
@@ -79,14 +79,14 @@ def test_no_evidence_drops_172_and_an_ended_certificate_is_none() -> None:
 
 
 def test_a_closed_node_denies_everything_203() -> None:
-    found = Engine.open(pack(world(closed=True)).snapshot)
+    found = Engine.open(packed(world(closed=True)))
     for direction in Direction:
         assert ask(found, direction=direction).drop_reason == 203
         assert ask(found, subject="default/none", direction=direction).drop_reason == 203
 
 
 def test_an_isolated_side_is_closed_and_audit_does_not_open_it() -> None:
-    found = Engine.open(pack(world(side(isolated=True, audit=True))).snapshot)
+    found = Engine.open(packed(world(side(isolated=True, audit=True))))
     verdict = ask(found)
     assert (verdict.verdict, verdict.drop_reason) == (DROPPED, 133)
 
@@ -189,7 +189,7 @@ def test_ingress_names_are_those_of_the_subject() -> None:
 
 
 def test_egress_names_are_those_of_the_peer() -> None:
-    found = Engine.open(pack(world(egress=side(allow("pods", "http")))).snapshot)
+    found = Engine.open(packed(world(egress=side(allow("pods", "http")))))
     assert ask(found, A, 9090, direction=Direction.EGRESS).verdict == FORWARDED
     assert ask(found, A, 8080, direction=Direction.EGRESS).drop_reason == 133
     assert ask(found, B, 9090, direction=Direction.EGRESS).drop_reason == 133
@@ -205,7 +205,7 @@ def test_a_named_deny_wins_over_a_numeric_allow() -> None:
 
 
 def test_audit_lets_l4_drops_pass_and_keeps_the_reason() -> None:
-    for found in (engine(deny("b"), audit=True), Engine.open(pack(world(side(deny("b")), audit=True)).snapshot)):
+    for found in (engine(deny("b"), audit=True), Engine.open(packed(world(side(deny("b")), audit=True)))):
         verdict = ask(found)
         assert (verdict.verdict, verdict.l4_verdict, verdict.drop_reason) == (AUDIT, AUDIT, 133)
         assert verdict.passes
@@ -237,7 +237,7 @@ def test_many_selectors_are_intersected_from_either_side() -> None:
     for rows, mine in ((range(600), (7, 300, 599)), ((7, 300, 599), range(600)), ((599,), (599,)), ((0,), (0, 599))):
         entries = [allow(None, 1000 + i, selector=many[i]) for i in rows]
         fields = {"selectors": many, "selector_numbers": numbers, "membership": {A: tuple(mine)}}
-        found = Engine.open(pack(world(side(*entries), **fields)).snapshot)
+        found = Engine.open(packed(world(side(*entries), **fields)))
         for i in (0, 7, 8, 300, 599):
             assert ask(found, A, 1000 + i).passes == (i in rows and i in mine), (i, len(rows), len(mine))
 
