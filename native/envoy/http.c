@@ -10,13 +10,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "counters.h"
 #include "mesh.h"
 
 enum kind { KIND_DOWNSTREAM, KIND_UPSTREAM, KIND_EMPTY };
-
-// In stats: every decision counts as allowed, denied or error; redirected are those that HTTP rules judged.
-// Upstream filters count in their cluster's scope, cluster.NAME.idmesh.*.
-enum { COUNT_ALLOWED, COUNT_DENIED, COUNT_REDIRECTED, COUNT_ERROR, COUNTS };
 
 struct http_config;
 
@@ -37,10 +34,8 @@ struct http_config {
 
 static bool define_counters(struct http_config *self, struct envoy_http_config *envoy)
 {
-	static const struct idm_bytes names[COUNTS] = {{"allowed", 7}, {"denied", 6}, {"redirected", 10}, {"error", 5}};
-
 	for (int i = 0; i < COUNTS; i++)
-		if (CALLBACK(http_filter_config_define_counter)(envoy, names[i], NULL, 0, &self->counters[i]))
+		if (CALLBACK(http_filter_config_define_counter)(envoy, counter_names[i], NULL, 0, &self->counters[i]))
 			return false;
 	return true;
 }
@@ -96,10 +91,8 @@ IDM_HOOK void *ON(http_filter_config_new)(struct envoy_http_config *envoy, struc
 
 static void count(struct envoy_http *envoy, const struct http_config *self, const struct decision *decision)
 {
-	int which = decision->error ? COUNT_ERROR : decision->allowed ? COUNT_ALLOWED : COUNT_DENIED;
-
-	CALLBACK(http_filter_increment_counter)(envoy, self->counters[which], NULL, 0, 1);
-	if (decision_last(decision)->l4_verdict == IDM_REDIRECTED)
+	CALLBACK(http_filter_increment_counter)(envoy, self->counters[counter_of(decision)], NULL, 0, 1);
+	if (counts_redirected(decision))
 		CALLBACK(http_filter_increment_counter)(envoy, self->counters[COUNT_REDIRECTED], NULL, 0, 1);
 }
 

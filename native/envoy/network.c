@@ -8,10 +8,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "counters.h"
 #include "mesh.h"
 #include "report.h"
-
-enum { COUNT_ALLOWED, COUNT_DENIED, COUNT_REDIRECTED, COUNT_ERROR, COUNTS };
 
 struct network_config {
 	struct door door;
@@ -28,10 +27,8 @@ struct network_connection {
 
 static bool define_counters(struct network_config *self, struct envoy_network_config *envoy)
 {
-	static const struct idm_bytes names[COUNTS] = {{"allowed", 7}, {"denied", 6}, {"redirected", 10}, {"error", 5}};
-
 	for (int i = 0; i < COUNTS; i++)
-		if (CALLBACK(network_filter_config_define_counter)(envoy, names[i], &self->counters[i]))
+		if (CALLBACK(network_filter_config_define_counter)(envoy, counter_names[i], &self->counters[i]))
 			return false;
 	return true;
 }
@@ -65,10 +62,8 @@ IDM_HOOK void *ON(network_filter_config_new)(struct envoy_network_config *envoy,
 static void count(const struct network_connection *self, const struct decision *decision)
 {
 	const size_t *counters = self->config->counters;
-	int which = decision->error ? COUNT_ERROR : decision->allowed ? COUNT_ALLOWED : COUNT_DENIED;
-
-	CALLBACK(network_filter_increment_counter)(self->envoy, counters[which], 1);
-	if (decision_last(decision)->l4_verdict == IDM_REDIRECTED)
+	CALLBACK(network_filter_increment_counter)(self->envoy, counters[counter_of(decision)], 1);
+	if (counts_redirected(decision))
 		CALLBACK(network_filter_increment_counter)(self->envoy, counters[COUNT_REDIRECTED], 1);
 }
 

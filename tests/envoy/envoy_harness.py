@@ -27,12 +27,13 @@ from ext_authz.compiler.compile import compile_world
 from ext_authz.envoy_binary import EnvoyBinary, EnvoyNotFound, read_envoy
 from ext_authz.identity.allocator import MemoryAllocator
 from ext_authz.model.load import load_text
+from ext_authz.model.types import Settings
 from ext_authz.state import write_atomic
 from ext_authz.xds.bootstrap import render
 from ext_authz.xds.setup import Door, Setup, Target, parse_target
 
 ROOT = Path(__file__).resolve().parents[2]
-MODULE = ROOT / "ext_authz/native/libidmesh_envoy.so"
+MODULE = Path(os.environ.get("IDMESH_MODULE") or ROOT / "ext_authz/native/libidmesh_envoy.so")
 NEWEST = "1.40.0"
 VERSIONS = ("1.38.3", "1.39.3", NEWEST)
 
@@ -88,9 +89,11 @@ def envoy_of(version: str) -> EnvoyBinary:
         raise
 
 
-def snapshot(policies: str, *, revision: int = 1, world: str = WORLD) -> bytes:
+def snapshot(policies: str, *, revision: int = 1, world: str = WORLD, settings: Settings | None = None) -> bytes:
     """The snapshot of the test's pods and these policies."""
-    loaded = load_text(f"{world}\n---\n{policies}" if policies else world, "policy.yaml")
+    loaded = load_text(
+        f"{world}\n---\n{policies}" if policies else world, "policy.yaml", settings=settings or Settings()
+    )
     assert not loaded.errors, loaded.errors
     compiled = compile_world(loaded.world, MemoryAllocator(), revision=revision)
     assert not compiled.errors, compiled.errors

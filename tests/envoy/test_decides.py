@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 from pathlib import Path
 
 import pytest
@@ -15,17 +17,21 @@ from envoy_harness import (
     PORT,
     SERVER,
     VERSIONS,
+    WORLD,
     Client,
     Node,
     ask,
     envoy_of,
+    missing,
     policy,
     running,
     setup_for,
+    snapshot,
     wait_until,
 )
 
 from ext_authz.envoy_binary import EnvoyBinary
+from ext_authz.model.types import Settings
 from ext_authz.xds.setup import Direction, Door, parse_target
 
 L7 = policy("[{method: GET, path: /public/.*}, {method: POST, path: /orders}]")
@@ -157,3 +163,25 @@ def test_both_directions_must_allow(node: Node, backend: Backend, tmp_path: Path
 
 def test_newest_envoy_is_the_default() -> None:
     assert VERSIONS[-1] == NEWEST
+
+
+def test_ipv6_peers_are_known_by_their_address(
+    node: Node, backend: Backend, tmp_path: Path, envoy: EnvoyBinary
+) -> None:
+    if not _has_ipv6():
+        missing("this machine has no IPv6 loopback")
+    node.publish_bytes(snapshot(L7, world=WORLD.replace(f"ip: {CLIENT}", 'ip: "::1"'), settings=Settings(ipv6=True)))
+    setup = setup_for(Door.MODULE, backend.address, state=node.state, listen=parse_target("[::1]:0"))
+    with running(setup, tmp_path, envoy) as started:
+        assert ask("::1", started, "/public/a").status == 200
+        assert ask("::1", started, "/private").status == 403
+        node.publish_bytes(snapshot(L7, revision=2, settings=Settings(ipv6=True)))
+        node.wait_for(2)
+        assert ask("::1", started, "/public/a").status == 403
+
+
+def _has_ipv6() -> bool:
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET6) as probe:
+        probe.bind(("::1", 0))
+        return True
+    return False
