@@ -158,15 +158,18 @@ class Node:
             await asyncio.sleep(_TICK_S)
             late = (time.monotonic() - before - _TICK_S) * 1000
             self.worst_stall_ms = max(self.worst_stall_ms, late)
-            if self.pool:
-                self.pool.tick()
-            if self.proxy:
-                self.proxy.tick()
+            await asyncio.to_thread(self._tend_children)
             if self._children() != self._shown:
                 await asyncio.to_thread(self._write_status)
             if beat and before - beaten >= beat:
                 notify("WATCHDOG=1")
                 beaten = before
+
+    def _tend_children(self) -> None:
+        if self.pool:
+            self.pool.tick()
+        if self.proxy:
+            self.proxy.tick()
 
     def _children(self) -> tuple[int, ...]:
         envoy = (self.proxy.process.pid,) if self.proxy and self.proxy.process else ()

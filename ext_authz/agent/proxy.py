@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Envoy as a child: started with a configuration, restarted when it dies, drained before it is ended.
+Envoy beside the agent: started with a configuration, restarted when it dies, drained before it is ended.
 
 Like the workers it outlives a killed agent; the next one starts its own Envoy beside it (Envoy's listeners share
 their port) and then drains the orphan.
@@ -13,9 +13,11 @@ import http.client
 import json
 import logging
 import os
+import select
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -79,6 +81,47 @@ def _field(value: Any, *names: str) -> Any:
     return next((value[name] for name in names if name in value), None)
 
 
+class Detached:
+    """A program that is no child of ours (see launch.py), held by a pidfd: its number cannot come to mean another."""
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str] | None) -> None:
+        """
+        Raises:
+            OSError: It could not be started, or ended at once.
+        """
+        read, write = os.pipe()
+        try:
+            words = [sys.executable, "-m", "ext_authz.agent.launch", str(write), *command]
+            launcher = subprocess.Popen(words, stdin=subprocess.DEVNULL, env=environment, pass_fds=(write,))
+        finally:
+            os.close(write)
+        with open(read, encoding="ascii") as report:
+            said = report.read().strip()
+        launcher.wait()
+        if not said:
+            raise OSError("could not be started")
+        self.pid = int(said)
+        self._handle = os.pidfd_open(self.pid)
+
+    def running(self) -> bool:
+        return not self.wait(0.0)
+
+    def wait(self, timeout_s: float) -> bool:
+        """True if it has ended."""
+        if not select.select([self._handle], [], [], timeout_s)[0]:
+            return False
+        with contextlib.suppress(ChildProcessError):  # ours after all, if we are the one who adopts orphans
+            os.waitpid(self.pid, os.WNOHANG)
+        return True
+
+    def send(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._handle, number)
+
+    def close(self) -> None:
+        os.close(self._handle)
+
+
 class Proxy:
     """`tick` restarts it when due."""
 
@@ -96,7 +139,7 @@ class Proxy:
         self._config = config
         self._record = record
         self.admin = admin
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: Detached | None = None
         self.deaths = 0
         self._wait_s = 0.0
         self._started = 0.0
@@ -122,48 +165,54 @@ class Proxy:
         return None
 
     def _spawn(self) -> None:
-        self.process = subprocess.Popen(
-            self._command, stdin=subprocess.DEVNULL, start_new_session=True, env=self._environment
-        )
         self._started = time.monotonic()
+        try:
+            self.process = Detached(self._command, self._environment)
+        except OSError as error:
+            self._failed(f"cannot be started: {error}")
+            return
         write_json(self._record, {"pid": self.process.pid})
         event(log, logging.INFO, "Envoy started", pid=self.process.pid)
 
     def tick(self) -> None:
-        now = time.monotonic()
         if self.process is None:
-            if now >= self._due:
+            if time.monotonic() >= self._due:
                 self._spawn()
-        elif self.process.poll() is not None:
-            self.deaths += 1
-            calm = now - self._started > _CALM_S
-            self._wait_s = 0.0 if calm else min(max(self._wait_s * 2, _FIRST_WAIT_S), _LAST_WAIT_S)
-            event(log, logging.ERROR, "Envoy died", status=self.process.returncode, wait_s=self._wait_s)
-            self.process, self._due = None, now + self._wait_s
+        elif not self.process.running():
+            self.process.close()
+            self._failed("died")
+
+    def _failed(self, reason: str) -> None:
+        now = time.monotonic()
+        self.process = None
+        self.deaths += 1
+        calm = now - self._started > _CALM_S
+        self._wait_s = 0.0 if calm else min(max(self._wait_s * 2, _FIRST_WAIT_S), _LAST_WAIT_S)
+        self._due = now + self._wait_s
+        event(log, logging.ERROR, "Envoy ended", reason=reason, wait_s=self._wait_s)
 
     def stop(self, grace_s: float) -> None:
         """Drain for at most `grace_s`, then end."""
         process, self.process = self.process, None
-        if process is None or process.poll() is not None:
+        if process is None:
             return
-        if self.admin:
+        if self.admin and process.running():
             self._drain(process, grace_s)
-        process.terminate()
-        try:
+        process.send(signal.SIGTERM)
+        if not process.wait(5.0):
+            process.send(signal.SIGKILL)
             process.wait(5.0)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        process.close()
         with contextlib.suppress(OSError):
             self._record.unlink()
 
-    def _drain(self, process: subprocess.Popen[bytes], grace_s: float) -> None:
+    def _drain(self, process: Detached, grace_s: float) -> None:
         """Ask clients to leave and wait until none is left. An Envoy that does not answer is just ended."""
         try:
             self.admin.request("POST", "/healthcheck/fail")
             self.admin.request("POST", "/drain_listeners?graceful&skip_exit")
             until = time.monotonic() + grace_s
-            while time.monotonic() < until and process.poll() is None and self._connections() > 0:
+            while time.monotonic() < until and process.running() and self._connections() > 0:
                 time.sleep(0.05)
         except (OSError, http.client.HTTPException, ValueError, LookupError) as error:
             event(log, logging.WARNING, "Envoy does not drain", reason=error)

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Starts a program as nobody's child: `python -m ext_authz.agent.launch FD PROGRAM ARGUMENT...`.
+
+Envoy asks the kernel to end it with its parent (PR_SET_PDEATHSIG; tried with 1.40). So that it outlives a killed
+agent, its parent must be gone before it asks. Its process id is written to the descriptor FD.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+
+def main(arguments: list[str]) -> int:
+    report, command = int(arguments[0]), arguments[1:]
+    parent = os.getpid()
+    child = os.fork()
+    if child:
+        os.write(report, f"{child}\n".encode())
+        return 0
+    os.close(report)
+    os.setsid()
+    while os.getppid() == parent:
+        time.sleep(0.001)
+    try:
+        os.execv(command[0], command)
+    except OSError as error:
+        os.write(2, f"{command[0]}: {error.strerror}\n".encode())
+    os._exit(127)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
