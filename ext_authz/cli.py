@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: wires the commands and keeps the exit codes (0 as wished, 1 the answer is no, 2 could not be done)."""
+"""The command line: wires the commands, keeps the exit codes (0 as wished, 1 the answer is no, 2 could not be done)."""
 
 from __future__ import annotations
 

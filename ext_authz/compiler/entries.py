@@ -58,7 +58,11 @@ class RuleOrigin:
 
 @dataclass(frozen=True, slots=True)
 class HeaderPredicate:
-    """name lower case. present: only presence counts. never: the value is missing. mismatch: 0 FAIL, 1 LOG, 2 ADD, 3 DELETE, 4 REPLACE."""
+    """
+    name lower case. present: only presence counts. never: the value is missing.
+
+    mismatch: 0 FAIL, 1 LOG, 2 ADD, 3 DELETE, 4 REPLACE.
+    """
 
     name: str
     value: str

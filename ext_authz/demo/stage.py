@@ -41,9 +41,8 @@ def enter_node_namespace(argv: Sequence[str]) -> int | None:
     if subprocess.run([*wrap, "true"], capture_output=True, check=False).returncode != 0:
         return None
     child = subprocess.Popen([*wrap, *argv], env={**os.environ, INSIDE: "1"}, start_new_session=True)
-    forward = {
-        number: signal.signal(number, lambda n, _: _signal_group(child, n)) for number in (signal.SIGTERM, signal.SIGINT)
-    }
+    both = (signal.SIGTERM, signal.SIGINT)
+    forward = {number: signal.signal(number, lambda n, _: _signal_group(child, n)) for number in both}
     try:
         return child.wait()
     finally:

@@ -139,9 +139,7 @@ class KnpPeer:
     namespace_selector: LabelSelector | None = None
 
 
-Peer = (
-    EndpointPeer | NodePeer | EntityPeer | CidrPeer | CidrGroupPeer | FqdnPeer | ServicePeer | GroupPeer | KnpPeer
-)
+Peer = EndpointPeer | NodePeer | EntityPeer | CidrPeer | CidrGroupPeer | FqdnPeer | ServicePeer | GroupPeer | KnpPeer
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,12 @@ def need(program: str, package: str) -> str:
 
 def describe() -> dict[str, str]:
     """What stands above each table."""
-    return {"cpu": _cpu(), "cores": str(os.cpu_count()), "kernel": platform.release(), "python": platform.python_version()}
+    return {
+        "cpu": _cpu(),
+        "cores": str(os.cpu_count()),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+    }
 
 
 def pin(core: int) -> None:

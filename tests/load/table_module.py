@@ -10,7 +10,6 @@ from pathlib import Path
 
 from ext_authz.commands.envoy import MODULE
 from ext_authz.xds.setup import Door, RbacRule, Setup, Target
-from tests.load import machine
 from tests.load.flows import snapshot_of
 from tests.load.generate import Object, matching_request, mix_objects
 from tests.load.proxies import BUSY, Proxy, Sample, envoy, envoy_version, listener, nginx, publish, write_script
@@ -34,7 +33,9 @@ def run(progress: Callable[[str], None]) -> dict:
         measure(order.variants(), baseline="none", rounds=ROUNDS, progress=progress)
         return {
             "envoy": envoy_version(),
-            "requests_per_s": {k: [s.requests_per_s if s.busy >= BUSY else None for s in v] for k, v in samples.items()},
+            "requests_per_s": {
+                k: [s.requests_per_s if s.busy >= BUSY else None for s in v] for k, v in samples.items()
+            },
             "cpu_us": {k: [s.cpu_us for s in v] for k, v in samples.items()},
             "busy": {k: [s.busy for s in v] for k, v in samples.items()},
         }
@@ -43,11 +44,12 @@ def run(progress: Callable[[str], None]) -> dict:
 def render(data: dict) -> str:
     rates, cpu = Table("none", data["requests_per_s"]), Table("none", data["cpu_us"])
     lines = [
-        f"Envoy {data['envoy']}, one worker pinned to a core, wrk with 16 connections, {ROUNDS} rounds of {SECONDS:g} s. "
-        f"Rounds with the worker less than {BUSY:.0%} busy do not count for requests/s. `module-N`: N rules of the mix; "
-        "`rbac-100` and `module-paths-100`: the same 100 rules (paths and methods).",
+        f"Envoy {data['envoy']}, one worker pinned to a core, wrk with 16 connections, "
+        f"{ROUNDS} rounds of {SECONDS:g} s. Rounds with the worker less than {BUSY:.0%} busy do not count for "
+        "requests/s. `module-N`: N rules of the mix; `rbac-100` and `module-paths-100`: the same 100 rules (paths "
+        "and methods).",
         "",
-        "| variant | requests/s | against none (95%) | Envoy CPU us/request | over empty module, us (95%) | rounds counted |",
+        "| variant | requests/s | against none (95%) | Envoy CPU us/request | over empty module (95%) | rounds |",
         "|---|---|---|---|---|---|",
     ]
     for name in [n for n in data["cpu_us"] if n != CONTROL] + [CONTROL]:
