@@ -71,7 +71,7 @@ def _chosen(files: Iterable[CaseFile], only: str | None) -> tuple[list[Case], li
     if only is None:
         return cases, invalid
     wanted = {name.strip() for name in only.split(",") if name.strip()}
-    unknown = wanted - {case.id for case in (*cases, *invalid)}
+    unknown = wanted - {case.id for case in cases} - {case.id for case in invalid}
     if unknown or not wanted:
         raise Failure(f"no such case: {', '.join(sorted(unknown)) or only}")
     return [case for case in cases if case.id in wanted], [case for case in invalid if case.id in wanted]

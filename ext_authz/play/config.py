@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from envoy_data_plane.envoy.config.accesslog.v3 import AccessLog
 from envoy_data_plane.envoy.config.core.v3 import SubstitutionFormatString
@@ -14,24 +14,29 @@ from envoy_data_plane.google.protobuf import Any, Struct
 
 from ext_authz.xds.bootstrap import bootstrap
 from ext_authz.xds.listeners import listener
-from ext_authz.xds.parts import NAME
-from ext_authz.xds.setup import Door, Mode, Setup
+from ext_authz.xds.parts import NAME, address
+from ext_authz.xds.setup import Door, Mode, Setup, Target
 
 _NETWORK_AUTHZ = "envoy.filters.network.ext_authz"
 _FIELDS = ("verdict", "at", "drop", "entry", "rule", "policy", "revision")
 
 
-def render(setups: Sequence[Setup]) -> str:
-    """A bootstrap whose listeners are those of all setups; the rest is the first one's."""
-    made = bootstrap(setups[0])
+def render(setup: Setup, places: Iterable[Target]) -> str:
+    """A bootstrap with the setup's listener at each of these places. Its destination must not depend on where it is."""
+    made = bootstrap(setup)
     assert made.static_resources is not None
-    made.static_resources.listeners = [_listener(setup) for setup in setups]
-    return json.dumps(json.loads(made.to_json()), indent=1) + "\n"
+    made.static_resources.listeners = [_listener(setup)]
+    config = json.loads(made.to_json())
+    (one,) = config["staticResources"]["listeners"]
+    # Messages are slow to make and to write: the copies differ in nothing but name and address.
+    config["staticResources"]["listeners"] = [
+        {**one, "name": f"{NAME} {place.text}", "address": json.loads(address(place).to_json())} for place in places
+    ]
+    return json.dumps(config, indent=1) + "\n"
 
 
 def _listener(setup: Setup) -> Listener:
     made = listener(setup)
-    made.name = f"{NAME} {setup.listen.text}"
     made.stat_prefix = "place"
     if setup.mode == Mode.TCP:
         made.access_log = [_connection_log(setup)]

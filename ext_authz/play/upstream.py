@@ -20,6 +20,8 @@ class _Echo(BaseHTTPRequestHandler):
     """Answers every request with the header lines it came with."""
 
     protocol_version = "HTTP/1.1"
+    # An answer is one write: in pieces it would wait for the other side's delayed acknowledgement.
+    wbufsize = -1
 
     def handle_one_request(self) -> None:
         """Any method is answered alike, known or not."""

@@ -18,14 +18,15 @@ from tests.oracle import Conflict, Oracle
 
 ROOT = Path(__file__).resolve().parents[2]
 CASES = ROOT / "tests/cases"
-POLICY, INVALID = read(CASES / "policy.yaml"), read(CASES / "invalid.yaml")
+POLICY, MORE, INVALID = (read(CASES / name) for name in ("policy.yaml", "more.yaml", "invalid.yaml"))
+ALL = (*POLICY.cases, *MORE.cases)
 
 
 def named(case: Case | InvalidCase) -> str:
     return case.id
 
 
-@pytest.mark.parametrize("case", POLICY.cases, ids=named)
+@pytest.mark.parametrize("case", ALL, ids=named)
 def test_oracle_answers_as_the_table(case: Case) -> None:
     oracle = Oracle(case.fixtures, [document.raw for document in case.documents], case.settings)
     for probe in case.probes:
@@ -35,7 +36,7 @@ def test_oracle_answers_as_the_table(case: Case) -> None:
         assert ("auth" in got) == ("auth" in probe), (probe, got)
 
 
-@pytest.mark.parametrize("case", POLICY.cases, ids=named)
+@pytest.mark.parametrize("case", ALL, ids=named)
 def test_engine_answers_as_the_table(case: Case) -> None:
     ((_, outcomes),) = EnginePlayer().play([case])
     for probe, outcome in zip(case.probes, outcomes, strict=True):
@@ -68,7 +69,7 @@ def test_oracle_cannot_compute_conflicts_either(case: InvalidCase) -> None:
 @pytest.mark.needs_namespaces
 @pytest.mark.parametrize("door", ["module", "ext-authz"])
 def test_door_answers_as_the_table(door: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "ext_authz.cli", "test", str(CASES / "policy.yaml"), "--json"]
+    command = [sys.executable, "-m", "ext_authz.cli", "test", POLICY.path, MORE.path, "--json"]
     command += ["--via", door, "--keep", str(tmp_path / "kept")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr + "".join(
@@ -76,9 +77,9 @@ def test_door_answers_as_the_table(door: str, tmp_path: Path) -> None:
     )
     *lines, last = map(json.loads, done.stdout.splitlines())
     assert last["failed"] == 0
-    assert last["passed"] + last["skipped"] == len(lines) == sum(len(case.probes) for case in POLICY.cases)
+    assert last["passed"] + last["skipped"] == len(lines) == sum(len(case.probes) for case in ALL)
     # What fits is played: TCP without request or with an HTTP request in the clear, and no authentication.
-    probes = {(case.id, number): probe for case in POLICY.cases for number, probe in enumerate(case.probes)}
+    probes = {(case.id, number): probe for case in ALL for number, probe in enumerate(case.probes)}
     for line in lines:
         probe = probes[line["case"], line["probe"]]
         fits = probe.get("protocol") == "TCP" and not {"dns", "kafka", "sni", "auth"} & probe.keys()

@@ -23,6 +23,22 @@ def full(pattern: str | None, text: str) -> bool:
     return not pattern or compiled(pattern).fullmatch(text) is not None
 
 
+def resolved(path: str) -> str:
+    """The path as the proxy leaves it: escaped slashes and dots in the clear, dot segments and empty ones gone."""
+    path, mark, query = path.partition("?")
+    for escaped, plain in (("%2f", "/"), ("%5c", "/"), ("%2e", ".")):
+        path = path.replace(escaped, plain).replace(escaped.upper(), plain)
+    kept: list[str] = []
+    pieces = path.replace("\\", "/").split("/")[1:]
+    for piece in pieces:
+        if piece == "..":
+            del kept[-1:]
+        elif piece not in ("", "."):
+            kept.append(piece)
+    folder = bool(kept) and pieces[-1] in ("", ".", "..")
+    return "/" + "/".join(kept) + "/" * folder + mark + query
+
+
 def joined(headers: Mapping[str, Any] | None) -> Headers:
     """Lower-case names; several lines of one header joined by commas."""
     found: Headers = {}
@@ -77,7 +93,7 @@ def act(match: Mapping[str, Any], headers: Headers, secrets: Mapping[str, Mappin
 def rule_matches(rule: Mapping[str, Any], request: Mapping[str, Any], headers: Headers, secrets: Any) -> bool:
     return (
         full(rule.get("method"), request["method"])
-        and full(rule.get("path"), request["path"])
+        and full(rule.get("path"), resolved(request["path"]))
         and full(rule.get("host"), request.get("host", ""))
         and all(plain_condition(line, headers) for line in rule.get("headers") or [])
         and all(condition(match, headers, secrets) for match in rule.get("headerMatches") or [])
