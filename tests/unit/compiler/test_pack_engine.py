@@ -114,6 +114,14 @@ def test_every_kind_of_rule_is_taken():
     assert engine.decide(named).verdict is VerdictCode.FORWARDED
 
 
+def test_sets_of_equal_shape_do_not_share_what_the_engine_wants_apart():
+    sets = [http_entry(http_rule(f"/{n}", "GET"), http_rule("/x", "PUT"), port=80 + n) for n in range(3)]
+    engine = Engine.open(pack(resolved({300: ingress(*sets)})).snapshot)
+    for n in range(3):
+        flow = Flow(Direction.INGRESS, 1000, TCP, 80 + n, subject_identity=300, http=Http("GET", f"/{n}"))
+        assert engine.decide(flow).passes
+
+
 def test_a_set_whose_rules_never_match_denies_every_request():
     never = http_rule("/.*", headers=[HeaderPredicate("x", "", never=True)])
     engine = Engine.open(pack(resolved({300: ingress(http_entry(never))})).snapshot)

@@ -62,6 +62,11 @@ def test_only_predicates_that_must_hold_file_a_group():
     assert filings_of(group) == []
 
 
+def test_a_secret_value_is_not_hashed_into_a_slot():
+    (group,) = group_rules([http_rule("/a", headers=[HeaderPredicate("x", "hunter2", secret=True)])])
+    assert filings_of(group) == [Filing(DimKind.HEADER_PRESENT, "x", "")]
+
+
 def test_groups_are_filed_where_fewest_share():
     rules = [http_rule("/", "GET", "a[.]com", [HeaderPredicate("x", str(n))]) for n in range(3)]
     filed, always = file_groups(group_rules(rules))
