@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 
 _SHOWN_MAX = 500
 _IDLE_S = 0.3
+_SETTLE_S = 0.05
+_SETTLE_LOOKS = 4
 
 
 class Builder:
@@ -56,7 +58,7 @@ class Builder:
             The report the agent shows. Whatever failed is in it; the snapshot in force then stays.
         """
         started = time.monotonic()
-        view = self._sources.look()
+        view = self._look()
         read = time.monotonic()
         compiled = self._compiler.compile(view.world)
         done = time.monotonic()
@@ -72,6 +74,16 @@ class Builder:
             "publish_ms": round((time.monotonic() - done) * 1000, 3),
             **self._findings(view, compiled),
         }
+
+    def _look(self) -> View:
+        """A file that is bad and was written this moment may still be half written: it is given time."""
+        view = self._sources.look()
+        for _ in range(_SETTLE_LOOKS):
+            if not any(_fresh(error.origin.file) for error in view.errors):
+                break
+            time.sleep(_SETTLE_S)
+            view = self._sources.look()
+        return view
 
     def _publish(self, compiled: Compiled) -> bool:
         if compiled.digest == self._digest:
@@ -102,6 +114,13 @@ class Builder:
             "closed": world.closed,
             "counts": {"policies": len(world.policies), "endpoints": len(world.endpoints), **view.counts},
         }
+
+
+def _fresh(file: str) -> bool:
+    try:
+        return abs(time.time() - os.stat(file).st_mtime) < _SETTLE_S
+    except OSError:
+        return False
 
 
 def error_record(error: PolicyError) -> dict[str, Any]:

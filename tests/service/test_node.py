@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -137,6 +138,21 @@ def test_a_bad_policy_shows_in_status_with_its_line_and_keeps_the_last(node: Run
     assert allowed(node.client.check(request()))
     node.write("policies/web.yaml", POLICY)
     wait_until(lambda: node.status()[0] == 0, "health")
+
+
+def test_a_file_that_is_still_being_written_denies_nothing(node: Running) -> None:
+    """A new object cut in the middle would close the node, if it were taken for finished."""
+    node.start()
+    client, new = node.client, POLICY.replace("name: web", "name: new").replace("app: server", "app: other")
+    with open(node.folder / "policies/new.yaml", "w") as file:
+        for start in range(0, len(new), 100):
+            file.write(new[start : start + 100])
+            file.flush()
+            until = time.monotonic() + 0.02
+            while time.monotonic() < until:
+                assert allowed(client.check(request()))
+    wait_until(lambda: node.status()[1]["counts"]["policies"] == 2, "the new policy")
+    assert node.status()[0] == 0
 
 
 def test_standing_warnings_stay_in_status(node: Running) -> None:
