@@ -35,8 +35,8 @@ log = logging.getLogger(__name__)
 
 _SHOWN_MAX = 500
 _IDLE_S = 0.3
-_SETTLE_S = 0.05
-_SETTLE_LOOKS = 4
+_SETTLE_S = 0.1
+_SETTLE_LOOKS = 5
 
 
 class Builder:

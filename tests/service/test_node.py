@@ -145,10 +145,10 @@ def test_a_file_that_is_still_being_written_denies_nothing(node: Running) -> Non
     node.start()
     client, new = node.client, POLICY.replace("name: web", "name: new").replace("app: server", "app: other")
     with open(node.folder / "policies/new.yaml", "w") as file:
-        for start in range(0, len(new), 100):
-            file.write(new[start : start + 100])
+        for part in (new[:100], new[100:]):
+            file.write(part)
             file.flush()
-            until = time.monotonic() + 0.02
+            until = time.monotonic() + 0.03
             while time.monotonic() < until:
                 assert allowed(client.check(request()))
     wait_until(lambda: node.status()[1]["counts"]["policies"] == 2, "the new policy")
