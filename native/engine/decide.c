@@ -235,7 +235,7 @@ static void verdict_init(struct idm_verdict *ret, uint64_t revision)
 	ret->entry = ret->l4_entry = ret->http_rule = IDM_NONE;
 	ret->change_count = 0;
 	ret->dropped_by = IDM_STAGE_L4;
-	ret->reserved = 0;
+	ret->left = IDM_L7_NONE;
 	ret->revision = revision;
 }
 

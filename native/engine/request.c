@@ -69,6 +69,16 @@ static uint32_t match_set(struct request *request, uint32_t set)
 	return rule;
 }
 
+// What the connection's server name cannot answer.
+static uint32_t left_to_judge(const struct request *request, const struct idm_entry *entry)
+{
+	if (request->facts & IDM_FLOW_HTTP)
+		return IDM_L7_NONE;
+	if (entry->l7 == IDM_L7_HTTP)
+		return entry->l7_set == IDM_NONE ? IDM_L7_NONE : IDM_L7_HTTP;
+	return entry->l7 == IDM_L7_LISTENER ? IDM_L7_LISTENER : IDM_L7_NONE;
+}
+
 // True if the entry gives a verdict. *rule: the HTTP rule that held the request.
 static bool gives_verdict(struct request *request, const struct idm_entry *entry, uint32_t *rule)
 {
@@ -164,6 +174,7 @@ static void judge_walk(struct request *request, struct idm_verdict *ret)
 		return;
 	}
 	allow_request(ret, winner.index);
+	ret->left = left_to_judge(request, winner.entry);
 	ret->http_rule = request->rule;
 	if (request->acts && request->facts & IDM_FLOW_HTTP && !collect_changes(request, &winner, ret))
 		drop_request(ret, IDM_STAGE_CHANGES);

@@ -210,8 +210,9 @@ static bool judge(const struct idm_snapshot *snapshot, struct idm_flow *flow, ui
 		door_refuse(IDM_DROP_POLICY_DENIED, true, ret);
 		return false;
 	}
-	// What is left to another proxy has none here: pass it and nobody would judge it.
-	if (verdict->verdict == IDM_REDIRECTED) {
+	// What is left to another proxy has none here: pass it and nobody would judge it. A server name alone, which
+	// the client chooses, settles nothing about the requests that follow it.
+	if (verdict->verdict == IDM_REDIRECTED || verdict->left) {
 		verdict->verdict = IDM_DROPPED;
 		verdict->drop_reason = IDM_DROP_PROXY_UNSUPPORTED;
 	}

@@ -228,15 +228,21 @@ static void fill_flow(const struct request *request, const struct judged *judged
 	}
 }
 
-// What the engine's answer means at this door: a redirect that nothing behind us enforces is a denial.
+static bool followed(const struct idm_check_options *options, uint32_t l7)
+{
+	return options->http_follows && l7 == IDM_L7_HTTP;
+}
+
+// What the engine's answer means at this door: a redirect that nothing behind us enforces is a denial, and a server
+// name, which the client chooses, does not stand for the requests that follow it.
 static uint32_t door_drop(const struct idm_check_options *options, const struct idm_verdict *verdict)
 {
 	switch (verdict->verdict) {
 	case IDM_FORWARDED:
 	case IDM_AUDIT:
-		return 0;
+		return !verdict->left || followed(options, verdict->left) ? 0 : IDM_DROP_PROXY_UNSUPPORTED;
 	case IDM_REDIRECTED:
-		return options->http_follows && verdict->l7 == IDM_L7_HTTP ? 0 : IDM_DROP_PROXY_UNSUPPORTED;
+		return followed(options, verdict->l7) ? 0 : IDM_DROP_PROXY_UNSUPPORTED;
 	default:
 		return verdict->drop_reason;
 	}
@@ -262,8 +268,8 @@ static bool decide(const struct idm_snapshot *snapshot, const struct idm_check_o
 	judged->shown = judged->count++;
 	judged->drop_reason = door_drop(options, verdict);
 	judged->audit |= verdict->verdict == IDM_AUDIT;
-	return verdict->verdict == IDM_FORWARDED || verdict->verdict == IDM_AUDIT ||
-	       (verdict->verdict == IDM_REDIRECTED && !judged->drop_reason);
+	return verdict->verdict == IDM_AUDIT ||
+	       ((verdict->verdict == IDM_FORWARDED || verdict->verdict == IDM_REDIRECTED) && !judged->drop_reason);
 }
 
 static bool source_is_local(const struct idm_snapshot *snapshot, const struct judged *judged)

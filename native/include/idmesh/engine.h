@@ -134,7 +134,11 @@ struct idm_verdict {
 	uint32_t http_rule; /* winning HTTP rule, or IDM_NONE */
 	uint32_t change_count;
 	uint32_t dropped_by; /* idm_stage; IDM_STAGE_NONE unless verdict is DROPPED */
-	uint32_t reserved;
+	/*
+	 * idm_l7 that is still to be judged, behind a connection that passed by its server name alone: HTTP if the
+	 * winning entry has rules for requests, LISTENER. A door that nobody follows must close then.
+	 */
+	uint32_t left;
 	uint64_t revision;
 	struct idm_header_change changes[IDM_CHANGES_MAX];
 };
