@@ -28,6 +28,10 @@ def render(setup: Setup, places: Iterable[Target]) -> str:
     made.static_resources.listeners = [_listener(setup)]
     config = json.loads(made.to_json())
     (one,) = config["staticResources"]["listeners"]
+    if setup.mode == Mode.HTTP:
+        # A method that Envoy does not know is refused by policy here, not by Envoy before any policy is asked.
+        manager = one["filterChains"][0]["filters"][-1]["typedConfig"]
+        manager["httpProtocolOptions"] = {"allowCustomMethods": True}
     # Messages are slow to make and to write: the copies differ in nothing but name and address.
     config["staticResources"]["listeners"] = [
         {**one, "name": f"{NAME} {place.text}", "address": json.loads(address(place).to_json())} for place in places

@@ -59,7 +59,8 @@ class Generator:
         settings["policy_enforcement"] = self.draw.rng.choices(("default", "always", "never"), (20, 2, 1))[0]
         settings["host_firewall"] = chance(0.3)
         settings["node_selector_labels"] = chance(0.3)
-        settings["policy_cidr_match_mode"] = ["nodes"] if chance(0.1) else []
+        settings["policy_cidr_match_mode"] = self.draw.some(("nodes", "pods")) if chance(0.15) else []
+        settings["policy_audit_mode"] = chance(0.04)
         settings["default_local_cluster"] = not chance(0.15)
         settings["non_default_deny_policies"] = not chance(0.1)
         return settings
