@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ext_authz.agent.kept import Kept, KeptStore
-from ext_authz.model.load import SUFFIXES, Loaded, Loader
+from ext_authz.model.load import SUFFIXES, Loaded, Loader, read_bytes
 from ext_authz.model.nodes import Document
 from ext_authz.model.objects import ParsedObject, read_document
 from ext_authz.model.types import ObjectRef, Origin, PolicyError, Settings, World
@@ -113,7 +113,7 @@ class Sources:
         if os.path.isdir(source.path):
             self._read_folder(source, found)
         else:
-            found.contents.setdefault(source.path, _read(source.path))
+            found.contents.setdefault(source.path, read_bytes(source.path, given=False))
         own = [name for name in found.contents if _within(name, source.path)]
         source.files = len(own)
         problem = self._source_problem(source, own, found)
@@ -151,7 +151,7 @@ class Sources:
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             files = sorted(name for name in names if name.endswith(SUFFIXES) and not name.startswith("."))
             for name in files:
-                found.contents.setdefault(os.path.join(base, name), _read(os.path.join(base, name)))
+                found.contents.setdefault(os.path.join(base, name), read_bytes(os.path.join(base, name), given=False))
             if not files and known[base] and base != source.path:
                 self._lose(base, _EMPTIED, found)
 
@@ -263,10 +263,3 @@ def _parse(kept: Kept, settings: Settings) -> list[ParsedObject]:
 
 def _within(file: str, place: str) -> bool:
     return file == place or file.startswith(place.rstrip("/") + "/")
-
-
-def _read(name: str) -> bytes | PolicyError:
-    try:
-        return Path(name).read_bytes()
-    except OSError as error:
-        return PolicyError(Origin(name, 1, 1), _NOBODY, "", f"cannot be read: {error.strerror}")

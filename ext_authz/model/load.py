@@ -84,7 +84,7 @@ class Loader:
         Raises:
             OSError: A path does not exist. (A file inside a folder that cannot be read is an error of the result.)
         """
-        texts = [(name, _read_bytes(name, given)) for name, given in find_files(paths)]
+        texts = [(name, read_bytes(name, given)) for name, given in find_files(paths)]
         return self._load(texts)
 
     def load_text(self, text: str, file: str) -> Loaded:
@@ -222,16 +222,19 @@ def _walk(folder: str) -> Iterator[str]:
                 yield os.path.join(base, file)
 
 
-def _read_bytes(name: str, given: bool) -> bytes | PolicyError:
+def read_bytes(name: str, given: bool) -> bytes | PolicyError:
     """The file's content; of one the user did not name himself, the reason why not."""
+    # A pipe would hold the reader for ever, a device would never end; asked of what was opened, not of the name.
+    flags = os.O_RDONLY | os.O_CLOEXEC | (0 if given else os.O_NONBLOCK)
     try:
-        found = os.stat(name)
-        if not given and not stat.S_ISREG(found.st_mode):  # a pipe would hold the reader for ever
-            reason = "is no regular file"
-        elif found.st_size > MAX_FILE:
-            reason = f"is larger than {MAX_FILE >> 20} MiB: split it"
-        else:
-            return Path(name).read_bytes()
+        with open(os.open(name, flags), "rb") as file:
+            found = os.fstat(file.fileno())
+            if not given and not stat.S_ISREG(found.st_mode):
+                reason = "is no regular file"
+            elif found.st_size > MAX_FILE:
+                reason = f"is larger than {MAX_FILE >> 20} MiB: split it"
+            else:
+                return file.read()
     except OSError as error:
         if given:
             raise
