@@ -61,7 +61,7 @@ class Compiler:
         return Compiled(
             packed.snapshot,
             _unique([*resolved.errors, *packed.errors]),
-            _unique(resolved.warnings),
+            _unique([*resolved.warnings, *packed.warnings]),
             packed.revision,
             packed.digest.hex(),
             packed.rejected,

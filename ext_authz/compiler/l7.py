@@ -94,12 +94,14 @@ class HttpSet:
     """
     Number of a packed set and the most one request costs there.
 
-    shared: what is paid once for all sets that look at one path; not part of cost. acts: header changes make the
-    engine go through the set a second time, for each entry.
+    fixed: the part of cost that does not grow with the length of path and host. shared: what is paid once for all sets
+    that look at one path; not part of cost. acts: header changes make the engine go through the set a second time, for
+    each entry.
     """
 
     number: int
     cost: int
+    fixed: int = 0
     shared: int = 0
     acts: bool = False
 
@@ -217,7 +219,8 @@ class L7Pools:
             )
         )
         shared = max((self._shared(group.paths) for group in groups), default=0)
-        return HttpSet(number, worst_cost(filed, always, [cost for _, cost in packed]), shared, acts)
+        fixed = worst_cost(filed, always, [0] * len(packed))
+        return HttpSet(number, worst_cost(filed, always, [cost for _, cost in packed]), fixed, shared, acts)
 
     def _slots(
         self, filed: dict[Filing, list[int]], dims: list[tuple[DimKind, str]], first: int

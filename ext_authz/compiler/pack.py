@@ -38,6 +38,7 @@ class Packed:
     revision: int
     digest: bytes
     errors: tuple[PolicyError, ...] = ()
+    warnings: tuple[PolicyError, ...] = ()
     rejected: frozenset[int] = frozenset()
 
 
@@ -89,7 +90,8 @@ class Packer:
             snapshot = pack_snapshot(tables, resolved.domain, revision)
         else:
             revision, snapshot = self._last.revision, self._last.snapshot
-        self._last = Packed(snapshot, revision, digest, tuple(errors), frozenset(rejected))
+        warnings = tuple(self._policies.warnings)
+        self._last = Packed(snapshot, revision, digest, tuple(errors), warnings, frozenset(rejected))
         return self._last
 
     def _pack_subjects(

@@ -17,10 +17,11 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from ext_authz.compiler.assemble import Table, pack_table
-from ext_authz.compiler.entries import L7, MergedEntry, SidePolicy, SubjectPolicy
+from ext_authz.compiler.entries import L7, MergedEntry, RuleOrigin, SidePolicy, SubjectPolicy
 from ext_authz.compiler.l7 import NO_HTTP, HttpSet, L7Pools, MatcherCache, policy_error
 from ext_authz.compiler.pools import Pool, Strings, numbers, packer
 from ext_authz.engine import layout
+from ext_authz.model.types import PolicyError
 
 if TYPE_CHECKING:
     from ext_authz.identity.selectors import Selector
@@ -36,8 +37,8 @@ _span = packer("idm_span", "first_port", "last_port", "protocol", "first_ref", "
 _named_span = packer("idm_named_span", "name_offset", "name_size", "last_port", "protocol", "first_ref", "ref_count")
 _policy = packer(
     "idm_policy",
-    *("side_0_flags", "side_0_any_row", "side_0_first_row", "side_0_row_count"),
-    *("side_1_flags", "side_1_any_row", "side_1_first_row", "side_1_row_count"),
+    *("side_0_flags", "side_0_any_row", "side_0_first_row", "side_0_row_count", "side_0_text_max"),
+    *("side_1_flags", "side_1_any_row", "side_1_first_row", "side_1_row_count", "side_1_text_max"),
 )
 _subject = packer("idm_subject", "identity", "policy")
 _meta = packer("idm_policies_meta", "flags")
@@ -50,10 +51,16 @@ _LAST_PORT = 65535
 # A decision may take 20 us also on a hostile path of 8 KiB; 2 of them belong to everything but HTTP rules. In the unit
 # of Matcher.cost (96 ns, native/automata/cost.h).
 COST_LIMIT = 187
+# Costs are those of a text of this length. Rules that cost more are judged for shorter texts only, and longer ones are
+# denied unread (idm_side.text_max); rules that could not even judge TEXT_LEAST bytes in time are refused.
+TEXT = 8192
+TEXT_LEAST = 1024
 # Sets whose answers the engine remembers within a request (native/engine/request.c).
 _ASKED_MAX = 16
 
-SideFields = tuple[int, int, int, int]
+SideFields = tuple[int, int, int, int, int]
+# The longest text, and the warning that says so.
+Short = tuple[int, PolicyError]
 
 
 class MissingSelector(Exception):
@@ -87,6 +94,7 @@ class PolicyPools:
         # By id(); the object is kept with its number, so that the id stays its own.
         self._entry_of: dict[int, tuple[MergedEntry, int]] = {}
         self._side_of: dict[int, tuple[SidePolicy, SideFields]] = {}
+        self._short_of: dict[int, PolicyError] = {}
         self._policy_of: dict[int, tuple[SubjectPolicy, int]] = {}
         self._entry: list[MergedEntry] = []
         self._entry_selector: list[int] = []
@@ -111,7 +119,7 @@ class PolicyPools:
 
     def _chosen(self, side: SideFields) -> Iterator[int]:
         """The selectors a packed side speaks of."""
-        _, _, first, count = side
+        _, _, first, count, _ = side
         size = self._rows.item_size
         for at in range(first * size, (first + count) * size, size):
             yield int.from_bytes(self._rows.data[at : at + 4], "little")
@@ -155,8 +163,14 @@ class PolicyPools:
         sides = {id(side) for policy in policies.values() for side in (policy.ingress, policy.egress)}
         self._policy_of = {key: value for key, value in self._policy_of.items() if key in policies}
         self._side_of = {key: value for key, value in self._side_of.items() if key in sides}
+        self._short_of = {key: value for key, value in self._short_of.items() if key in sides}
         if len(self._entry_of) > 2 * len(self._entry) + 1000:
             self._entry_of.clear()
+
+    @property
+    def warnings(self) -> list[PolicyError]:
+        """Of the sides that are alive since the last forget()."""
+        return list(self._short_of.values())
 
     @property
     def size(self) -> int:
@@ -169,10 +183,12 @@ class PolicyPools:
         known = self._side_of.get(id(side))
         if known is None and side == before and (known := self._side_of.get(id(before))) is not None:
             self._side_of[id(side)] = (side, known[1])
+            if id(before) in self._short_of:
+                self._short_of[id(side)] = self._short_of[id(before)]
         if known is not None:
             return known[1]
         flags = _SIDE_ENFORCED * side.enforced | _SIDE_AUDIT * side.audit | _SIDE_ISOLATED * side.isolated
-        rows = self._rows_of(side)
+        rows, short = self._rows_of(side)
         any_row = rows.pop(layout.ANY, None)
         packed = b"".join(self._row(rows[selector]) for selector in sorted(rows))
         fields = (
@@ -180,12 +196,15 @@ class PolicyPools:
             layout.NONE if any_row is None else self._rows.intern(self._row(any_row)),
             self._rows.intern(packed) if packed else 0,
             len(rows),
+            short[0] if short else 0,
         )
+        if short:
+            self._short_of[id(side)] = short[1]
         self._side_of[id(side)] = (side, fields)
         return fields
 
-    def _rows_of(self, side: SidePolicy) -> dict[int, list[int]]:
-        """Entry numbers by selector number."""
+    def _rows_of(self, side: SidePolicy) -> tuple[dict[int, list[int]], Short | None]:
+        """Entry numbers by selector number, and how short texts must be to be judged in time."""
         rows: dict[int, list[int]] = {}
         dear: list[int] = []
         known, chosen, judged = self._entry_of, self._entry_selector, self._entry_http
@@ -199,9 +218,7 @@ class PolicyPools:
                 row.append(number)
             if judged[number].cost:
                 dear.append(number)
-        if dear:
-            self._check_cost(dear)
-        return rows
+        return rows, self._text_max(dear) if dear else None
 
     def _row(self, entries: Sequence[int]) -> bytes:
         key = tuple(entries)
@@ -286,29 +303,61 @@ class PolicyPools:
             return self.l7.kafka_set(entry.kafka), NO_HTTP
         return layout.NONE, NO_HTTP
 
-    def _check_cost(self, numbered: Iterable[int]) -> None:
-        """All selectors may select one peer, so everything that covers one port counts together."""
+    def _text_max(self, numbered: Iterable[int]) -> Short | None:
+        """
+        Longest path and host that HTTP rules judge in time, and the warning that says so; None: any.
+
+        All selectors may select one peer, so everything that covers one port counts together.
+
+        Raises:
+            PolicyError: Not even TEXT_LEAST bytes.
+        """
         judged = [(self._entry[number], self._entry_http[number]) for number in dict.fromkeys(numbered)]
-        if request_cost([http for _, http in judged]) <= COST_LIMIT:
-            return
+        if request_cost([http for _, http in judged])[0] <= COST_LIMIT:
+            return None
+        worst: Short | None = None
         for port in sorted({0, *(entry.first_port for entry, _ in judged)}):
             here = [(e, http) for e, http in judged if e.port_name or e.first_port <= port <= e.last_port]
-            total = request_cost([http for _, http in here])
-            if total > COST_LIMIT:
-                dearest = max(here, key=lambda item: item[1].cost)[0]
+            total, fixed = request_cost([http for _, http in here])
+            if total <= COST_LIMIT:
+                continue
+            longest = TEXT * max(0, COST_LIMIT - fixed) // (total - fixed) if total > fixed else 0
+            origin = max(here, key=lambda item: item[1].cost)[0].origins[0]
+            if longest < TEXT_LEAST:
                 raise policy_error(
-                    dearest.origins[0],
-                    f"the HTTP rules of one port cost {total} at worst, the limit is {COST_LIMIT}: "
+                    origin,
+                    f"the HTTP rules of one port cost {total} at worst for a path of {TEXT} bytes, the limit is "
+                    f"{COST_LIMIT}, and {longest} bytes is the longest path they could judge in time: "
                     "use literal methods, hosts and path beginnings, or fewer rules with a leading wildcard",
                 )
+            if worst is None or longest < worst[0]:
+                worst = longest, _short_warning(origin, total, longest)
+        return worst
 
 
-def request_cost(sets: Sequence[HttpSet]) -> int:
-    """Most that a request costs which meets all of these sets, given once for each entry that has them."""
+def _short_warning(origin: RuleOrigin, total: int, longest: int) -> PolicyError:
+    warning = policy_error(
+        origin,
+        f"the HTTP rules of one port cost {total} at worst, more than {COST_LIMIT}: requests with a path or host of "
+        f"more than {longest} bytes are denied unread",
+    )
+    warning.severity = "warning"
+    return warning
+
+
+def request_cost(sets: Sequence[HttpSet]) -> tuple[int, int]:
+    """
+    Most that a request costs which meets all of these sets, given once for each entry that has them.
+
+    Returns:
+        The cost of a text of TEXT bytes, and the part of it that does not grow with the text.
+    """
     different = {http.number: http for http in sets}
     asked = different.values() if len(different) <= _ASKED_MAX else sets
-    again = sum(http.cost for http in sets if http.acts)
-    return max((http.shared for http in sets), default=0) + sum(http.cost for http in asked) + again
+    again = [http for http in sets if http.acts]
+    shared = max((http.shared for http in sets), default=0)
+    total = shared + sum(http.cost for http in asked) + sum(http.cost for http in again)
+    return total, sum(http.fixed for http in asked) + sum(http.fixed for http in again)
 
 
 def fold_ports(protocol: int, entries: Iterable[tuple[int, int, int, int]]) -> Iterator[Span]:

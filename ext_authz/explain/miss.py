@@ -26,6 +26,7 @@ _FLOW_MISSES = {
     203: ("node", "a node that is ready"),
 }
 _EXPLICIT_DENY = 181
+_PATH_SHOWN = 200
 _ORDER = ("method", "path", "host", "header", "sni", "dns", "kafka", "port", "protocol", "peer")
 
 
@@ -90,7 +91,7 @@ def nearest_miss(
         name, wanted = _FLOW_MISSES[verdict.drop_reason]
         return Miss(name, wanted, DROP_REASONS.get(verdict.drop_reason, str(verdict.drop_reason)))
     if verdict.dropped_by is Stage.PATH and flow.http is not None:
-        return Miss("path", "a path in canonical form", flow.http.path)
+        return _path_miss(flow.http)
     if considered is None:
         considered = view.engine.explain(flow).considered
     found = list(_candidates(view, flow, verdict, considered))
@@ -99,6 +100,12 @@ def nearest_miss(
     best = min(found, key=lambda candidate: candidate.rank)
     first, *others = sorted(best.fields, key=lambda item: _place(item.name))
     return Miss(first.name, first.wanted, first.seen, best.entry.number, best.rule, tuple(others))
+
+
+def _path_miss(http: Http) -> Miss:
+    """The engine refuses a path before any rule: for its form, or for a length that its rules could not judge in time."""
+    seen = http.path if len(http.path) <= _PATH_SHOWN else f"one of {len(http.path)} bytes"
+    return Miss("path", "a path in canonical form, no longer than its rules can judge (idmesh status warns)", seen)
 
 
 def _place(name: str) -> int:

@@ -13,8 +13,11 @@
 #include "idmesh/snapshot.h"
 #include "literals.h"
 
-// A matcher may take 16.5 us of the 20 us a decision may take: idm_matcher.cost is in units of COST_UNIT_PS.
-#define COST_LIMIT (16500000u / COST_UNIT_PS)
+// One automaton may take 16.5 us of the 20 us a decision may take; a union that would take more is halved. All of a
+// matcher may take eight times that: the compiler then has the engine refuse texts too long to be judged in time
+// (struct idm_side.text_max). idm_matcher.cost is in units of COST_UNIT_PS.
+#define UNION_COST_PS ((uint64_t)16500000)
+#define COST_LIMIT (uint32_t)(8 * UNION_COST_PS / COST_UNIT_PS)
 #define AUTOMATA_MAX 16u
 #define BLOB_MAX ((size_t)32 << 20)
 // What one union, and the whole build, may use. Steps of the subset construction: about 10 ns each.
@@ -123,7 +126,9 @@ static void add_automaton(struct build *build, struct pool *pool, const struct p
 	automaton.classes = dfa.classes;
 	automaton.start = emit_automaton(&build->blob, &dfa, &automaton.map, &cost);
 	build->last_ps = cost;
-	if (cost > (uint64_t)COST_LIMIT * COST_UNIT_PS || build->blob.bytes.count > BLOB_MAX)
+	// A single pattern cannot be halved: the sum decides.
+	if ((count > 1 && cost > UNION_COST_PS) || cost > (uint64_t)COST_LIMIT * COST_UNIT_PS ||
+	    build->blob.bytes.count > BLOB_MAX)
 		longjmp(*pool->fail, 1);
 	*VEC_ADD(build->blob.pool, build->automata) = automaton;
 	build->cost_ps += cost;

@@ -197,8 +197,13 @@ __attribute__((noinline)) static void judge_raw_path(struct request *request, st
 static void judge_http(struct request *request, const struct idm_flow *flow, struct idm_verdict *ret)
 {
 	struct idm_bytes path = flow->http.path;
+	uint32_t text_max = request->look->side->text_max;
 
 	request->http = flow->http;
+	if (text_max && (path.size > text_max || request->http.host.size > text_max)) {
+		drop_request(ret, IDM_STAGE_PATH);
+		return;
+	}
 	// No path at all (CONNECT) is left as it is: only rules without path can hold it.
 	if (!path.size || (path.size <= IDM_PATH_MAX && idm_path_is_plain(path)))
 		judge_walk(request, ret);

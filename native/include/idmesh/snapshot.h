@@ -209,6 +209,8 @@ struct idm_side {
 	uint32_t any_row; /* row of entries without peer field, or IDM_NONE */
 	uint32_t first_row;
 	uint32_t row_count; /* rows with a selector; any_row is not among them */
+	/* Longest path and host, in bytes, that the HTTP rules can judge in time; longer ones are denied. 0: no limit. */
+	uint32_t text_max;
 };
 #define IDM_SIDE_ENFORCED 1u /* without this flag everything passes (entries are empty) */
 #define IDM_SIDE_AUDIT 2u    /* L3/L4 drops pass as AUDIT */

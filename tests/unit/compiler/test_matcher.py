@@ -152,7 +152,7 @@ def test_a_bad_pattern_is_named_with_re2s_reason() -> None:
     assert "missing" in caught.value.reason
 
 
-EXPLODING = [".*a.{500}", ".*a.{500}.*", ".*a.{20}b.*", "(.*a.{20}b){3}.*", "(.{0,30}/){9}x"]
+EXPLODING = [".*a.{500}.*", ".*a.{20}b.*", "(.*a.{20}b){3}.*", "(.{0,30}/){9}x"]
 
 
 @pytest.mark.parametrize("pattern", EXPLODING)
