@@ -103,7 +103,7 @@ def nearest_miss(
 
 
 def _path_miss(http: Http) -> Miss:
-    """The engine refuses a path before any rule: for its form, or for a length that its rules could not judge in time."""
+    """Refused before any rule: for its form, or for a length that its rules could not judge in time."""
     seen = http.path if len(http.path) <= _PATH_SHOWN else f"one of {len(http.path)} bytes"
     return Miss("path", "a path in canonical form, no longer than its rules can judge (idmesh status warns)", seen)
 

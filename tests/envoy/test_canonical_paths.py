@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 from envoy_harness import Envoy, envoy_of, running_config
-
 from ext_authz.engine._engine import ffi, lib
 
 COUNT = int(os.environ.get("IDMESH_PATHS", "2000"))
