@@ -16,7 +16,7 @@ from ipaddress import ip_network
 from typing import Any
 
 from tests.oracle import http, kafka
-from tests.oracle.labels import CLUSTER, Labels, has, selects
+from tests.oracle.labels import Labels, has, selects
 from tests.oracle.names import dns_matches, sni_matches
 from tests.oracle.rules import ANY, PROTOCOLS, Item, PortKey, Reader, Rule, Selector, networks
 from tests.oracle.world import End, Fixture
@@ -27,7 +27,6 @@ Range = tuple[int, int]
 Named = frozenset[tuple[str, int, str]]
 ALL_TRAFFIC: Range = (-1, 65536)
 HTTP, KAFKA, OTHER, TLS, DNS = 101, 106, 111, 116, 121
-NODE_ENTITIES = ("host", "remote-node", "init", "ingress", "health", "unmanaged", "kube-apiserver")
 
 
 class Conflict(Exception):
@@ -130,7 +129,7 @@ class Oracle:
         if kind == "labels":
             return selects(selector[1], peer.labels)
         if kind == "entity":
-            return self._entity(selector[1], peer.labels)
+            return is_entity(selector[1], peer.labels)
         if kind == "fqdn":
             return self._learned({selector[1]: selector[2]}, peer)
         if not self._has_cidr(peer):
@@ -142,15 +141,6 @@ class Oracle:
             any(address in net for net in chosen) and not any(address in net for net in selector[2])
             for address in peer.addresses
         )
-
-    def _entity(self, entity: str, labels: Labels) -> bool:
-        if entity == "world":
-            return any(has(labels, name) for name in ("world", "world-ipv4", "world-ipv6"))
-        if entity in ("cluster", "cluster-mesh"):
-            clusters = {value for source, key, value in labels if source == "k8s" and key == CLUSTER}
-            member = bool(clusters) if entity == "cluster-mesh" else self.settings["cluster_name"] in clusters
-            return member or any(has(labels, name) for name in NODE_ENTITIES)
-        return has(labels, entity)
 
     def _has_cidr(self, peer: End) -> bool:
         modes = self.settings["policy_cidr_match_mode"]
@@ -186,12 +176,11 @@ class Oracle:
         auth = demanded(best, covering)
         if not best[0].redirect:
             return passed(probe, auth)
-        return self._proxy(best[0], [t for t, _ in covering], protocol, probe, auth)
+        return self._proxy(best[0], [t for t, _ in covering], probe, auth)
 
-    def _proxy(
-        self, best: Tuple, covering: list[Tuple], protocol: int, probe: Mapping[str, Any], auth: str | None
-    ) -> dict[str, Any]:
+    def _proxy(self, best: Tuple, covering: list[Tuple], probe: Mapping[str, Any], auth: str | None) -> dict[str, Any]:
         demand = {"auth": auth} if auth else {}
+        ok, extra = True, dict[str, Any]()
         if not request_of(probe):
             return {"expect": "redirect", **demand}
         if best.redirect == KAFKA:
@@ -199,11 +188,9 @@ class Oracle:
         elif best.redirect == DNS:
             ok, extra = dns_allowed(covering, probe), {"rcode": "REFUSED"}
         elif best.redirect == OTHER:
-            ok, extra = False, {}
+            ok, extra = False, {"outcome": "connection closed"}
         elif best.redirect in (HTTP, TLS):
             ok, extra = self._http(covering, probe)
-        else:
-            ok, extra = True, {}
         if ok:
             extra = {key: value for key, value in extra.items() if key == "upstream_headers"}
         return {"expect": "allow" if ok else "deny", "at": "proxy", **extra, **demand}
@@ -237,6 +224,12 @@ class Oracle:
 def evaluate(world: Any, policies: Any, settings: Any, probe: Any) -> dict[str, Any]:
     """One probe, nothing kept."""
     return Oracle(world, policies, settings).answer(probe)
+
+
+def is_entity(entity: str, labels: Labels) -> bool:
+    if entity == "world":
+        return any(has(labels, name) for name in ("world", "world-ipv4", "world-ipv6"))
+    return has(labels, entity)
 
 
 def is_family(name: str, network: Any) -> bool:
@@ -363,7 +356,7 @@ def demanded(best: tuple[Tuple, Range], covering: list[tuple[Tuple, Range]]) -> 
     if not found and lending:
         narrowest = min(width(ports) for _, ports in lending)
         found = [t.auth for t, ports in lending if width(ports) == narrowest]
-    mode = max(found, key=lambda auth: AUTH[auth or ""], default=None)
+    mode = max((auth for auth in found if auth), key=AUTH.__getitem__, default=None)
     return None if mode == "disabled" else mode
 
 

@@ -68,7 +68,7 @@ def split_key(text: str) -> tuple[str, str]:
 
 def requirements(selector: Mapping[str, Any] | None, force_source: str | None = None, prefix: str = "") -> Requirements:
     """matchLabels and matchExpressions as one set; matchLabels are In with one value."""
-    found = set()
+    found: set[Requirement] = set()
     for key, value in ((selector or {}).get("matchLabels") or {}).items():
         source, name = (force_source, key) if force_source else split_key(key)
         found.add((source, prefix + name, "In", (str(value),)))

@@ -14,7 +14,16 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 from typing import Any
 
-from tests.oracle.labels import CLUSTER, NAMESPACE, NAMESPACE_LABELS, Requirements, names_key, requirements, selects
+from tests.oracle.labels import (
+    CLUSTER,
+    NAMESPACE,
+    NAMESPACE_LABELS,
+    Requirement,
+    Requirements,
+    names_key,
+    requirements,
+    selects,
+)
 
 Selector = tuple[Any, ...]
 ANY: Selector = ("any",)
@@ -24,6 +33,7 @@ EMPTY_SELECTS_NOTHING = ("Endpoints", "Nodes", "Entities", "CIDR", "CIDRSet")
 # Cilium takes these for absent where they are empty; here only a deny does (deliberate difference), and toFQDNs as is.
 EMPTY_ALLOWS_NOTHING = ("Groups", "Services")
 DEFAULT_LISTENER_PRIORITY = 126
+CLUSTER_ENTITIES = ("host", "remote-node", "init", "ingress", "health", "unmanaged", "kube-apiserver")
 ICMP_NAMES = {
     "IPv4": {
         "EchoReply": 0, "DestinationUnreachable": 3, "Redirect": 5, "Echo": 8, "EchoRequest": 8,
@@ -149,7 +159,7 @@ class Reader:
             found.append(("labels", self._implied(requirements(selector), namespace, init)))
         for selector in given.get("Nodes") or []:
             found.append(("labels", self._node_peer(requirements(selector))))
-        found += [ANY if entity == "all" else ("entity", entity) for entity in given.get("Entities") or []]
+        found += [selector for entity in given.get("Entities") or [] for selector in self._entity(entity)]
         found += [cidr_selector(text, []) for text in given.get("CIDR") or []]
         found += [self._cidr_rule(rule) for rule in given.get("CIDRSet") or []]
         for item in given.get("FQDNs") or []:
@@ -170,6 +180,18 @@ class Reader:
             elif not namespace and not init:
                 wanted |= {("k8s", NAMESPACE, "Exists", ())}
         return self._local(wanted)
+
+    def _entity(self, entity: str) -> list[Selector]:
+        """An entity is one selector or several, each of which merges with its like (section 5)."""
+        if entity == "all":
+            return [ANY]
+        members: dict[str, Requirement] = {
+            "cluster": ("k8s", CLUSTER, "In", (self.settings["cluster_name"],)),
+            "cluster-mesh": ("k8s", CLUSTER, "Exists", ()),
+        }
+        if entity not in members:
+            return [("entity", entity)]
+        return [*(("entity", name) for name in CLUSTER_ENTITIES), ("labels", frozenset({members[entity]}))]
 
     def _local(self, wanted: Requirements, source: str = "k8s") -> Requirements:
         if not self.settings["default_local_cluster"] or names_key(wanted, CLUSTER, (source, "any")):
