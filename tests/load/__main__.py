@@ -73,7 +73,7 @@ def _provenance(name: str, raw: dict) -> str:
     return f"`make bench ONLY={name}`, {raw['measured']}; {facts}"
 
 
-def _module(name: str):  # noqa: ANN202
+def _module(name: str):
     return importlib.import_module(f"tests.load.table_{name}")
 
 

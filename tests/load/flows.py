@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import yaml
+from ext_authz.engine._engine import lib
 
 from ext_authz.compiler.compile import compile_world
 from ext_authz.engine import layout
-from ext_authz.engine._engine import lib
 from ext_authz.engine.engine import Engine
 from ext_authz.identity.allocator import MemoryAllocator
 from ext_authz.model.load import load_text

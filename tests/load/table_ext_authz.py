@@ -9,7 +9,7 @@ from pathlib import Path
 
 from envoy.service.auth.v3 import external_auth_pb2
 
-from ext_authz.service.measure import compare
+from tests.load.authz import compare
 from tests.load.flows import snapshot_of
 from tests.load.generate import matching_request, mix_objects
 from tests.load.proxies import publish

@@ -2,7 +2,7 @@
 """
 CPU per decision of the service against the bare server: same loop, same messages, paired rounds in random order.
 
-Run: python -m ext_authz.service.measure SNAPSHOT REQUEST [--rounds N] [--calls N]
+Run: python -m tests.load.authz SNAPSHOT REQUEST [--rounds N] [--calls N]
 REQUEST is a file with the bytes of one CheckRequest. Prints one line of JSON.
 """
 
