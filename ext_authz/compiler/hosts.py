@@ -38,12 +38,13 @@ class HostTable:
         self._rows: dict[Address, HostRow] = {}
         self._outside: dict[Address, int] = {}
         self._warnings: dict[Address, PolicyError] = {}
-        self._stale: set[Address] = set()
+        # In the order of the claims, not a set: rows are packed in this order, and equal worlds give equal bytes.
+        self._stale: dict[Address, None] = {}
         self._tuple: tuple[HostRow, ...] | None = None
 
     def claim(self, address: Address, placed: Placed) -> None:
         self._claims.setdefault(address, []).append(placed)
-        self._stale.add(address)
+        self._stale[address] = None
 
     def leave(self, address: Address, placed: Placed) -> None:
         claims = [other for other in self._claims[address] if other is not placed]
@@ -52,11 +53,11 @@ class HostTable:
         else:
             del self._claims[address]
             self._outside.pop(address, None)
-        self._stale.add(address)
+        self._stale[address] = None
 
     def moved(self, placed: Placed) -> None:
         """The endpoint has another index."""
-        self._stale.update(placed.addresses)
+        self._stale.update(dict.fromkeys(placed.addresses))
 
     def set_outside(self, placed: Placed, lookup: Callable[[Address], int]) -> None:
         """An outside endpoint's addresses have the identities of their prefixes."""
@@ -64,13 +65,14 @@ class HostTable:
             identity = lookup(address)
             if self._outside.get(address) != identity:
                 self._outside[address] = identity
-                self._stale.add(address)
+                self._stale[address] = None
 
     def set_prefixes(self, prefixes: Mapping[Address, int]) -> None:
         """Prefixes of one address."""
         before = self._prefixes
-        self._stale.update(address for address in before if before[address] != prefixes.get(address))
-        self._stale.update(address for address in prefixes if prefixes[address] != before.get(address))
+        changed = [address for address in before if before[address] != prefixes.get(address)]
+        changed += [address for address in prefixes if prefixes[address] != before.get(address)]
+        self._stale.update(dict.fromkeys(changed))
         self._prefixes = prefixes
 
     def owned(self) -> set[Address]:
