@@ -71,7 +71,7 @@ test: setup ## Run the tests
 lint: setup ## Check style
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@clang -std=gnu11 -fsyntax-only -Wall -Wextra -Werror -Inative/include native/engine/*.c native/automata/*.c \
+	@clang -std=gnu11 -fsyntax-only -Wall -Wextra -Werror -Inative/include -Inative/ffi native/engine/*.c native/automata/*.c \
 		native/service/*.c native/envoy/*.c
 
 types: setup ## Check types
