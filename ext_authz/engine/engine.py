@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import ipaddress
 import os
 import threading
@@ -17,6 +18,13 @@ from ext_authz.engine.types import NONE, Consider, Considered, Explanation, Flow
 
 # A snapshot's bytes, or the path of its file.
 Source = bytes | bytearray | memoryview | str | os.PathLike[str]
+
+
+@functools.lru_cache(maxsize=4096)
+def _packed(address: str) -> tuple[int, bytes]:
+    """Family and bytes; reading the text takes longer than deciding. Raises ValueError."""
+    parsed = ipaddress.ip_address(address)
+    return parsed.version, parsed.packed
 
 
 class _Calls(threading.local):
@@ -91,9 +99,9 @@ class Engine:
         Raises:
             ValueError: Not an address.
         """
-        parsed = ipaddress.ip_address(address)
+        version, packed = _packed(address)
         identity, endpoint = ffi.new("uint32_t *"), ffi.new("uint32_t *")
-        lib.idm_resolve(self._handle, parsed.version, parsed.packed, identity, endpoint)
+        lib.idm_resolve(self._handle, version, packed, identity, endpoint)
         return identity[0], None if endpoint[0] == NONE else endpoint[0]
 
     def decide(self, flow: Flow) -> Verdict:
