@@ -22,6 +22,7 @@ struct http_stream {
 	struct http_config *config;
 	struct envoy_http *envoy;
 	struct envoy_http_scheduler *scheduler; // made only for streams that outlive their decision
+	struct idm_http *facts; // of such a stream, as the client asked
 	struct mesh_open open;
 };
 
@@ -140,6 +141,7 @@ struct outcome {
 	bool allowed;
 	bool upgrade;
 	bool grpc;
+	uint64_t revision;
 	char id[DECISION_ID_SIZE];
 };
 
@@ -165,23 +167,37 @@ static void tell(struct envoy_http *envoy, const struct http_config *self, const
 	request_report(envoy, name_space(self), &report);
 }
 
+// An upgraded stream can be judged again only by facts that are kept: without them it may not live on.
+static bool keep(struct http_stream *stream, const struct request *request)
+{
+	if (!request->upgrade || stream->config->kind != KIND_DOWNSTREAM)
+		return true;
+	if (!stream->scheduler)
+		stream->scheduler = CALLBACK(http_filter_scheduler_new)(stream->envoy);
+	free(stream->facts);
+	stream->facts = request_copy(&request->http);
+	return stream->scheduler && stream->facts;
+}
+
 // Everything that reads the snapshot; the answer itself is sent after it was left, for that calls other hooks.
-static void judge(struct envoy_http *envoy, struct http_config *self, const struct address *upstream,
-		  struct outcome *ret)
+static void judge(struct http_stream *stream, const struct address *upstream, struct outcome *ret)
 {
 	const struct idm_snapshot *snapshot = mesh_enter();
+	struct http_config *self = stream->config;
+	struct envoy_http *envoy = stream->envoy;
 	struct decision decision;
 	struct request request;
 
 	request.upgrade = false;
 	request.grpc = true; // if it cannot be read: a grpc-status too many harms nobody, one too few says success
 	decide(envoy, self, snapshot, upstream, &request, &decision);
-	if (decision.allowed && !request_change(envoy, &decision))
+	if (decision.allowed && !(keep(stream, &request) && request_change(envoy, &decision)))
 		door_refuse(IDM_DROP_POLICY_DENIED, true, &decision);
 	count(envoy, self, &decision);
 	tell(envoy, self, snapshot, &decision, ret);
 	mesh_leave();
 	ret->allowed = decision.allowed;
+	ret->revision = decision.revision;
 	ret->upgrade = request.upgrade;
 	ret->grpc = request.grpc;
 }
@@ -190,7 +206,7 @@ static void judge(struct envoy_http *envoy, struct http_config *self, const stru
 
 enum event { EVENT_AGAIN };
 
-// Main thread; Envoy carries it to the stream's worker.
+// Any thread; Envoy carries it to the stream's worker.
 static void again(void *subject)
 {
 	struct http_stream *stream = subject;
@@ -198,21 +214,32 @@ static void again(void *subject)
 	CALLBACK(http_filter_scheduler_commit)(stream->scheduler, EVENT_AGAIN);
 }
 
-static bool keep(struct http_stream *stream)
+// From now on a new policy judges it again; so does one that came since it was judged.
+static void follow(struct http_stream *stream, uint64_t judged)
 {
-	if (!stream->scheduler)
-		stream->scheduler = CALLBACK(http_filter_scheduler_new)(stream->envoy);
-	return stream->scheduler;
+	const struct idm_snapshot *snapshot;
+	bool changed;
+
+	if (!stream->open.next)
+		mesh_open_add(&stream->open, again, stream);
+	snapshot = mesh_enter();
+	changed = !snapshot || idm_snapshot_revision(snapshot) != judged;
+	mesh_leave();
+	if (changed)
+		again(stream);
 }
 
 static void judge_again(struct http_stream *stream)
 {
 	struct http_config *self = stream->config;
 	const struct idm_snapshot *snapshot = mesh_enter();
+	struct connection connection;
 	struct decision decision;
-	struct request request;
 
-	decide(stream->envoy, self, snapshot, NULL, &request, &decision);
+	if (known_connection(stream->envoy, &connection))
+		door_decide(&self->door, snapshot, &connection, NULL, stream->facts, &decision);
+	else
+		door_refuse(IDM_DROP_UNKNOWN_SENDER, false, &decision);
 	if (!decision.allowed)
 		count(stream->envoy, self, &decision);
 	mesh_leave();
@@ -225,13 +252,13 @@ static enum envoy_http_status answer(struct http_stream *stream, const struct ad
 	struct http_config *self = stream->config;
 	struct outcome outcome;
 
-	judge(stream->envoy, self, upstream, &outcome);
+	judge(stream, upstream, &outcome);
 	if (!outcome.allowed) {
 		request_deny(stream->envoy, self->door.body, outcome.grpc, outcome.id);
 		return ENVOY_HTTP_STOP;
 	}
-	if (outcome.upgrade && self->kind == KIND_DOWNSTREAM && keep(stream))
-		mesh_open_add(&stream->open, again, stream);
+	if (outcome.upgrade && self->kind == KIND_DOWNSTREAM)
+		follow(stream, outcome.revision);
 	return ENVOY_HTTP_CONTINUE;
 }
 
@@ -275,6 +302,7 @@ IDM_HOOK void ON(http_filter_destroy)(struct http_stream *stream)
 	mesh_open_remove(&stream->open);
 	if (stream->scheduler)
 		CALLBACK(http_filter_scheduler_delete)(stream->scheduler);
+	free(stream->facts);
 	free(stream);
 }
 

@@ -19,6 +19,8 @@ struct request {
 
 /* Borrow the request's facts from Envoy: valid until the hook ends or a header is changed. False: too many headers. */
 bool request_read(struct envoy_http *envoy, struct request *ret);
+/* A copy in one piece of memory, for free(): what Envoy holds, the router may rewrite. NULL without memory. */
+struct idm_http *request_copy(const struct idm_http *http);
 /* Apply the header changes that the verdicts ask for. */
 bool request_change(struct envoy_http *envoy, const struct decision *decision);
 void request_report(struct envoy_http *envoy, struct idm_bytes name_space, const struct report *report);
