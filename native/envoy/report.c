@@ -18,14 +18,15 @@ struct id_pool {
 };
 static __thread struct id_pool ids;
 
-bool report_id(char ret[DECISION_ID_SIZE])
+void report_id(char ret[DECISION_ID_SIZE])
 {
 	static const char digits[] = "0123456789abcdef";
 	const uint8_t *bytes;
 
 	if (!ids.left) {
+		// Nothing else may stand in an id: the client reads it.
 		if (getrandom(ids.bytes, sizeof(ids.bytes), 0) != (ssize_t)sizeof(ids.bytes))
-			return false;
+			memset(ids.bytes, 0, sizeof(ids.bytes));
 		ids.left = ID_BATCH;
 	}
 	bytes = ids.bytes[--ids.left];
@@ -33,7 +34,6 @@ bool report_id(char ret[DECISION_ID_SIZE])
 		ret[2 * i] = digits[bytes[i] >> 4];
 		ret[2 * i + 1] = digits[bytes[i] & 15];
 	}
-	return true;
 }
 
 static void append(struct report *report, struct idm_bytes part)

@@ -17,8 +17,8 @@ struct report {
 	char text[1536];
 };
 
-/* 128 random bits in hex. False if the system gives none. */
-bool report_id(char ret[DECISION_ID_SIZE]);
+/* 128 random bits in hex; zeros where the system gives none, for an id only names a decision. */
+void report_id(char ret[DECISION_ID_SIZE]);
 /**
  * Fill ret->pairs from a decision; ret->id must be set. While the decision's snapshot is still entered.
  * @param[in] again Metadata of an earlier decision stands there: what this one lacks is written as empty.
