@@ -124,6 +124,7 @@ class Documents:
             0.23: {"io.cilium.k8s.policy.cluster": "remote"},
             0.25: {"io.cilium.k8s.policy.serviceaccount": "robot"},
             0.27: {"pod-template-hash": "1"},
+            0.29: {"app.kubernetes.io/name": "n"},
         }
         pick = self.rng.random()
         for share, labels in extra.items():

@@ -102,7 +102,13 @@ class Generator:
         if self.settings["ipv6"]:
             pod["ips"].append(f"fd00::{number + 1}")
         if self.draw.chance(0.1):
-            pod["labels"]["pod-template-hash"] = f"{number}"
+            pod["labels"] |= {
+                "pod-template-hash": "1",
+                "app.kubernetes.io/name": "n",
+                "topology.kubernetes.io/zone": "z",
+            }
+        if self.draw.chance(0.06):
+            pod["raw_labels"] = self._raw_labels(pod)
         if self.draw.chance(0.15):
             pod["service_account"] = "robot"
         if number and self.draw.chance(0.1):
@@ -112,6 +118,13 @@ class Generator:
             name: dict(zip(("port", "protocol"), rng.choice(PORT_NAMES[name]), strict=True)) for name in names
         }
         return pod
+
+    def _raw_labels(self, pod: Raw) -> list[str]:
+        """As a container runtime would tell them: some labels have another source."""
+        sources = ("k8s", "container", "unspec")
+        labels = [f"{self.draw.rng.choice(sources)}:{key}={value}" for key, value in pod["labels"].items()]
+        cluster = self.draw.rng.choice(("default", "remote"))
+        return [*labels, "k8s:io.kubernetes.pod.namespace=default", f"k8s:io.cilium.k8s.policy.cluster={cluster}"]
 
     def _services(self) -> list[Raw]:
         return [

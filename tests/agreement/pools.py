@@ -154,7 +154,7 @@ REQUEST_HEADERS = (
 SERVER_NAMES = ("www.example.com", "*.example.com", "**.example.com", "*", "API.example.com", "a.b.example.com.")
 REQUEST_SNI = ("www.example.com", "api.example.com", "a.b.example.com", "host", "", "WWW.example.com", "example.com")
 QUERY_NAMES = (*NAMES, "API.example.com.", "x.test", "b.a.example.com", "notexample.com", "api.exaxx.com")
-KAFKA_RULES = (
+KAFKA_RULES: tuple[Raw, ...] = (
     {"role": "produce", "topic": "foo"},
     {"role": "consume", "topic": "foo"},
     {"role": "consume"},

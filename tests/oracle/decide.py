@@ -173,7 +173,7 @@ class Oracle:
                 return passed(probe, None)
             return dropped(probe, 181 if covering else 133)
         best = max(covering, key=lambda c: (c[0].rank, -width(c[1]), c[0].selector != ANY))
-        auth = demanded(best, covering)
+        auth = demanded(covering, port)
         if not best[0].redirect:
             return passed(probe, auth)
         return self._proxy(best[0], [t for t, _ in covering], probe, auth)
@@ -344,20 +344,54 @@ def width(ports: Range) -> int:
     return ports[1] - ports[0]
 
 
-def demanded(best: tuple[Tuple, Range], covering: list[tuple[Tuple, Range]]) -> str | None:
-    """Section 15: the modes of the winner's own key, else of the narrowest broader key that has one."""
-    exact, own = best[0].selector != ANY, best[1]
-    lending = [
-        (t, ports)
-        for t, ports in covering
-        if t.auth and (exact or t.selector == ANY) and ports[0] <= own[0] and own[1] <= ports[1]
-    ]
-    found = [t.auth for t, ports in lending if ports == own and (t.selector != ANY) == exact]
-    if not found and lending:
-        narrowest = min(width(ports) for _, ports in lending)
-        found = [t.auth for t, ports in lending if width(ports) == narrowest]
-    mode = max((auth for auth in found if auth), key=AUTH.__getitem__, default=None)
+@dataclass(frozen=True)
+class Prefix:
+    """What one of Cilium's two maps finds for a flow: the mode is written there, or inherited (section 15)."""
+
+    length: int
+    rank: tuple[int, int]
+    auth: str | None
+    written: bool
+
+
+def demanded(covering: list[tuple[Tuple, Range]], port: int) -> str | None:
+    """Sections 9 and 15: one map for the peer's own identity, one for anybody; modes pass at equal rank only."""
+    maps = [[(t, prefix_length(ports, port)) for t, ports in covering if (t.selector == ANY) == any_] for any_ in (0, 1)]
+    found = sorted(
+        (prefix for entries in maps if (prefix := longest_prefix(entries))),
+        key=lambda prefix: (prefix.rank, prefix.length),
+        reverse=True,
+    )
+    chosen, *others = found
+    mode = chosen.auth
+    if others and others[0].rank == chosen.rank and not chosen.written:
+        mode = max(chosen.auth, others[0].auth, key=lambda auth: AUTH[auth or "disabled"])
     return None if mode == "disabled" else mode
+
+
+def longest_prefix(entries: list[tuple[Tuple, int]]) -> Prefix | None:
+    """A prefix below a broader one's rank is pruned, unless a mode is written on it: then it takes that rank."""
+    found: Prefix | None = None
+    lent = None
+    for length in sorted({length for _, length in entries}):
+        here = [t for t, other in entries if other == length]
+        rank = max(t.rank for t in here)
+        modes = [t.auth for t in here if t.auth]
+        if found and rank < found.rank and not modes:
+            continue
+        lent = max(modes, key=lambda auth: AUTH[auth]) if modes else lent
+        found = Prefix(length, max(rank, found.rank) if found else rank, lent, bool(modes))
+    return found
+
+
+def prefix_length(ports: Range, port: int) -> int:
+    """Bits of the aligned block around the port that stands for this range; 0 for all traffic."""
+    if ports == ALL_TRAFFIC:
+        return 0
+    # Blocks of ever more ports, as long as they lie in the range.
+    blocks = ((bits, port >> bits << bits) for bits in range(1, 17))
+    bits = max((bits for bits, first in blocks if ports[0] <= first and first + (1 << bits) - 1 <= ports[1]), default=0)
+    return 17 - bits
 
 
 def dns_allowed(covering: list[Tuple], probe: Mapping[str, Any]) -> bool:

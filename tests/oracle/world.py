@@ -62,6 +62,8 @@ class Fixture:
 
     def named_ports_of_identity(self, end: End) -> frozenset[tuple[str, int, str]]:
         """Endpoints of equal labels are one identity; their named ports count together."""
+        if end.kind == "pod" and "pods" in self.settings["policy_cidr_match_mode"]:
+            return end.named_ports  # its address is part of its identity
         same = [other.named_ports for other in self.ends.values() if other.labels == end.labels]
         return end.named_ports.union(*same)
 
