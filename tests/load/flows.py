@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -36,13 +37,20 @@ def engine_of(objects: list[dict]) -> Engine:
 
 
 def snapshot_of(objects: list[dict]) -> bytes:
+    return compile_objects(objects)[0]
+
+
+def compile_objects(objects: list[dict]) -> tuple[bytes, int]:
+    """The snapshot, and the longest path its HTTP rules judge (0: any)."""
     loaded = load_text(yaml.dump_all(objects, Dumper=yaml.CSafeDumper), "generated.yaml")
     if loaded.errors:
         raise ValueError(str(loaded.errors[0]))
     compiled = compile_world(loaded.world, MemoryAllocator())
     if compiled.errors:
         raise ValueError(str(compiled.errors[0]))
-    return compiled.snapshot
+    found = [re.search(r"more than (\d+) bytes", warning.reason) for warning in compiled.warnings]
+    longest = [int(match.group(1)) for match in found if match]
+    return compiled.snapshot, min(longest, default=0)
 
 
 def mix_engine(rules: int) -> Engine:
