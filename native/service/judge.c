@@ -295,6 +295,12 @@ static void refuse(struct judged *judged, uint32_t error, uint32_t drop_reason)
 	judged->drop_reason = drop_reason;
 }
 
+// A tunnel's bytes would pass unseen, as at the module's door.
+static bool is_tunnel(const struct request *request)
+{
+	return request->has_http && same(request->http.method, (struct idm_bytes){ "CONNECT", 7 });
+}
+
 void judge(const struct idm_snapshot *snapshot, const struct idm_check_options *options,
 	   const struct request *request, struct name_cache *cache, struct judged *ret)
 {
@@ -320,4 +326,8 @@ void judge(const struct idm_snapshot *snapshot, const struct idm_check_options *
 	if (options->port)
 		ret->port = options->port;
 	ret->allowed = decide_all(snapshot, options, request, ret);
+	if (ret->allowed && is_tunnel(request)) {
+		ret->allowed = false;
+		ret->drop_reason = IDM_DROP_PROXY_UNSUPPORTED;
+	}
 }
