@@ -1,58 +1,90 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Authentication that a flow's winner demands, see policy-semantics 15. Entries of one peer and port key are one entry
- * in Cilium's map, whichever selector brought them: of their modes the highest counts. If none of them names one, the
- * narrowest broader entry that matched the same flow lends its mode. An explicit "disabled" is a mode.
+ * Authentication that a flow demands, see policy-semantics 9 and 15. Cilium keeps two maps of longest prefixes, one for
+ * the peer's own identity and one for anybody, and a range stands in them as aligned blocks of ports. Within a map a
+ * prefix without a mode inherits the next broader written one; between the maps a mode passes only at equal precedence.
+ * An explicit "disabled" is a mode.
  */
 #include "decide.h"
 
-struct key {
-	uint32_t first, last;
-	uint8_t protocol;
+// All traffic, all ports, then blocks of half the size each, down to the single port.
+#define PREFIXES 18
+
+struct prefix {
+	uint32_t precedence; // 0: nothing here
+	uint8_t auth;
 };
 
-static struct key key_of(const struct idm_entry *entry, const struct idm_refs *list)
-{
-	uint32_t first = list->named ? list->resolved : entry->first_port;
+// What one map answers. prefix is -1 if it holds nothing for the flow.
+struct answer {
+	int prefix;
+	uint32_t precedence;
+	uint8_t auth;
+	bool written; // the mode stands on the prefix itself
+};
 
-	return (struct key){
-		.first = first,
-		.last = entry->last_port > first ? entry->last_port : first,
-		.protocol = entry->protocol,
-	};
+// How many bits longer than all traffic the key's block around the flow's port is.
+static int prefix_of(const struct idm_look *look, const struct idm_entry *entry, const struct idm_refs *list)
+{
+	uint32_t first = list->named ? list->resolved : entry->first_port, port = look->port;
+	uint32_t last = entry->last_port > first ? entry->last_port : first;
+	int prefix = PREFIXES - 1;
+
+	if (!entry->protocol)
+		return 0;
+	for (uint32_t size = 2; size <= 0x10000 && prefix > 1; size *= 2, prefix--) {
+		uint32_t start = port & ~(size - 1);
+
+		if (start < first || start + size - 1 > last)
+			break;
+	}
+	return prefix;
 }
 
-static bool covers(struct key broad, struct key narrow)
+static void note(struct prefix *prefix, const struct idm_entry *entry)
 {
-	if (!broad.protocol)
-		return true;
-	return broad.protocol == narrow.protocol && broad.first <= narrow.first && broad.last >= narrow.last;
+	if (entry->precedence > prefix->precedence)
+		prefix->precedence = entry->precedence;
+	if (entry->auth > prefix->auth)
+		prefix->auth = entry->auth;
 }
 
-static bool may_lend(const struct idm_look *look, const struct idm_entry *entry, const struct idm_refs *list,
-		     const struct idm_winner *winner)
+// A narrower prefix below a broader one's precedence is not there, unless a mode is written on it: then it is lifted.
+static struct answer ask_map(const struct prefix *prefixes)
 {
-	if (entry->auth == IDM_AUTH_UNSET || entry->verdict == IDM_ENTRY_DENY || !idm_reachable(look, entry))
-		return false;
-	// Only the same identity's or anyone's: an entry for one peer says nothing of an entry for all.
-	if (entry->selector != IDM_ANY && winner->entry->selector == IDM_ANY)
-		return false;
-	return covers(key_of(entry, list), key_of(winner->entry, &winner->list));
+	struct answer ret = {.prefix = -1, .auth = IDM_AUTH_UNSET};
+	uint8_t lent = IDM_AUTH_UNSET;
+
+	for (int i = 0; i < PREFIXES; i++) {
+		const struct prefix *prefix = &prefixes[i];
+		bool written = prefix->auth != IDM_AUTH_UNSET;
+
+		if (!prefix->precedence || (!written && prefix->precedence < ret.precedence))
+			continue;
+		if (written)
+			lent = prefix->auth;
+		ret.prefix = i;
+		ret.auth = lent;
+		ret.written = written;
+		if (prefix->precedence > ret.precedence)
+			ret.precedence = prefix->precedence;
+	}
+	return ret;
 }
 
-// Another selector's entry for the winner's own key.
-static bool is_twin(const struct idm_entry *entry, const struct idm_refs *list, const struct idm_winner *winner)
+static uint8_t of_both(struct answer own, struct answer any)
 {
-	struct key one = key_of(entry, list), other = key_of(winner->entry, &winner->list);
+	const struct answer *chosen = any.prefix > own.prefix ? &any : &own;
+	const struct answer *other = chosen == &own ? &any : &own;
 
-	return (entry->selector == IDM_ANY) == (winner->entry->selector == IDM_ANY) &&
-	       one.protocol == other.protocol && (!one.protocol || (one.first == other.first && one.last == other.last));
+	if (own.precedence != any.precedence)
+		return own.precedence > any.precedence ? own.auth : any.auth;
+	return chosen->written || chosen->auth > other->auth ? chosen->auth : other->auth;
 }
 
-uint8_t idm_auth_demanded(const struct idm_look *look, const struct idm_winner *winner)
+uint8_t idm_auth_demanded(const struct idm_look *look)
 {
-	uint32_t best_width = UINT32_MAX;
-	uint8_t best = IDM_AUTH_UNSET, own = IDM_AUTH_UNSET;
+	struct prefix own[PREFIXES] = {{0}}, any[PREFIXES] = {{0}};
 	struct idm_walk walk;
 	struct idm_refs list;
 
@@ -62,18 +94,11 @@ uint8_t idm_auth_demanded(const struct idm_look *look, const struct idm_winner *
 	while (idm_walk_next(&walk, &list)) {
 		for (uint32_t i = 0; i < list.count; i++) {
 			const struct idm_entry *entry = &look->policies->entries[list.refs[i]];
-			uint32_t width = idm_entry_width(entry, &list);
+			struct prefix *prefixes = entry->selector == IDM_ANY ? any : own;
 
-			if (!may_lend(look, entry, &list, winner))
-				continue;
-			if (is_twin(entry, &list, winner) && entry->auth > own)
-				own = entry->auth;
-			if (width > best_width)
-				continue;
-			if (width < best_width || entry->auth > best)
-				best = entry->auth;
-			best_width = width;
+			if (entry->verdict != IDM_ENTRY_DENY && idm_reachable(look, entry))
+				note(&prefixes[prefix_of(look, entry, &list)], entry);
 		}
 	}
-	return own != IDM_AUTH_UNSET ? own : best;
+	return of_both(ask_map(own), ask_map(any));
 }

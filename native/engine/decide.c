@@ -207,7 +207,7 @@ static void decide_enforced(const struct idm_look *look, const struct idm_flow *
 		deny_l4(ret, facts, subject, winner.entry);
 		return;
 	}
-	ret->auth = idm_auth_demanded(look, &winner);
+	ret->auth = idm_auth_demanded(look);
 	if (auth_missing(flow, ret->auth)) {
 		drop_l4(ret, facts, IDM_DROP_AUTH_REQUIRED);
 		return;

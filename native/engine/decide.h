@@ -32,8 +32,8 @@ uint16_t idm_look_init(const struct idm_snapshot *snapshot, const struct idm_flo
 /* L3/L4 winner among the reachable entries. */
 void idm_l4_winner(const struct idm_look *look, struct idm_winner *ret);
 
-/* Authentication the winner demands, inherited from broader entries where it names none. */
-uint8_t idm_auth_demanded(const struct idm_look *look, const struct idm_winner *winner);
+/* Authentication that an allowed flow demands: written on the winner, or inherited from a broader entry. */
+uint8_t idm_auth_demanded(const struct idm_look *look);
 
 /* Judge the request of a flow that L3/L4 redirected; writes the final answer. */
 void idm_judge_request(const struct idm_look *look, const struct idm_flow *flow, const struct idm_winner *winner,

@@ -356,7 +356,9 @@ class Prefix:
 
 def demanded(covering: list[tuple[Tuple, Range]], port: int) -> str | None:
     """Sections 9 and 15: one map for the peer's own identity, one for anybody; modes pass at equal rank only."""
-    maps = [[(t, prefix_length(ports, port)) for t, ports in covering if (t.selector == ANY) == any_] for any_ in (0, 1)]
+    maps: tuple[list[tuple[Tuple, int]], list[tuple[Tuple, int]]] = [], []
+    for t, ports in covering:
+        maps[t.selector == ANY].append((t, prefix_length(ports, port)))
     found = sorted(
         (prefix for entries in maps if (prefix := longest_prefix(entries))),
         key=lambda prefix: (prefix.rank, prefix.length),

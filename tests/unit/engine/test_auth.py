@@ -31,17 +31,32 @@ def test_the_narrowest_lender_decides_and_among_equals_the_higher_type() -> None
     assert judge((allow("a", 80), allow("a", None, auth=REQUIRED), allow(None, None, auth=FAIL))).auth == FAIL
 
 
-def test_the_narrowest_lender_decides_whatever_order_they_are_met_in() -> None:
+def test_between_own_and_anyones_entries_the_higher_mode_counts_unless_one_is_written_on_the_winner() -> None:
     wide, narrow = allow("a", None, auth=FAIL), allow(None, 70, last=90, auth=REQUIRED)
-    assert judge((allow("a", 80), wide, narrow)).auth == REQUIRED
+    assert judge((allow("a", 80), wide, narrow)).auth == FAIL
     wide, narrow = allow(None, None, auth=FAIL), allow("a", 70, last=90, auth=REQUIRED)
-    assert judge((allow("a", 80), wide, narrow)).auth == REQUIRED
+    assert judge((allow("a", 80), wide, narrow)).auth == FAIL
+    assert judge((allow("a", 80, auth=OFF), wide, narrow)).auth == OFF
+    # The other way round as well: the broader entry of the peer lends to the narrower one of anyone.
+    assert judge((allow(None, 80), allow("a", None, auth=REQUIRED))).auth == REQUIRED
+    assert judge((allow(None, 80, auth=OFF), allow("a", None, auth=REQUIRED))).auth == OFF
 
 
-def test_a_narrower_entry_or_one_peers_entry_lends_nothing_to_a_broader_winner() -> None:
-    # The redirect wins and is broader than the allow that names a mode.
-    assert judge((http("a", 70, last=90, rules=None), allow("a", 80, auth=REQUIRED))).auth == UNSET
+def test_a_mode_does_not_pass_between_a_redirect_and_a_plain_allow_of_anyone() -> None:
+    assert judge((http("a", 80, rules=None), allow(None, None, auth=REQUIRED))).auth == UNSET
     assert judge((http(None, 80, rules=None), allow("a", None, auth=REQUIRED))).auth == UNSET
+
+
+def test_a_narrower_mode_of_the_same_peer_holds_below_a_broader_redirect() -> None:
+    verdict = judge((http("a", 70, last=90, rules=None), allow("a", 80, auth=REQUIRED)))
+    assert (verdict.verdict, verdict.auth) == (VerdictCode.REDIRECTED, REQUIRED)
+
+
+def test_ranges_compare_by_the_block_of_ports_around_the_port() -> None:
+    """At port 80, 64-127 is one block of the range 60-200; 79-81 holds 80 and 81 as a block of two."""
+    assert judge((allow("a", 79, last=81), allow("a", 60, last=200, auth=REQUIRED))).auth == REQUIRED
+    # Both stand for the block 64-127: one prefix, and of its modes the higher.
+    assert judge((allow("a", 64, last=127, auth=REQUIRED), allow("a", 60, last=200, auth=FAIL))).auth == FAIL
 
 
 def test_deny_beats_authentication_and_lends_none() -> None:
