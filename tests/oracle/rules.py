@@ -156,7 +156,7 @@ class Reader:
             return []
         found: list[Selector] = []
         for selector in given.get("Endpoints") or []:
-            found.append(("labels", self._implied(requirements(selector), namespace, init)))
+            found.append(labelled(self._implied(requirements(selector), namespace, init)))
         for selector in given.get("Nodes") or []:
             found.append(("labels", self._node_peer(requirements(selector))))
         found += [selector for entity in given.get("Entities") or [] for selector in self._entity(entity)]
@@ -174,8 +174,8 @@ class Reader:
         if any(source == "reserved" for source, _, _, _ in wanted):
             return wanted
         if not names_key(wanted, NAMESPACE):
-            labelled = any(k.startswith(NAMESPACE_LABELS) and s in ("k8s", "any") for s, k, _, _ in wanted)
-            if namespace and not labelled:
+            by_namespace_labels = any(k.startswith(NAMESPACE_LABELS) and s in ("k8s", "any") for s, k, _, _ in wanted)
+            if namespace and not by_namespace_labels:
                 wanted |= {("k8s", NAMESPACE, "In", (namespace,))}
             elif not namespace and not init:
                 wanted |= {("k8s", NAMESPACE, "Exists", ())}
@@ -214,7 +214,7 @@ class Reader:
             if not service_chosen(item, service):
                 continue
             if service.get("selector"):
-                wanted = {("k8s", key, "In", (str(value),)) for key, value in service["selector"].items()}
+                wanted = {("any", key, "In", (str(value),)) for key, value in service["selector"].items()}
                 yield ("labels", frozenset(wanted | {("k8s", NAMESPACE, "In", (service["namespace"],))}))
             else:
                 for address in service.get("backends") or []:
@@ -246,7 +246,12 @@ class Reader:
         else:
             wanted |= {own}
         wanted |= requirements(peer.get("podSelector"), "k8s")
-        return ("labels", self._local(wanted))
+        return labelled(self._local(wanted))
+
+
+def labelled(wanted: Requirements) -> Selector:
+    """A selector that asks for nothing is no other than "anybody"."""
+    return ("labels", wanted) if wanted else ANY
 
 
 def in_labels(requirement: Any, written: Mapping[str, Any] | None) -> bool:
