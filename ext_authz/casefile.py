@@ -9,6 +9,7 @@ tests/cases/policy.yaml and tests/cases/invalid.yaml.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,8 +177,6 @@ class _Reader:
 
 def flow(value: Any) -> str:
     """One line of YAML in flow style that any reader takes for the same value."""
-    import json
-
     return json.dumps(value, ensure_ascii=False) + "\n"
 
 
