@@ -176,7 +176,7 @@ def _access_log(setup: Setup) -> list[AccessLog]:
     space = _AUTHZ_METADATA if setup.door == Door.EXT_AUTHZ else NAME
     fields = {
         "method": "%REQ(:METHOD)%",
-        "path": "%REQ(:PATH)%",
+        "path": "%PATH(NQ:PATH)%",  # a query may hold what nobody else should read
         "host": "%REQ(:AUTHORITY)%",
         "status": "%RESPONSE_CODE%",
         "details": "%RESPONSE_CODE_DETAILS%",
