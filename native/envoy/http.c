@@ -309,8 +309,12 @@ IDM_HOOK void ON(http_filter_destroy)(struct http_stream *stream)
 IDM_HOOK enum envoy_http_status ON(http_filter_request_headers)(struct envoy_http *envoy, struct http_stream *stream,
 							   bool end)
 {
-	(void)envoy;
 	(void)end;
+	// Without memory for the filter Envoy asks all the same.
+	if (!stream) {
+		CALLBACK(http_send_response)(envoy, 503, NULL, 0, IDM_TEXT(""), IDM_TEXT("idmesh_no_memory"));
+		return ENVOY_HTTP_STOP;
+	}
 	switch (stream->config->kind) {
 	case KIND_DOWNSTREAM:
 		return answer(stream, NULL);
