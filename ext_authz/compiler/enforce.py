@@ -76,15 +76,14 @@ class Enforcer:
     def _side(self, kind: SubjectKind, sides: Sequence[Side], ingress: bool, errors: list[PolicyError]) -> SidePolicy:
         if not sides and not kind.forced:
             return OPEN
-        by_rules = any(side.default_deny for side in sides)
-        closed = by_rules or kind.forced
+        closed = kind.forced or any(side.default_deny for side in sides)
         atoms: Atoms = {}
         for side in sides:
             self._merger.add(atoms, side.atoms if closed else side.opened(), errors)
         entries = [atom.entry for atom in atoms.values()]
         if not closed:
             entries.append(self._everyone)
-        elif by_rules and ingress and not kind.host and self._settings.allow_localhost == "always":
+        elif sides and ingress and not kind.host and self._settings.allow_localhost == "always":
             entries.append(self._localhost)
         return SidePolicy(enforced=True, entries=tuple(entries), audit=self._settings.policy_audit_mode)
 

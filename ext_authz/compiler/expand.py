@@ -225,7 +225,7 @@ class _Expansion:
         if entry.peers is None or (entry.knp and not entry.peers):
             # An entry with neither peer nor port says nothing, but in a NetworkPolicy it says everything.
             return PeerSet(any=has_ports or entry.knp)
-        peers = expand_peers(entry.peers, self._scope)
+        peers = expand_peers(entry.peers, self._scope, entry.verdict == "deny")
         self._uses_groups |= peers.groups
         # Cilium does not resolve services in deny entries, and with ports such an entry denies every peer. The
         # wider reading is kept where it exists, and the services are denied where Cilium would deny nothing.

@@ -67,13 +67,14 @@ class PeerSet:
     """
     The peers of one entry: any, or exactly these selectors (none of them: nobody).
 
-    services: a toServices peer was looked up. groups: a cidrGroupSelector was.
+    services: a toServices peer was looked up. groups: a cidrGroupSelector was. deny: of an entry that denies.
     """
 
     any: bool = False
     selectors: list[Selector] = field(default_factory=list)
     services: bool = False
     groups: bool = False
+    deny: bool = False
 
 
 def names_init(rule: Rule) -> bool:
@@ -90,9 +91,9 @@ def subject_selector(selector: LabelSelector, kind: str, namespace: str) -> Sele
     return selectors.from_requirements(requirements)
 
 
-def expand_peers(peers: Iterable[Peer], scope: Scope) -> PeerSet:
+def expand_peers(peers: Iterable[Peer], scope: Scope, deny: bool = False) -> PeerSet:
     """All peers of one entry as selectors, in order, each once."""
-    found = PeerSet()
+    found = PeerSet(deny=deny)
     for peer in peers:
         _expand_peer(peer, scope, found)
     found.selectors = list(dict.fromkeys(found.selectors))
@@ -184,11 +185,12 @@ def _expand_service(peer: ServicePeer, scope: Scope, found: PeerSet) -> None:
         if not _selects_service(peer, service):
             continue
         if service.selector:
-            requirements = [Requirement(ANY, key, "In", (value,)) for key, value in service.selector.items()]
+            requirements = [Requirement(K8S, key, "In", (value,)) for key, value in service.selector.items()]
             requirements = [item for item in requirements if item.key != NAMESPACE_KEY]
-            # Generated selectors get no cluster (section 8): a global service has pods in other clusters too.
             requirements.append(_namespace_is(service.namespace))
-            _add(found, requirements)
+            # As with peers that are written, an allow means this cluster. Cilium looks up no services for a deny;
+            # ours reaches their pods in other clusters too.
+            _add(found, requirements if found.deny else _with_cluster(requirements, scope))
         else:
             for backend in service.backends:
                 found.selectors.append(selectors.from_cidr(host_network(ip_address(backend))))

@@ -141,7 +141,8 @@ class Membership:
     def _possible(self, selector: Selector) -> tuple[Iterable[int], bool]:
         """Identities that may match, and whether all of them surely do."""
         if selector.kind is Kind.CIDR and selector.cidr is not None:
-            return self._by_network.inside(selector.cidr), not selector.excepts
+            sure = not selector.excepts and selector.cidr.prefixlen > 0
+            return self._by_network.inside(selector.cidr), sure
         if selector.kind is not Kind.LABELS:
             anchors = _anchors(selector)
             return (self._identities if anchors is None else self._union(anchors)), False

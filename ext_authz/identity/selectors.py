@@ -18,6 +18,7 @@ from ext_authz.identity.labels import (
     CIDR_GROUP,
     CIDR_GROUP_NAME_PREFIX,
     FQDN,
+    RESERVED,
     Label,
     LabelSet,
     cidr_of,
@@ -56,12 +57,19 @@ class Selector:
         if self.kind is Kind.FQDN:
             return self.fqdn is not None and labels.has(FQDN, self.fqdn.key)
         if self.kind is Kind.CIDR:
-            return self.cidr is not None and any(
-                contains(self.cidr, network) and not self._excepted(network) for network in labels.networks
+            return (
+                self.cidr is not None
+                and not self._leaves_out(labels)
+                and any(contains(self.cidr, network) and not self._excepted(network) for network in labels.networks)
             )
         if not any(labels.has(CIDR_GROUP, CIDR_GROUP_NAME_PREFIX + name) for name in self.groups):
             return False
         return not self.excepts or any(not self._excepted(network) for network in labels.networks)
+
+    def _leaves_out(self, labels: LabelSet) -> bool:
+        """All addresses of a family are a word for the world: no node is met by it, even where CIDRs reach nodes."""
+        everything = self.cidr is not None and self.cidr.prefixlen == 0
+        return everything and (labels.has(RESERVED, "host") or labels.has(RESERVED, "remote-node"))
 
     def _excepted(self, network: Network) -> bool:
         return any(contains(hole, network) for hole in self.excepts)

@@ -113,7 +113,7 @@ class Oracle:
         tuples = merge(item for rule in rules for item in rule.items if item.direction == direction)
         if soft:
             tuples = [passing(t) for t in tuples] + [Tuple(False, ANY, PortKey(), DEFAULT)]
-        elif denying and direction == "ingress" and self._allows_localhost(subject):
+        elif rules and direction == "ingress" and self._allows_localhost(subject):
             tuples.append(Tuple(False, ("entity", "host"), PortKey(), DEFAULT))
         return Side(tuple(tuples))
 
@@ -136,6 +136,9 @@ class Oracle:
             return False
         if not peer.addresses:
             return kind == "cidr" and is_family(peer.name, selector[1])
+        if kind == "cidr" and not selector[1].prefixlen and peer.kind in ("host", "remote-node"):
+            # All addresses means the world's.
+            return False
         chosen = [selector[1]] if kind == "cidr" else list(self._group_networks(selector[1]))
         return any(
             any(address in net for net in chosen) and not any(address in net for net in selector[2])

@@ -165,7 +165,7 @@ class Reader:
         for item in given.get("FQDNs") or []:
             found += [("fqdn", name, item[name]) for name in ("matchName", "matchPattern") if item.get(name)]
         if given.get("Services"):
-            found += [NONE, *(s for item in given["Services"] for s in self._service(item))]
+            found += [NONE, *(s for item in given["Services"] for s in self._service(item, deny))]
         if given.get("Groups"):
             found.append(NONE)
         return found or None
@@ -209,13 +209,15 @@ class Reader:
             return ("group", rule["cidrGroupRef"], excepts)
         return ("group", requirements(rule["cidrGroupSelector"]), excepts)
 
-    def _service(self, item: Mapping[str, Any]) -> Iterator[Selector]:
+    def _service(self, item: Mapping[str, Any], deny: bool) -> Iterator[Selector]:
+        """An allow keeps to the local cluster as written peers do; a deny does not (deliberate difference)."""
         for service in self.services:
             if not service_chosen(item, service):
                 continue
             if service.get("selector"):
-                wanted = {("any", key, "In", (str(value),)) for key, value in service["selector"].items()}
-                yield ("labels", frozenset(wanted | {("k8s", NAMESPACE, "In", (service["namespace"],))}))
+                wanted = {("k8s", key, "In", (str(value),)) for key, value in service["selector"].items()}
+                chosen = frozenset(wanted | {("k8s", NAMESPACE, "In", (service["namespace"],))})
+                yield ("labels", chosen if deny else self._local(chosen))
             else:
                 for address in service.get("backends") or []:
                     yield ("cidr", ip_network(ip_address(address)), frozenset())
