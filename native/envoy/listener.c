@@ -3,7 +3,8 @@
 //
 // The stream's own source attributes follow X-Forwarded-For when HCM's use_remote_address is false (the default),
 // so a client could write them. The socket cannot be written by a client. A PROXY header counts only if the
-// connection comes from a listed network; Envoy's proxy_protocol filter must then stand before this one.
+// connection comes from a listed network, anybody else's ends it; Envoy's proxy_protocol filter must then stand
+// before this one.
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -132,6 +133,15 @@ static bool proxied_addresses(struct envoy_listener *envoy, struct address *peer
 	return envoy_address(found, text, port, local);
 }
 
+// An unlisted peer's PROXY header does not count here, but Envoy would tell the upstream of it (X-Forwarded-For).
+static bool unproxied(const struct listener *self, struct envoy_listener *envoy, const struct address *peer)
+{
+	struct address told, local;
+
+	return !self->proxy_count || (proxied_addresses(envoy, &told, &local) && told.family == peer->family &&
+				      told.port == peer->port && !memcmp(told.bytes, peer->bytes, sizeof(told.bytes)));
+}
+
 static void server_name(struct envoy_listener *envoy, struct connection *ret)
 {
 	struct idm_bytes name;
@@ -154,7 +164,8 @@ static bool learn(const struct listener *self, struct envoy_listener *envoy, str
 	if (self->original_destination)
 		original_destination(fd, &ret->local);
 	server_name(envoy, ret);
-	return !trusted_proxy(self, &ret->peer) || proxied_addresses(envoy, &ret->peer, &ret->local);
+	return trusted_proxy(self, &ret->peer) ? proxied_addresses(envoy, &ret->peer, &ret->local) :
+						 unproxied(self, envoy, &ret->peer);
 }
 
 // What the gRPC services see of the connection (metadata_context_namespaces); they look the identity up themselves.

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import socket
 from pathlib import Path
@@ -66,13 +67,14 @@ def test_forged_headers_change_nothing(
 
 
 def _proxied(envoy: Envoy, source: str, claimed: str, destination: str = SERVER) -> bytes:
-    """The answer to a request behind a PROXY header."""
+    """The answer to a request behind a PROXY header; b"" if the connection is closed."""
     with socket.create_connection((envoy.listen.host, envoy.listen.port), 10, source_address=(source, 0)) as connection:
         connection.sendall(f"PROXY TCP4 {claimed} {destination} 1234 {envoy.listen.port}\r\n".encode())
-        connection.sendall(b"GET /a HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         answer = b""
-        while data := connection.recv(4096):
-            answer += data
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(b"GET /a HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            while data := connection.recv(4096):
+                answer += data
         return answer[:12]
 
 
@@ -85,8 +87,8 @@ def test_proxy_header_counts_only_from_listed_networks(
     with running(setup, tmp_path, envoy) as started:
         assert _proxied(started, proxy, CLIENT) == b"HTTP/1.1 200"
         assert _proxied(started, proxy, OTHER) == b"HTTP/1.1 403"
-        assert _proxied(started, OTHER, CLIENT) == b"HTTP/1.1 403"
-        assert _proxied(started, CLIENT, OTHER) == b"HTTP/1.1 200"
+        assert _proxied(started, OTHER, CLIENT) == b""
+        assert _proxied(started, CLIENT, OTHER) == b""
         assert ask(CLIENT, started, "/a").status == 200
         assert ask(OTHER, started, "/a").status == 403
 
@@ -102,5 +104,5 @@ def test_unlisted_proxy_header_cannot_change_the_destination(
         port = started.listen.port
         open_server2 = policy("", app="server2", peer="other", name="q", port=port)
         node.wait_for(node.publish(policy("", port=port) + "---\n" + open_server2))
-        assert _proxied(started, OTHER, OTHER, destination="127.1.0.22") == b"HTTP/1.1 403"
+        assert _proxied(started, OTHER, OTHER, destination="127.1.0.22") == b""
         assert _proxied(started, "127.2.0.1", OTHER, destination="127.1.0.22") == b"HTTP/1.1 200"
