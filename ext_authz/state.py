@@ -27,8 +27,9 @@ def default_state() -> Path:
     """/run/idmesh for root, else $XDG_RUNTIME_DIR/idmesh (or a directory of the user's own in /tmp)."""
     if os.geteuid() == 0:
         return Path("/run/idmesh")
-    base = os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/idmesh-{os.geteuid()}"
-    return Path(base) / "idmesh"
+    base = os.environ.get("XDG_RUNTIME_DIR")
+    # No folder between: who made one in /tmp first could put a state directory and sockets of his own into it.
+    return Path(base) / "idmesh" if base else Path(f"/tmp/idmesh-{os.geteuid()}")
 
 
 @dataclass(frozen=True, slots=True)
