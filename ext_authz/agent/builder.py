@@ -28,7 +28,7 @@ from ext_authz.identity.allocator import FileAllocator
 from ext_authz.logs import event
 from ext_authz.memory import tidy
 from ext_authz.model.settings import parse_settings
-from ext_authz.model.types import PolicyError, Settings
+from ext_authz.model.types import Settings
 from ext_authz.state import State
 
 log = logging.getLogger(__name__)
@@ -105,9 +105,9 @@ class Builder:
         world = view.world
         return {
             "sources": [asdict(source) for source in view.sources],
-            "errors": [error_record(error) for error in errors[:_SHOWN_MAX]],
+            "errors": [error.record() for error in errors[:_SHOWN_MAX]],
             "error_count": len(errors),
-            "warnings": [error_record(warning) for warning in warnings[:_SHOWN_MAX]],
+            "warnings": [warning.record() for warning in warnings[:_SHOWN_MAX]],
             "warning_count": len(warnings),
             "standing": standing_warnings(world)[:_SHOWN_MAX],
             "kept": view.kept,
@@ -121,21 +121,6 @@ def _fresh(file: str) -> bool:
         return abs(time.time() - os.stat(file).st_mtime) < _SETTLE_S
     except OSError:
         return False
-
-
-def error_record(error: PolicyError) -> dict[str, Any]:
-    """As `idmesh validate --json` prints it."""
-    return {
-        "file": error.origin.file,
-        "line": error.origin.line,
-        "col": error.origin.column,
-        "kind": error.ref.kind,
-        "namespace": error.ref.namespace,
-        "name": error.ref.name,
-        "field": error.field,
-        "reason": error.reason,
-        "severity": error.severity,
-    }
 
 
 def serve(builder: Builder) -> None:

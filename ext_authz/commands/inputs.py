@@ -81,25 +81,10 @@ def error_text(error: PolicyError) -> str:
     return printable(f"{place}: {what}: {warning}{error.reason}")
 
 
-def error_record(error: PolicyError) -> dict[str, object]:
-    """The same for --json."""
-    return {
-        "file": error.origin.file,
-        "line": error.origin.line,
-        "col": error.origin.column,
-        "kind": error.ref.kind,
-        "namespace": error.ref.namespace,
-        "name": error.ref.name,
-        "field": error.field,
-        "reason": error.reason,
-        "severity": error.severity,
-    }
-
-
 def print_problems(problems: Iterable[PolicyError], as_json: bool = False) -> None:
     """One line each, on stderr."""
     for problem in problems:
-        text = json.dumps(error_record(problem)) if as_json else error_text(problem)
+        text = json.dumps(problem.record()) if as_json else error_text(problem)
         print(text, file=sys.stderr)
 
 

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 
 from ext_authz.cli import Failure
-from ext_authz.commands.inputs import add_source_arguments, error_record, error_text
+from ext_authz.commands.inputs import add_source_arguments, error_text
 from ext_authz.compiler.check import check_world
 from ext_authz.compiler.compile import Compiler
 from ext_authz.compiler.matcher import BudgetError, PatternError, build_matcher
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     loaded = load(args.paths, settings=settings, node=args.node, strict=args.strict)
     problems = _all_problems(loaded)
     for problem in problems:
-        print(json.dumps(error_record(problem)) if args.json else error_text(problem))
+        print(json.dumps(problem.record()) if args.json else error_text(problem))
     errors = sum(problem.severity == "error" for problem in problems)
     print(_summary(loaded, errors, len(problems) - errors), file=sys.stderr)
     return 1 if errors else 0

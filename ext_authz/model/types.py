@@ -55,6 +55,20 @@ class PolicyError(Exception):
     reason: str
     severity: str = "error"
 
+    def record(self) -> dict[str, object]:
+        """As `idmesh validate --json` prints it."""
+        return {
+            "file": self.origin.file,
+            "line": self.origin.line,
+            "col": self.origin.column,
+            "kind": self.ref.kind,
+            "namespace": self.ref.namespace,
+            "name": self.ref.name,
+            "field": self.field,
+            "reason": self.reason,
+            "severity": self.severity,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
