@@ -42,11 +42,13 @@ fuzz() { # name seconds
 	build "fuzz_$1" "$root/tests/fuzz/fuzz_$1.c" fuzzer,address,undefined
 	time=
 	[ "$2" = 0 ] || time="-max_total_time=$2"
+	ended=0
 	# shellcheck disable=SC2086
-	(cd "$out" && "./fuzz_$1" $time -max_len=65536 -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 \
-		"$root/build/fuzz/$1" "$seeds/$1" 2>&1 | tail -n 6) || return 1
-	# tail hides the exit code; a crash leaves a file.
-	! ls "$out"/crash-* "$out"/timeout-* "$out"/oom-* "$out"/leak-* 2>/dev/null
+	(cd "$out" && "./fuzz_$1" $time -max_len=65536 -timeout=30 -rss_limit_mb=2048 -print_final_stats=1 \
+		"$root/build/fuzz/$1" "$seeds/$1" >"fuzz_$1.log" 2>&1) || ended=$?
+	tail -n 6 "$out/fuzz_$1.log"
+	[ "$ended" = 0 ] || echo "run.sh: fuzz_$1 ended with $ended: see $out/fuzz_$1.log" >&2
+	return "$ended"
 }
 
 case $mode in
