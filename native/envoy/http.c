@@ -23,6 +23,7 @@ struct http_stream {
 	struct envoy_http *envoy;
 	struct envoy_http_scheduler *scheduler; // made only for streams that outlive their decision
 	struct idm_http *facts; // of such a stream, as the client asked
+	struct address upstream; // the host that was chosen for it; family 0: none
 	struct mesh_open open;
 };
 
@@ -170,7 +171,7 @@ static void tell(struct envoy_http *envoy, const struct http_config *self, const
 // An upgraded stream can be judged again only by facts that are kept: without them it may not live on.
 static bool keep(struct http_stream *stream, const struct request *request)
 {
-	if (!request->upgrade || stream->config->kind != KIND_DOWNSTREAM)
+	if (!request->upgrade)
 		return true;
 	if (!stream->scheduler)
 		stream->scheduler = CALLBACK(http_filter_scheduler_new)(stream->envoy);
@@ -180,8 +181,9 @@ static bool keep(struct http_stream *stream, const struct request *request)
 }
 
 // Everything that reads the snapshot; the answer itself is sent after it was left, for that calls other hooks.
-static void judge(struct http_stream *stream, const struct address *upstream, struct outcome *ret)
+static void judge(struct http_stream *stream, struct outcome *ret)
 {
+	const struct address *upstream = stream->upstream.family ? &stream->upstream : NULL;
 	const struct idm_snapshot *snapshot = mesh_enter();
 	struct http_config *self = stream->config;
 	struct envoy_http *envoy = stream->envoy;
@@ -237,7 +239,8 @@ static void judge_again(struct http_stream *stream)
 	struct decision decision;
 
 	if (known_connection(stream->envoy, &connection))
-		door_decide(&self->door, snapshot, &connection, NULL, stream->facts, &decision);
+		door_decide(&self->door, snapshot, &connection, stream->upstream.family ? &stream->upstream : NULL,
+			    stream->facts, &decision);
 	else
 		door_refuse(IDM_DROP_UNKNOWN_SENDER, false, &decision);
 	if (!decision.allowed)
@@ -247,17 +250,17 @@ static void judge_again(struct http_stream *stream)
 		CALLBACK(http_filter_reset_stream)(stream->envoy, ENVOY_RESET_LOCAL, IDM_TEXT("idmesh_denied"));
 }
 
-static enum envoy_http_status answer(struct http_stream *stream, const struct address *upstream)
+static enum envoy_http_status answer(struct http_stream *stream)
 {
 	struct http_config *self = stream->config;
 	struct outcome outcome;
 
-	judge(stream, upstream, &outcome);
+	judge(stream, &outcome);
 	if (!outcome.allowed) {
 		request_deny(stream->envoy, self->door.body, outcome.grpc, outcome.id);
 		return ENVOY_HTTP_STOP;
 	}
-	if (outcome.upgrade && self->kind == KIND_DOWNSTREAM)
+	if (outcome.upgrade)
 		follow(stream, outcome.revision);
 	return ENVOY_HTTP_CONTINUE;
 }
@@ -272,11 +275,9 @@ static bool chosen_host(struct envoy_http *envoy, struct address *ret)
 
 static enum envoy_http_status answer_upstream(struct http_stream *stream)
 {
-	struct address upstream;
-
-	if (chosen_host(stream->envoy, &upstream))
-		return answer(stream, &upstream);
-	return answer(stream, NULL);
+	if (!chosen_host(stream->envoy, &stream->upstream))
+		stream->upstream.family = 0;
+	return answer(stream);
 }
 
 // --- hooks ---
@@ -317,7 +318,7 @@ IDM_HOOK enum envoy_http_status ON(http_filter_request_headers)(struct envoy_htt
 	}
 	switch (stream->config->kind) {
 	case KIND_DOWNSTREAM:
-		return answer(stream, NULL);
+		return answer(stream);
 	case KIND_UPSTREAM:
 		return answer_upstream(stream);
 	case KIND_EMPTY:
