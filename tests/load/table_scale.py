@@ -102,7 +102,7 @@ def _edit(state: State, path: Path, number: int, progress: Callable[[str], None]
     text = path.read_text()
     old = "port: '80'" if "port: '80'" in text else "port: '81'"
     new = "port: '81'" if old == "port: '80'" else "port: '80'"
-    staged = path.with_suffix(".new")
+    staged = path.parent.with_name(f"{path.name}.new")  # not in the folder that is watched
     staged.write_text(text.replace(old, new, 1))
     started = time.time()
     os.replace(staged, path)
