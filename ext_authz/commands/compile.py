@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import stat
 from pathlib import Path
 
 from ext_authz.cli import Failure
@@ -30,6 +31,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Nothing is written if anything is wrong."""
+    _check_output(args.output)
     progress = Progress()
     progress("reading")
     loaded = load_sources(args)
@@ -46,6 +48,18 @@ def run(args: argparse.Namespace) -> int:
     replace_file(args.output, compiled.snapshot)
     _report(args, compiled)
     return 0
+
+
+def _check_output(path: Path) -> None:
+    """The snapshot replaces its file by a rename, which would put it in the place of a device or a link too."""
+    if not path.parent.is_dir():
+        raise Failure(f"-o {path}: there is no folder {path.parent}")
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(mode):
+        raise Failure(f"-o {path}: is no regular file, and a snapshot replaces the file it is written to")
 
 
 def _compile(args: argparse.Namespace, loaded: Loaded) -> Compiled:

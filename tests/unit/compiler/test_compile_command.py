@@ -46,6 +46,17 @@ def test_errors_write_nothing(empire, tmp_path, capsys):
     assert "empire.yaml:" in capsys.readouterr().err
 
 
+def test_what_is_no_regular_file_is_not_replaced(empire, tmp_path, capsys):
+    link, kept = tmp_path / "link", tmp_path / "kept"
+    kept.write_bytes(b"old")
+    link.symlink_to(kept)
+    for target in (link, tmp_path, tmp_path / "none" / "snapshot"):
+        assert run("compile", empire, "-o", target) == 2
+        assert f"-o {target}: " in capsys.readouterr().err
+    assert link.is_symlink()
+    assert kept.read_bytes() == b"old"
+
+
 def test_a_dump_shows_rules_but_no_secret(empire, tmp_path, capsys):
     for words in (["--dump"], ["--dump", "--json"]):
         assert run("compile", empire, "-o", tmp_path / "snapshot", *words) == 0
