@@ -94,7 +94,7 @@ def read_port(text: str) -> tuple[int, int]:
 
 
 def read_http(text: str | None, headers: list[str]) -> Http | None:
-    """The request of "METHOD HOST/PATH"; the host may be left out."""
+    """The request of "METHOD HOST/PATH"; the host may be left out, and a whole URL is understood."""
     if text is None:
         if headers:
             raise Failure("-H needs --http")
@@ -102,7 +102,8 @@ def read_http(text: str | None, headers: list[str]) -> Http | None:
     method, space, target = text.partition(" ")
     if not space or not method or not target.strip():
         raise Failure(f'--http {text!r}: must be "METHOD host/path"')
-    host, slash, path = target.strip().partition("/")
+    scheme, mark, rest = target.strip().partition("://")
+    host, slash, path = (rest if mark and scheme in ("http", "https") else target.strip()).partition("/")
     lines = []
     for header in headers:
         name, colon, value = header.partition(":")

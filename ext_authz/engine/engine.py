@@ -27,6 +27,15 @@ def _packed(address: str) -> tuple[int, bytes]:
     return parsed.version, parsed.packed
 
 
+def canonical_path(path: str) -> str | None:
+    """What the doors make of a path before rules see it; None for what they refuse."""
+    data = path.encode("utf-8", "surrogateescape")
+    out, size = ffi.new("char[]", max(1, 3 * len(data))), ffi.new("size_t *")
+    if lib.idm_path_canonicalize({"ptr": ffi.from_buffer(data), "size": len(data)}, out, size) < 0:
+        return None
+    return bytes(ffi.buffer(out, size[0])).decode("utf-8", "surrogateescape")
+
+
 class _Calls(threading.local):
     """A thread's structs, made when it first decides."""
 

@@ -9,10 +9,11 @@ before a peer; among HTTP rules the one whose path begins most like the request'
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import re2
 
+from ext_authz.engine.engine import canonical_path
 from ext_authz.engine.types import Consider, Considered, Direction, Flow, Http, Stage, Verdict, VerdictCode
 from ext_authz.explain.names import DROP_REASONS, protocol_name
 from ext_authz.explain.view import REDACTED, EntryView, HeaderView, HttpView, KafkaView, RuleView, View
@@ -92,6 +93,8 @@ def nearest_miss(
         return Miss(name, wanted, DROP_REASONS.get(verdict.drop_reason, str(verdict.drop_reason)))
     if verdict.dropped_by is Stage.PATH and flow.http is not None:
         return _path_miss(flow.http)
+    if flow.raw_path and flow.http is not None:  # the rules were asked about the path it stands for
+        flow = replace(flow, http=replace(flow.http, path=canonical_path(flow.http.path) or flow.http.path))
     if considered is None:
         considered = view.engine.explain(flow).considered
     found = list(_candidates(view, flow, verdict, considered))

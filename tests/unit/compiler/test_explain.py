@@ -120,6 +120,8 @@ def test_a_wrong_protocol_is_a_miss_of_the_protocol(view):
         (Http("PUT", "/v1/request-landing"), "method", "POST", "PUT"),
         (Http("POST", "/v1/request-landin"), "path", "/v1/request-landing", "/v1/request-landin"),
         (Http("GET", "/v1/", "elsewhere"), "host", "deathstar[.]local", "elsewhere"),
+        (Http("GET", "/v2/../v3", "deathstar.local"), "path", "/v1/.*", "/v3"),
+        (Http("GET", "/v1/../x", "deathstar.local"), "path", "/v1/.*", "/x"),
         (Http("GET", "/secret"), "header x-key", "[redacted]", "absent"),
         (Http("GET", "/secret", "", (("x-key", "guess"),)), "header x-key", "[redacted]", "[redacted]"),
     ],
@@ -237,6 +239,8 @@ def test_ports_and_requests_read_as_written():
     assert (request.method, request.host, request.path) == ("GET", "host:8080", "/a?b=c")
     assert request.headers == (("X-A", "b: c"),)
     assert read_http("GET /a", []).host == ""
+    request = read_http("GET https://host/a?to=http://b", [])
+    assert (request.host, request.path) == ("host", "/a?to=http://b")
 
 
 @pytest.mark.parametrize("text", ["", "65536", "-1", "80/GRE", "²"])
