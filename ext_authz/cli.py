@@ -60,10 +60,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, UnicodeError) as error:
         if args.verbose > 1:
             raise
-        print(f"idmesh {args.command}: {error}", file=sys.stderr)
+        print(f"idmesh {args.command}: {_reason(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def _reason(error: Exception) -> str:
+    """Without the number of the error; the file first, as in every other message."""
+    from ext_authz.logs import escape
+
+    if isinstance(error, OSError) and error.strerror:
+        return escape(f"{error.filename}: {error.strerror}") if error.filename else error.strerror
+    return str(error)
 
 
 def _version() -> str:

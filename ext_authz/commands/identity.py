@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 
 from ext_authz.commands.tables import add_state_argument, open_directory, print_rows
 
@@ -38,6 +39,7 @@ def _get(args: argparse.Namespace) -> int:
     directory = open_directory(args)
     found = next((identity for identity in directory.identities if identity["id"] == args.number), None)
     if found is None:
+        print(f"idmesh identity: {args.number}: no identity of the snapshot", file=sys.stderr)
         return 1
     endpoints = [endpoint["name"] for endpoint in directory.endpoints if endpoint["identity"] == args.number]
     if args.json:

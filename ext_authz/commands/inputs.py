@@ -34,12 +34,13 @@ def load_sources(args: argparse.Namespace) -> Loaded:
     Read everything under the paths of add_source_arguments.
 
     Raises:
-        Failure: A setting is wrong, or a path cannot be read.
+        Failure: A setting is wrong.
+        OSError: A path cannot be read.
     """
     try:
         settings = parse_settings(args.pairs, args.settings)
         return load(args.paths, settings=settings, node=args.node)
-    except (SettingsError, OSError) as error:
+    except SettingsError as error:
         raise Failure(str(error)) from error
 
 
