@@ -62,6 +62,7 @@ class _Found:
     lost: list[tuple[str, str]] = field(default_factory=list)  # file or folder whose objects stay, and why
     errors: list[PolicyError] = field(default_factory=list)
     sources: list[Source] = field(default_factory=list)
+    unread: set[str] = field(default_factory=set)  # sources that are missing or cannot be read; empty ones were read
 
 
 class Sources:
@@ -86,8 +87,9 @@ class Sources:
         world = loaded.world
         for source in found.sources:
             source.kept = sum(1 for kept in mender.used if _within(kept.file, source.path))
-            if source.problem and not source.kept and source.role == "policies":
-                world = replace(world, closed=True)  # never read: nothing may be taken for allowed
+            # Never read: nothing may be taken for allowed, and whom a rule denies by label may stand in there.
+            if source.problem and not source.kept and (source.role == "policies" or source.path in found.unread):
+                world = replace(world, closed=True)
         counts = {"objects": len(loaded.objects), "skipped": sum(loaded.skipped.values())}
         errors = [*found.errors, *loaded.errors]
         view = View(world, errors, loaded.warnings, found.sources, mender.names, counts)
@@ -117,6 +119,8 @@ class Sources:
         own = [name for name in found.contents if _within(name, source.path)]
         source.files = len(own)
         problem = self._source_problem(source, own, found)
+        if any(isinstance(found.contents[name], PolicyError) for name in own) or (source.path in dict(found.lost)):
+            found.unread.add(source.path)
         if problem:
             source.problem = problem
             # Nothing of it counts, so that a torn read and a lost mount end alike.

@@ -65,3 +65,24 @@ def test_a_named_source_that_is_a_pipe_closes_the_node(folder: Path) -> None:
     view = Sources(folder, {"policies": [pipe], "endpoints": [folder / "pods.yaml"]}, Settings(), None).look()
     assert "is no regular file" in view.sources[0].problem
     assert view.world.closed
+
+
+OPEN_BUT = """apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: deny, namespace: default}
+spec:
+  endpointSelector: {matchLabels: {app: server}}
+  ingress: [{fromEntities: [all]}]
+  ingressDeny: [{fromEndpoints: [{matchLabels: {app: other}}]}]
+"""
+
+
+def test_a_missing_source_of_endpoints_does_not_make_the_denied_into_the_world(folder: Path) -> None:
+    """Whom a rule denies by label may stand in the source that was never read."""
+    (folder / "deny.yaml").write_text(OPEN_BUT)
+    kept = folder.with_name("kept")
+    kept.mkdir()
+    missing, empty = folder.with_name("missing"), folder.with_name("empty")
+    empty.mkdir()
+    assert Sources(kept, {"policies": [folder], "endpoints": [missing]}, Settings(), None).look().world.closed
+    assert not Sources(kept, {"policies": [folder], "endpoints": [empty]}, Settings(), None).look().world.closed
