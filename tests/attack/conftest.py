@@ -14,9 +14,15 @@ sys.path[:0] = [str(TESTS / "envoy"), str(TESTS / "unit/service")]
 
 from attack_service import Service, service  # noqa: E402
 from envoy_backend import Backend, http_backend  # noqa: E402
-from envoy_harness import NEWEST, Node, envoy_of  # noqa: E402
+from envoy_harness import MODULE, NEWEST, Node, envoy_of, missing  # noqa: E402
 
 from ext_authz.envoy_binary import EnvoyBinary  # noqa: E402
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _module_is_built() -> None:
+    if not MODULE.exists():
+        missing("the Envoy module is not built: make setup")
 
 
 @pytest.fixture(scope="session")
