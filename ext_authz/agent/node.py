@@ -48,14 +48,15 @@ class Node:
     failure: str = ""
     started: float = field(default_factory=time.time)
     worst_stall_ms: float = 0.0
-    _shown: tuple[int, ...] = ()
+    _shown: tuple[int | str, ...] = ()
     _told: list[dict[str, Any]] = field(default_factory=list)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
     _ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def run(self) -> None:
-        """Run until SIGTERM or SIGINT."""
+        """Run until SIGTERM or SIGINT. SIGHUP, also that of a terminal that closes, has the sources read again."""
         loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGHUP, self._changed.set)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._ended.set)
         watch = Watch(self.paths)
@@ -171,9 +172,9 @@ class Node:
         if self.proxy:
             self.proxy.tick()
 
-    def _children(self) -> tuple[int, ...]:
+    def _children(self) -> tuple[int | str, ...]:
         envoy = (self.proxy.process.pid,) if self.proxy and self.proxy.process else ()
-        return (*(self.pool.processes() if self.pool else ()), *envoy)
+        return (*(self.pool.processes() if self.pool else ()), *envoy, self.proxy.trouble if self.proxy else "")
 
     def _write_status(self) -> None:
         self._shown = self._children()
@@ -186,6 +187,7 @@ class Node:
             "workers": self.pool.processes() if self.pool else [],
             "addresses": [slot.address.text for slot in self.pool.slots] if self.pool else [],
             "envoy": self.proxy.process.pid if self.proxy and self.proxy.process else None,
+            "envoy_trouble": self.proxy.trouble if self.proxy else "",
             "worst_stall_ms": round(self.worst_stall_ms, 3),
             **self.report,
         }

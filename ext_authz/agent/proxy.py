@@ -174,6 +174,14 @@ class Proxy:
         write_json(self._record, {"pid": self.process.pid})
         event(log, logging.INFO, "Envoy started", pid=self.process.pid)
 
+    @property
+    def trouble(self) -> str:
+        """Why requests may find no Envoy; empty if it runs and has not just died in a row."""
+        calm = time.monotonic() - self._started > _CALM_S
+        if self.process is not None and (calm or not self._wait_s):
+            return ""
+        return "Envoy keeps ending; its log says why" if self.deaths else "Envoy does not run yet"
+
     def tick(self) -> None:
         if self.process is None:
             if time.monotonic() >= self._due:

@@ -49,7 +49,8 @@ def read_status(state: State) -> Status:
     found = read_json(state.status)
     page: dict[str, Any] = found if isinstance(found, dict) else {}
     readers = read_readers(state, page)
-    return Status(pid, page, readers, _problems(pid, page, readers))
+    problems = [] if pid is not None else [f"no node is running with the state directory {state.root}"]
+    return Status(pid, page, readers, problems + _problems(pid, page, readers))
 
 
 def read_readers(state: State, page: dict[str, Any]) -> list[Reader]:
@@ -96,11 +97,16 @@ def _alive(pid: int) -> bool:
 
 
 def _problems(pid: int | None, page: dict[str, Any], readers: list[Reader]) -> list[str]:
-    problems = [] if pid is not None else ["no node is running"]
+    problems = []
     if page.get("failure"):
         problems.append(f"nothing compiled: {page['failure']}")
     if page.get("error_count"):
-        problems.append(f"{page['error_count']} errors in the sources")
+        errors = "1 error" if page["error_count"] == 1 else f"{page['error_count']} errors"
+        problems.append(f"{errors} in the sources")
+    if pid is not None and not page.get("revision"):
+        problems.append("nothing is published yet")
+    if pid is not None and page.get("envoy_trouble"):
+        problems.append(str(page["envoy_trouble"]))
     if page.get("closed"):
         problems.append("the node is closed: everything is denied")
     for reader in readers:

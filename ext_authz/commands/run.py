@@ -7,6 +7,7 @@ import argparse
 import asyncio
 import grp
 import json
+import math
 import os
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from ext_authz.service.pool import Pool
 from ext_authz.state import State, StateError, default_state, write_atomic
 
 _GROUP = "idmesh"
+_QUIET = ["--component-log-level", "main:warning"]
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -95,6 +97,12 @@ def _check(args: argparse.Namespace) -> None:
         raise Failure("--door needs --listen and --upstream")
     if args.workers < 1:
         raise Failure("--workers must be at least 1")
+    if args.concurrency is not None and args.concurrency < 0:
+        raise Failure("--concurrency must not be negative")
+    if not 0 <= args.grace < math.inf:
+        raise Failure("--grace must be a number of seconds, not negative")
+    if args.envoy and not args.envoy.is_file():
+        raise Failure(f"--envoy {args.envoy}: no such file")
     for path in [*args.policies, *args.endpoints]:
         if "\0" in path:
             raise Failure("a path holds a NUL")
@@ -141,6 +149,8 @@ def _make_proxy(args: argparse.Namespace, state: State) -> Proxy | None:
     binary = find_envoy()
     config = args.envoy.absolute() if args.envoy else _write_config(args, state)
     words = ["--concurrency", str(args.concurrency)] if args.concurrency else []
+    # Its start lists hundreds of extensions; whoever asks for a level of the log gets that.
+    words += [] if any("log-level" in word or word == "-l" for word in args.envoy_arg) else _QUIET
     words += args.envoy_arg
     environment = binary.environment(MODULE)
     return Proxy(binary.path, config, state.root / "envoy.json", admin_of(_read_config(config)), words, environment)

@@ -223,6 +223,15 @@ def test_sigterm_ends_everything_the_node_started(node: Running) -> None:
     assert not list(node.folder.glob("a.sock*"))
 
 
+def test_sighup_stops_nothing(node: Running) -> None:
+    node.start()
+    assert node.process is not None
+    node.process.send_signal(signal.SIGHUP)
+    node.write("policies/web.yaml", "broken: [")
+    wait_until(lambda: node.status()[0] == 1, "the error in status")
+    assert node.process.poll() is None
+
+
 def test_two_nodes_never_share_a_state_directory(node: Running) -> None:
     node.start()
     code, _ = node.command("run", "--policies", "policies")
@@ -248,7 +257,15 @@ def test_systemd_hears_ready_only_when_requests_are_answered(node: Running) -> N
 
 @pytest.mark.parametrize(
     "words",
-    [["--grpc", "0.0.0.0:9000"], ["--door", "module"], ["--set", "nonsense=1"], ["--workers", "0"]],
+    [
+        ["--grpc", "0.0.0.0:9000"],
+        ["--door", "module"],
+        ["--set", "nonsense=1"],
+        ["--workers", "0"],
+        ["--concurrency", "-1"],
+        ["--grace", "nan"],
+        ["--envoy", "missing.yaml"],
+    ],
 )
 def test_words_that_cannot_be_are_refused_with_exit_2(node: Running, words: list[str]) -> None:
     command = [sys.executable, "-m", "ext_authz.cli", "run", "--state", str(node.state.root), "--policies", "p", *words]

@@ -186,6 +186,13 @@ def test_a_worker_that_never_reported_is_a_problem(state: State) -> None:
         assert not read_status(state).healthy
 
 
+@pytest.mark.parametrize("fields", [{"revision": 0}, {"envoy_trouble": "Envoy does not run"}])
+def test_a_node_that_serves_nothing_is_not_well(state: State, fields: dict[str, Any]) -> None:
+    with state.owned():
+        page(state, **fields)
+        assert not read_status(state).healthy
+
+
 def test_reports_of_ended_processes_do_not_count(state: State) -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
