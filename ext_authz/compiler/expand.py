@@ -235,7 +235,8 @@ class _Expansion:
 
     def _ports(self, entry: Entry) -> Iterator[tuple[PortKey, PortRule | None, RuleOrigin]]:
         origin = self._origin(entry)
-        if not entry.to_ports and not entry.icmps:
+        # ICMP rules without fields match nothing: they are not absent.
+        if not entry.to_ports and entry.icmps is None:
             yield PortKey(0, 0, _ALL_PORTS), None, origin
             return
         for index, port_rule in enumerate(entry.to_ports or ()):

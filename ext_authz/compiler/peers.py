@@ -20,7 +20,6 @@ from ext_authz.identity.labels import (
     K8S,
     NAMESPACE_KEY,
     NAMESPACE_LABELS_PREFIX,
-    NODE,
     RESERVED,
     Label,
 )
@@ -86,8 +85,9 @@ def subject_selector(selector: LabelSelector, kind: str, namespace: str) -> Sele
     """Subjects of a rule. Namespaced kinds are held to their namespace, whatever is written under the k8s: key."""
     requirements = list(_knp_keys(selector.requirements) if kind == KNP_KIND else selector.requirements)
     if namespace:
-        requirements = [item for item in requirements if not _is_plain_namespace(item)]
-        requirements.append(_namespace_is(namespace))
+        labels = len(requirements) - selector.expressions
+        kept = [item for item in requirements[:labels] if not _is_plain_namespace(item)]
+        requirements = [*kept, *requirements[labels:], _namespace_is(namespace)]
     return selectors.from_requirements(requirements)
 
 
@@ -151,13 +151,12 @@ def _endpoint_requirements(selector: LabelSelector, scope: Scope) -> list[Requir
 
 def _node_requirements(selector: LabelSelector, scope: Scope) -> list[Requirement]:
     requirements = [*selector.requirements, Requirement(RESERVED, "remote-node", "Exists")]
-    return _with_cluster(requirements, scope, NODE)
+    return _with_cluster(requirements, scope)
 
 
-def _with_cluster(requirements: list[Requirement], scope: Scope, source: str = K8S) -> list[Requirement]:
-    """Nodes have the cluster label under their own source: a peer that means pods never meets them by it."""
-    if scope.settings.default_local_cluster and not _has_key(requirements, CLUSTER_KEY, source):
-        requirements.append(Requirement(source, CLUSTER_KEY, "In", (scope.settings.cluster_name,)))
+def _with_cluster(requirements: list[Requirement], scope: Scope) -> list[Requirement]:
+    if scope.settings.default_local_cluster and not _has_key(requirements, CLUSTER_KEY):
+        requirements.append(Requirement(K8S, CLUSTER_KEY, "In", (scope.settings.cluster_name,)))
     return requirements
 
 
@@ -255,8 +254,8 @@ def _is_plain_namespace(item: Requirement) -> bool:
     return item.source == K8S and item.key == NAMESPACE_KEY and item.operator == "In" and len(item.values) == 1
 
 
-def _has_key(requirements: Iterable[Requirement], key: str, source: str = K8S) -> bool:
-    return any(item.key == key and item.source in (source, ANY) for item in requirements)
+def _has_key(requirements: Iterable[Requirement], key: str) -> bool:
+    return any(item.key == key and item.source in (K8S, ANY) for item in requirements)
 
 
 def _has_prefix(requirements: Iterable[Requirement], prefix: str) -> bool:

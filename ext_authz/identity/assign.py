@@ -147,7 +147,7 @@ class Assigner:
         if endpoint.kube_apiserver:
             labels.append(reserved_label("kube-apiserver"))
         if self._settings.node_selector_labels:
-            labels.append(Label(NODE, CLUSTER_KEY, self._settings.cluster_name))
+            labels.append(Label(K8S, CLUSTER_KEY, self._settings.cluster_name))
             labels += node_labels(endpoint, NODE)
         if "nodes" in self._settings.policy_cidr_match_mode:
             labels += self._address_labels(endpoint)

@@ -240,9 +240,13 @@ class _Consistency:
         self._rule = rule
 
     def check(self, direction: str, host: bool, ports: list[tuple[PortSpec, Mapping, str]]) -> None:
-        if self._rule.rules is not None:
-            self._check_direction(self._rule.rules, direction, host)
-            self._check_ports(self._rule.rules, ports)
+        rules = self._rule.rules
+        if rules is not None and not (rules.http or rules.dns or rules.kafka or rules.l7proto):
+            # Empty lists say nothing of requests: a plain entry, of any protocol and port.
+            self._check_portless(rules)
+        elif rules is not None:
+            self._check_direction(rules, direction, host)
+            self._check_ports(rules, ports)
             if "serverNames" in self._mapping.fields and "terminatingTLS" not in self._mapping.fields:
                 self._error("serverNames", "cannot stand beside rules unless terminatingTLS opens the connection")
             if "listener" in self._mapping.fields:
@@ -274,14 +278,16 @@ class _Consistency:
                 where = "host ingress" if direction == "ingress" else "host egress (dns only)"
                 self._rules_error(kind, f"is not allowed for {where}: the host's traffic has no such proxy")
 
+    def _check_portless(self, rules: L7Rules) -> None:
+        if _has_elements(self._mapping.get("ports")):
+            return
+        if rules.dns:
+            self._rules_error("dns", "needs ports beside it: name the DNS port, as 53")
+        else:
+            self._reader.warning(self._mapping, self._path, "has no ports and matches no traffic")
+
     def _check_ports(self, rules: L7Rules, ports: list[tuple[PortSpec, Mapping, str]]) -> None:
-        if not _has_elements(self._mapping.get("ports")):
-            if rules.dns is not None:
-                self._rules_error("dns", "needs ports beside it: name the DNS port, as 53")
-            else:
-                self._reader.warning(self._mapping, self._path, "has no ports and matches no traffic")
-        if rules.dns == ():
-            return  # no DNS rule at all: a plain entry, of any protocol
+        self._check_portless(rules)
         for spec, node, place in ports:
             if spec.name is None and spec.port == 0:
                 self._reader.error(node, child(place, "port"), "L7 rules need a numbered or named port, not all ports")

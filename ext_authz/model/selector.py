@@ -82,7 +82,7 @@ class SelectorReader:
         expressions = self._expressions(mapping.get("matchExpressions"), child(path, "matchExpressions"))
         if len(self._reader.errors) > before:
             return None
-        return LabelSelector((*labels, *expressions))
+        return LabelSelector((*labels, *expressions), len(expressions))
 
     def _labels(self, node: Node | None, path: str) -> list[Requirement]:
         found = []

@@ -86,9 +86,10 @@ class Requirement:
 
 @dataclass(frozen=True, slots=True)
 class LabelSelector:
-    """All requirements hold; none: selects all."""
+    """All requirements hold; none: selects all. The last `expressions` of them were written as matchExpressions."""
 
     requirements: tuple[Requirement, ...] = ()
+    expressions: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,7 +135,7 @@ class Oracle:
         if not self._has_cidr(peer):
             return False
         if not peer.addresses:
-            return kind == "cidr" and is_family(peer.name, selector[1])
+            return kind == "cidr" and self._is_family(peer.name, selector[1])
         if kind == "cidr" and not selector[1].prefixlen and peer.kind in ("host", "remote-node"):
             # All addresses means the world's.
             return False
@@ -149,6 +149,12 @@ class Oracle:
         modes = self.settings["policy_cidr_match_mode"]
         nodes = peer.kind in ("host", "remote-node") and "nodes" in modes
         return peer.world or nodes or (peer.kind == "pod" and "pods" in modes)
+
+    def _is_family(self, name: str, network: Any) -> bool:
+        """Only 0.0.0.0/0 and ::/0 reach a world of which no address is known, and "world" alone has one family."""
+        used = tuple(version for version, key in ((4, "ipv4"), (6, "ipv6")) if self.settings[key])
+        versions = {"world": used if len(used) == 1 else (), "world-ipv4": (4,), "world-ipv6": (6,)}
+        return network.prefixlen == 0 and network.version in versions.get(name, ())
 
     def _group_networks(self, chosen: Any) -> Iterator[Any]:
         """Prefixes of the groups that a name or requirements choose."""
@@ -233,12 +239,6 @@ def is_entity(entity: str, labels: Labels) -> bool:
     if entity == "world":
         return any(has(labels, name) for name in ("world", "world-ipv4", "world-ipv6"))
     return has(labels, entity)
-
-
-def is_family(name: str, network: Any) -> bool:
-    """Only 0.0.0.0/0 and ::/0 reach a world of which no address is known."""
-    versions = {"world": (4, 6), "world-ipv4": (4,), "world-ipv6": (6,)}
-    return network.prefixlen == 0 and network.version in versions.get(name, ())
 
 
 def subject_of(rule: Rule, subject: End) -> bool:

@@ -95,8 +95,8 @@ def selects(wanted: Iterable[Requirement], labels: Labels) -> bool:
     return all(holds(requirement, labels) for requirement in wanted)
 
 
-def names_key(wanted: Iterable[Requirement], key: str, sources: tuple[str, ...] = ("k8s", "any")) -> bool:
-    return any(k == key and s in sources for s, k, _, _ in wanted)
+def names_key(wanted: Iterable[Requirement], key: str) -> bool:
+    return any(k == key and s in ("k8s", "any") for s, k, _, _ in wanted)
 
 
 def has(labels: Labels, reserved: str) -> bool:

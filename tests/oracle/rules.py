@@ -193,13 +193,13 @@ class Reader:
             return [("entity", entity)]
         return [*(("entity", name) for name in CLUSTER_ENTITIES), ("labels", frozenset({members[entity]}))]
 
-    def _local(self, wanted: Requirements, source: str = "k8s") -> Requirements:
-        if not self.settings["default_local_cluster"] or names_key(wanted, CLUSTER, (source, "any")):
+    def _local(self, wanted: Requirements) -> Requirements:
+        if not self.settings["default_local_cluster"] or names_key(wanted, CLUSTER):
             return wanted
-        return wanted | {(source, CLUSTER, "In", (self.settings["cluster_name"],))}
+        return wanted | {("k8s", CLUSTER, "In", (self.settings["cluster_name"],))}
 
     def _node_peer(self, wanted: Requirements) -> Requirements:
-        return self._local(wanted | {("reserved", "remote-node", "Exists", ())}, "node")
+        return self._local(wanted | {("reserved", "remote-node", "Exists", ())})
 
     def _cidr_rule(self, rule: Mapping[str, Any]) -> Selector:
         if rule.get("cidr"):

@@ -99,7 +99,7 @@ class Fixture:
         labels = reserved_labels("remote-node", *["kube-apiserver"] * bool(raw.get("kube_apiserver")))
         if self.settings["node_selector_labels"]:
             cluster = raw.get("cluster", self.settings["cluster_name"])
-            labels |= sourced("node", {**(raw.get("node_labels") or {}), CLUSTER: cluster})
+            labels |= sourced("node", raw.get("node_labels")) | sourced("k8s", {CLUSTER: cluster})
         return labels
 
     def _outside(self, name: str, address: Address | None, apiserver: bool = False) -> End:

@@ -47,7 +47,7 @@ def test_node_labels_make_nodes_identities_of_their_own() -> None:
     number, texts = assign(NODE, Settings(node_selector_labels=True))
     assert number == 33554433
     assert texts == (
-        "node:io.cilium.k8s.policy.cluster=default",
+        "k8s:io.cilium.k8s.policy.cluster=default",
         "node:role=worker",
         "node:zone=a",
         "reserved:remote-node",

@@ -105,7 +105,7 @@ L7 = [
     ("serverNames: [a.b, a.b]", "serverNames[1]", "named twice"),
     (f"serverNames: [{'a' * 256}]", "serverNames[0]", "is no server name"),
     ("serverNames: [a.b], rules: {http: [{}]}", "serverNames", "unless terminatingTLS"),
-    ("serverNames: [a.b], rules: {http: []}", "serverNames", "unless terminatingTLS"),
+    ("serverNames: [a.b], rules: {http: [{}]}", "serverNames", "unless terminatingTLS"),
     ("terminatingTLS: {}", "terminatingTLS.secret", "is missing"),
     ("terminatingTLS: {secret: {}}", "terminatingTLS.secret.name", "is missing"),
     ("originatingTLS: {secret: {name: ''}}", "originatingTLS.secret.name", "is missing"),
