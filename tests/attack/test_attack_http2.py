@@ -71,7 +71,7 @@ DENIED: dict[str, Headers] = {
 class _Raw(H2Client):
     def raw(self, headers: Headers) -> int:
         """The status; 0 for a reset stream or connection."""
-        self._socket.settimeout(1)
+        self._socket.settimeout(0.5)
         stream = self._h2.get_next_available_stream_id()
         self._h2.send_headers(stream, headers, end_stream=True)
         self._flush()
