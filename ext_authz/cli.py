@@ -23,6 +23,7 @@ COMMANDS = (
     "endpoint",
     "doctor",
 )
+_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
 class Failure(Exception):
@@ -47,7 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     named = next((word for word in words if not word.startswith("-")), None)
     args = build_parser(named).parse_args(words)
-    level = os.environ.get("IDMESH_LOG", "").upper() or {0: "WARNING", 1: "INFO"}.get(args.verbose, "DEBUG")
+    asked = os.environ.get("IDMESH_LOG", "").upper()
+    if asked and asked not in _LEVELS:
+        print(f"idmesh: IDMESH_LOG must be one of {', '.join(_LEVELS)} in any case", file=sys.stderr)
+        return 2
+    level = asked or {0: "WARNING", 1: "INFO"}.get(args.verbose, "DEBUG")
     logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         return args.run(args)

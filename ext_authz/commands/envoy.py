@@ -57,7 +57,13 @@ def _add_door(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=1, help="as for run (ext-authz)")
     parser.add_argument("--second-point", action="store_true", help="judge again on the chosen upstream host (module)")
     parser.add_argument("--body", default="", help="what a denied client reads (module)")
-    parser.add_argument("--metadata", default="", choices=["", "all", "denied", "none"], help="decisions in metadata")
+    parser.add_argument(
+        "--metadata",
+        default="",
+        choices=["", "all", "denied", "none"],
+        metavar="WHICH",
+        help="decisions in metadata: all, denied or none",
+    )
 
 
 def _add_listener(parser: argparse.ArgumentParser) -> None:

@@ -142,7 +142,7 @@ class Setup:
         return [
             "" if self.upstreams else "an upstream is needed",
             "" if self.listen.address else f"{self.listen.text}: the listener needs an IP address",
-            "" if self.door != Door.EXT_AUTHZ or self.authz else "the ext-authz door needs the service's address",
+            "" if self.door != Door.EXT_AUTHZ or self.authz else "the ext-authz door needs --grpc ADDR",
             "" if not self.loads_module or self.module else "the module's path is needed",
             "" if self.door != Door.MODULE or self.state else "the module door needs the state directory",
             "" if not self.second_point or self.door == Door.MODULE else "only the module can judge a second time",

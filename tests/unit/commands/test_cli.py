@@ -29,6 +29,12 @@ def test_an_identity_that_is_none_is_said_to_be_none(tmp_path, capsys):
     assert "999: no identity" in capsys.readouterr().err
 
 
+def test_a_level_that_is_none_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("IDMESH_LOG", "loud")
+    assert cli.main(["validate", str(tmp_path)]) == 2
+    assert "IDMESH_LOG" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("words", [["--help"], ["validate", "--help"], ["run", "--help"]])
 def test_help_is_no_error(words, capsys):
     with pytest.raises(SystemExit) as ended:
