@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From policies to the snapshot that the engine decides from."""
