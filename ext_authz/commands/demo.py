@@ -42,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
         if code is not None:
             return code
         print(_UNAUTHENTICATED, file=sys.stderr)
+    stages.interrupt_at_the_end()
     try:
         if args.keep:
             clear(args.keep)

@@ -23,6 +23,8 @@ from dataclasses import dataclass, field
 CLONE_NEWNET = 0x40000000
 INSIDE = "IDMESH_DEMO_INSIDE"  # set for the process that already lives in the node namespace
 
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -30,7 +32,8 @@ def enter_node_namespace(argv: Sequence[str]) -> int | None:
     """
     Run `argv` again inside a node namespace and return its exit code; None where namespaces are not to be had.
 
-    SIGINT and SIGTERM reach the inner process; it cleans up, we only wait.
+    What ends us reaches the inner processes as SIGTERM (a helper that is interrupted would show its stack); they clean
+    up, we only wait.
     """
     unshare = shutil.which("unshare")
     if unshare is None:
@@ -41,18 +44,30 @@ def enter_node_namespace(argv: Sequence[str]) -> int | None:
     if subprocess.run([*wrap, "true"], capture_output=True, check=False).returncode != 0:
         return None
     child = subprocess.Popen([*wrap, *argv], env={**os.environ, INSIDE: "1"}, start_new_session=True)
-    both = (signal.SIGTERM, signal.SIGINT)
-    forward = {number: signal.signal(number, lambda n, _: _signal_group(child, n)) for number in both}
+    forward = {number: signal.signal(number, lambda *_: _end_group(child)) for number in _ENDING}
     try:
-        return child.wait()
+        code = child.wait()
+        return code if code >= 0 else 128 - code  # as a shell would say it
     finally:
         for number, handler in forward.items():
             signal.signal(number, handler)
 
 
-def _signal_group(child: subprocess.Popen[bytes], number: int) -> None:
+def _end_group(child: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(child.pid, number)
+        os.killpg(child.pid, signal.SIGTERM)
+
+
+def interrupt_at_the_end() -> None:
+    """Have SIGTERM and SIGHUP end us as SIGINT does, so that all is taken down; a second one is not heard."""
+
+    def interrupt(*_: object) -> None:
+        for number in _ENDING:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for number in _ENDING:
+        signal.signal(number, interrupt)
 
 
 @dataclass

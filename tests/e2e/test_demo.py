@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -115,3 +116,18 @@ def namespaces() -> set[str]:
             except OSError:
                 continue
     return found
+
+
+@pytest.mark.needs_envoy
+@pytest.mark.needs_namespaces
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupted_demo_leaves_no_file_and_shows_no_stack(tmp_path: Path, number: signal.Signals) -> None:
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    demo = subprocess.Popen(DEMO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    assert demo.stderr is not None
+    assert demo.stderr.readline()  # it has begun
+    demo.send_signal(number)
+    _, said = demo.communicate(timeout=LONGEST_S)
+    assert demo.returncode == 130
+    assert "Traceback" not in said
+    assert list(tmp_path.iterdir()) == []
