@@ -9,6 +9,8 @@ has is asked only where a field is read (reading.py), because Kubernetes knows t
 
 from __future__ import annotations
 
+import io
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -134,11 +136,19 @@ def parse_document(text: str) -> Node | None:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line, column = (mark.line, mark.column) if mark is not None else (0, 0)
-        raise SyntaxProblem(line, column, f"is not YAML: {printable(str(error.problem or error.context))}") from None
+        reason = printable(str(error.problem or error.context))
+        if "cannot start any token" in reason and _line(text, line).startswith("\t", column):
+            reason = "a tab stands where only spaces may"
+        raise SyntaxProblem(line, column, f"is not YAML: {reason}") from None
     except yaml.reader.ReaderError as error:
         raise SyntaxProblem(*_place(text, error.position), f"is not YAML: {error.reason}") from None
     except yaml.YAMLError as error:
         raise SyntaxProblem(0, 0, f"is not YAML: {printable(str(error))}") from None
+
+
+def _line(text: str, number: int) -> str:
+    """One line, as YAML counts them; empty past the end."""
+    return next(itertools.islice(io.StringIO(text), number, None), "")
 
 
 def printable(text: str) -> str:
