@@ -31,7 +31,7 @@ def _anchors(selector: Selector) -> tuple[_Anchor, ...] | None:
     """One of these must be among an identity's anchors for it to match; None: it may match any identity."""
     if selector.kind is Kind.FQDN and selector.fqdn is not None:
         return ((selector.fqdn.source, selector.fqdn.key),)
-    if selector.kind is Kind.CIDR_GROUP:
+    if selector.kind is Kind.CIDR_GROUP and not selector.requirements:
         return tuple((CIDR_GROUP, CIDR_GROUP_NAME_PREFIX + name) for name in selector.groups)
     best: tuple[_Anchor, ...] | None = None
     for requirement in selector.requirements:

@@ -62,9 +62,16 @@ class Selector:
                 and not self._leaves_out(labels)
                 and any(contains(self.cidr, network) and not self._excepted(network) for network in labels.networks)
             )
-        if not any(labels.has(CIDR_GROUP, CIDR_GROUP_NAME_PREFIX + name) for name in self.groups):
+        if not self._in_groups(labels):
             return False
-        return not self.excepts or any(not self._excepted(network) for network in labels.networks)
+        networks = labels.networks if self.excepts else ()
+        return not networks or any(not self._excepted(network) for network in networks)
+
+    def _in_groups(self, labels: LabelSet) -> bool:
+        if not self.requirements:
+            return any(labels.has(CIDR_GROUP, CIDR_GROUP_NAME_PREFIX + name) for name in self.groups)
+        outside = labels.networks or any(labels.has(RESERVED, name) for name in ("world", "world-ipv4", "world-ipv6"))
+        return bool(outside) and all(holds(requirement, labels) for requirement in self.requirements)
 
     def _leaves_out(self, labels: LabelSet) -> bool:
         """All addresses of a family are a word for the world: no node is met by it, even where CIDRs reach nodes."""
@@ -123,26 +130,24 @@ def from_group_selector(
     selector: LabelSelector, groups: Iterable[CidrGroup], excepts: Iterable[Network] = ()
 ) -> Selector:
     """
-    Addresses of the CIDR groups whose own labels fit; keys without source are those of the groups' labels.
+    Addresses outside whose labels fit: those of all groups around them. Keys without source are the groups' labels.
 
-    Each group is judged by its own labels, so that nested prefixes neither hide nor add up labels of two groups. The
-    names are part of the text: the same requirements over other groups are another selector.
+    As with any labels, NotIn and DoesNotExist fit addresses of no group, and one of several groups fails them for all.
+    The names of the groups that may matter are part of the text: over other groups it is another selector.
     """
     canonical = canonical_requirements(
         Requirement(CIDR_GROUP, item.key, item.operator, item.values) for item in selector.requirements
     )
-    names = tuple(sorted(group.name for group in groups if _fits(canonical, group)))
-    return _from_groups(f"cidrgroup:{_text(canonical)} in ({','.join(names)})", names, excepts)
+    keys = {item.key for item in canonical}
+    names = tuple(sorted(group.name for group in groups if not keys or keys & group.labels.keys()))
+    return _from_groups(f"cidrgroup:{_text(canonical)} in ({','.join(names)})", names, excepts, canonical)
 
 
-def _fits(requirements: tuple[Requirement, ...], group: CidrGroup) -> bool:
-    labels = LabelSet(Label(CIDR_GROUP, key, value) for key, value in group.labels.items())
-    return all(holds(requirement, labels) for requirement in requirements)
-
-
-def _from_groups(text: str, names: tuple[str, ...], excepts: Iterable[Network]) -> Selector:
+def _from_groups(
+    text: str, names: tuple[str, ...], excepts: Iterable[Network], requirements: tuple[Requirement, ...] = ()
+) -> Selector:
     holes = tuple(sorted(set(excepts), key=_network_key))
-    return Selector(text + _except_text(holes), Kind.CIDR_GROUP, excepts=holes, groups=names)
+    return Selector(text + _except_text(holes), Kind.CIDR_GROUP, requirements, excepts=holes, groups=names)
 
 
 def from_fqdn(label: Label, is_pattern: bool = False) -> Selector:

@@ -16,7 +16,7 @@ from ipaddress import ip_network
 from typing import Any
 
 from tests.oracle import http, kafka
-from tests.oracle.labels import Labels, has, selects
+from tests.oracle.labels import Labels, Requirements, has, selects
 from tests.oracle.names import dns_matches, sni_matches
 from tests.oracle.rules import ANY, PROTOCOLS, Item, PortKey, Reader, Rule, Selector, networks
 from tests.oracle.world import End, Fixture
@@ -134,6 +134,8 @@ class Oracle:
             return self._learned({selector[1]: selector[2]}, peer)
         if not self._has_cidr(peer):
             return False
+        if kind == "group" and selector[1] and not isinstance(selector[1], str):
+            return self._by_group_labels(selector[1], selector[2], peer)
         if not peer.addresses:
             return kind == "cidr" and self._is_family(peer.name, selector[1])
         if kind == "cidr" and not selector[1].prefixlen and peer.kind in ("host", "remote-node"):
@@ -155,6 +157,15 @@ class Oracle:
         used = tuple(version for version, key in ((4, "ipv4"), (6, "ipv6")) if self.settings[key])
         versions = {"world": used if len(used) == 1 else (), "world-ipv4": (4,), "world-ipv6": (6,)}
         return network.prefixlen == 0 and network.version in versions.get(name, ())
+
+    def _by_group_labels(self, wanted: Requirements, excepts: frozenset[Any], peer: End) -> bool:
+        """All groups around an address label it together; an address of no group has none of their labels."""
+        if not peer.addresses:
+            return selects(wanted, frozenset())
+        return any(
+            selects(wanted, self.fixture.group_labels(address)) and not any(address in net for net in excepts)
+            for address in peer.addresses
+        )
 
     def _group_networks(self, chosen: Any) -> Iterator[Any]:
         """Prefixes of the groups that a name or requirements choose."""

@@ -72,7 +72,7 @@ def test_everything_of_a_family_leaves_out_the_other_family() -> None:
     assert not every.matches(LabelSet.parse(["reserved:world-ipv6"]))
 
 
-def test_a_group_selector_judges_each_group_by_its_own_labels() -> None:
+def test_a_group_selector_judges_addresses_by_the_labels_of_all_groups_around_them() -> None:
     wide = CidrGroup("wide", {"kind": "wide", "team": "a"}, (net("10.0.0.0/8"),))
     narrow = CidrGroup("narrow", {"kind": "narrow"}, (net("10.1.0.0/16"),))
     both = LabelSet.parse(
@@ -81,6 +81,7 @@ def test_a_group_selector_judges_each_group_by_its_own_labels() -> None:
             "cidrgroup:io.cilium.policy.cidrgroupname/narrow",
             "cidrgroup:kind=wide",
             "cidrgroup:kind=narrow",
+            "cidrgroup:team=a",
             "cidr:10.1.0.0/16",
             "reserved:world",
         ]
@@ -92,12 +93,12 @@ def test_a_group_selector_judges_each_group_by_its_own_labels() -> None:
 
     assert choose(Requirement("any", "kind", "In", ("wide",))).matches(both)
     assert choose(Requirement("any", "kind", "In", ("narrow",))).matches(both)
-    # Neither group has both labels.
     mixed = choose(Requirement("any", "kind", "In", ("narrow",)), Requirement("any", "team", "In", ("a",)))
-    assert not mixed.matches(both)
+    assert mixed.matches(both)
     negative = choose(Requirement("any", "kind", "NotIn", ("wide",)))
-    assert negative.matches(both)
-    assert not negative.matches(LabelSet.parse(["reserved:world"]))
+    assert not negative.matches(both)
+    # Lacking the key fits, inside and outside of groups; but pods are no addresses outside.
+    assert negative.matches(LabelSet.parse(["reserved:world"]))
     assert not negative.matches(LabelSet.parse(["k8s:app=web"]))
 
 
