@@ -95,7 +95,7 @@ soak: setup ## The full counts: 100,000 paths, 1,000,000 flows, 10 minutes of ea
 	@IDMESH_SOAK=1 IDMESH_AGREEMENT_FLOWS=1000000 IDMESH_PATHS=100000 $(BIN)/python -m pytest -q tests/agreement tests/envoy
 	@PYTHON=$(CURDIR)/$(BIN)/python tests/fuzz/run.sh 600
 
-bench: setup ## Measure and rewrite tests/load/RESULTS.md (ONLY=name for one table)
+bench: setup ## Measure and rewrite tests/load/RESULTS.md (needs wrk and nginx-light; ONLY=name for one table)
 	@$(BIN)/python -m tests.load $(ONLY)
 
 clean: ## Remove everything that was built
