@@ -14,12 +14,10 @@ from typing import Any
 
 from ext_authz.cli import Failure
 from ext_authz.engine.dump import Tables, load
-from ext_authz.engine.layout import NONE, IdentitiesSection, TableKind
+from ext_authz.engine.layout import ENDPOINT_AUDIT, ENDPOINT_LOCAL, NONE, IdentitiesSection, TableKind
 from ext_authz.engine.types import SnapshotError
 from ext_authz.logs import escape
 from ext_authz.state import State, default_state, read_owned
-
-_LOCAL, _AUDIT = 1, 2
 
 
 def add_state_argument(parser: argparse.ArgumentParser) -> None:
@@ -53,8 +51,8 @@ class Directory:
                 "name": item["name"],
                 "identity": item["identity"],
                 "addresses": addresses.get(index, []),
-                "local": bool(item["flags"] & _LOCAL),
-                "audit": bool(item["flags"] & _AUDIT),
+                "local": bool(item["flags"] & ENDPOINT_LOCAL),
+                "audit": bool(item["flags"] & ENDPOINT_AUDIT),
             }
             for index, item in enumerate(self._items(IdentitiesSection.ENDPOINTS))
         ]

@@ -2,43 +2,18 @@
 """
 What the semantic half of the compiler (resolve, merge) hands to the packing half (pack): one subject's policy
 as merged entries, in terms of selectors, still without indexes.
-
-The numbers are those of native/include/idmesh/snapshot.h.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import TYPE_CHECKING
 
+from ext_authz.engine.types import L7, Auth, EntryVerdict, Mismatch
 from ext_authz.model.types import KafkaRule, Tier
 
 if TYPE_CHECKING:
     from ext_authz.identity.selectors import Selector
-
-
-class EntryVerdict(IntEnum):
-    PASS = 0
-    ALLOW = 1
-    REDIRECT = 2
-    DENY = 3
-
-
-class L7(IntEnum):
-    NONE = 0
-    HTTP = 1
-    DNS = 2
-    KAFKA = 3
-    OTHER = 4
-    LISTENER = 5
-
-
-class Auth(IntEnum):
-    UNSET = 0
-    DISABLED = 1
-    REQUIRED = 2
-    ALWAYS_FAIL = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +33,12 @@ class RuleOrigin:
 
 @dataclass(frozen=True, slots=True)
 class HeaderPredicate:
-    """
-    name lower case. present: only presence counts. never: the value is missing.
-
-    mismatch: 0 FAIL, 1 LOG, 2 ADD, 3 DELETE, 4 REPLACE.
-    """
+    """name lower case. present: only presence counts. never: the value is missing."""
 
     name: str
     value: str
     present: bool = False
-    mismatch: int = 0
+    mismatch: Mismatch = Mismatch.FAIL
     secret: bool = False
     never: bool = False
 

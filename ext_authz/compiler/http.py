@@ -18,22 +18,21 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from ext_authz.compiler.entries import HeaderPredicate, HttpMatch
+from ext_authz.engine._engine import lib
+from ext_authz.engine.types import Mismatch
 
 # Cost of looking at one group or one dimension, in the unit of Matcher.cost.
 GROUP_COST = 1
 DIM_COST = 1
 
 _META = frozenset(r"\.+*?()|[]{}^$")
-_FAIL = 0
 
 
 class DimKind(IntEnum):
-    """Same numbers as enum idm_http_dim_kind."""
-
-    METHOD = 0
-    HOST = 1
-    HEADER_VALUE = 2
-    HEADER_PRESENT = 3
+    METHOD = lib.IDM_DIM_METHOD
+    HOST = lib.IDM_DIM_HOST
+    HEADER_VALUE = lib.IDM_DIM_HEADER_VALUE
+    HEADER_PRESENT = lib.IDM_DIM_HEADER_PRESENT
 
 
 # Decides between values that equally many groups share.
@@ -116,7 +115,7 @@ def filings_of(group: Group) -> list[Filing]:
     """Every literal predicate of a group; a request must have all of these values."""
     found = []
     for predicate in group.headers:
-        if predicate.mismatch != _FAIL:
+        if predicate.mismatch is not Mismatch.FAIL:
             continue
         # A slot holds a plain hash of its value, from which a secret could be guessed.
         if predicate.present or predicate.secret:
@@ -138,9 +137,7 @@ def file_groups(groups: Sequence[Group]) -> tuple[dict[Filing, list[int]], list[
     always: list[int] = []
     for number, filings in enumerate(possible):
         if filings:
-            best = min(
-                filings, key=lambda f: (f.kind == DimKind.HEADER_PRESENT, shared[f], _PREFERENCE.index(f.kind), f)
-            )
+            best = min(filings, key=lambda filing: _rank(filing, shared))
             filed.setdefault(best, []).append(number)
         else:
             always.append(number)

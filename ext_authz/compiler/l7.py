@@ -49,7 +49,6 @@ _kafka_rule = packer(
 _dns_set = packer("idm_dns_set", "matcher")
 _matcher_ref = packer("idm_matcher_ref", "offset", "size")
 
-_HTTP_SET_ACTIONS = 1
 _ALL_API_KEYS = 2**64 - 1
 
 T = TypeVar("T")
@@ -215,7 +214,7 @@ class L7Pools:
         number = self.http_sets.append(
             _http_set(
                 *(first_dim, len(dims), self.slots.append(b"".join(slots)), len(slots), longest),
-                *(self._group_list(always, first), len(always), _HTTP_SET_ACTIONS * acts),
+                *(self._group_list(always, first), len(always), layout.HTTP_SET_ACTIONS * acts),
             )
         )
         shared = max((self._shared(group.paths) for group in groups), default=0)

@@ -12,11 +12,18 @@ from dataclasses import replace
 
 from ext_authz.compiler import patterns
 from ext_authz.compiler.entries import HeaderPredicate, HttpMatch, KafkaMatch, RuleOrigin
+from ext_authz.engine.types import Mismatch
 from ext_authz.model.types import DnsRule, HeaderMatch, HttpRule, KafkaRule, Secret, SecretRef
 
 Secrets = Mapping[tuple[str, str], Secret]
 
-_MISMATCH = {None: 0, "LOG": 1, "ADD": 2, "DELETE": 3, "REPLACE": 4}
+_MISMATCH = {
+    None: Mismatch.FAIL,
+    "LOG": Mismatch.LOG,
+    "ADD": Mismatch.ADD,
+    "DELETE": Mismatch.DELETE,
+    "REPLACE": Mismatch.REPLACE,
+}
 
 
 def http_matches(rules: Iterable[HttpRule], origin: RuleOrigin, secrets: Secrets) -> tuple[HttpMatch, ...]:

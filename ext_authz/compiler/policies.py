@@ -43,9 +43,6 @@ _policy = packer(
 _subject = packer("idm_subject", "identity", "policy")
 _meta = packer("idm_policies_meta", "flags")
 
-_CLOSED = 1
-_SIDE_ENFORCED, _SIDE_AUDIT, _SIDE_ISOLATED = 1, 2, 4
-_FLAG_AUDIT, _FLAG_SYNTHETIC, _FLAG_EXACT_PORT, _FLAG_TERMINATES_TLS, _FLAG_PORT_WILDCARD = 1, 2, 4, 8, 16
 _LAST_PORT = 65535
 
 # A decision may take 20 us also on a hostile path of 8 KiB; 2 of them belong to everything but HTTP rules. In the unit
@@ -149,7 +146,7 @@ class PolicyPools:
         packed = b"".join(_subject(identity, subjects[identity]) for identity in sorted(subjects))
         own = (self._policies, self._rows, self._spans, self._named, self._refs, self._entries, self._origins)
         sections: list[bytes | bytearray] = [
-            _meta(_CLOSED if closed else 0),
+            _meta(layout.POLICIES_CLOSED if closed else 0),
             packed,
             *(pool.data for pool in own),
             *self.l7.sections(),
@@ -187,7 +184,8 @@ class PolicyPools:
                 self._short_of[id(side)] = self._short_of[id(before)]
         if known is not None:
             return known[1]
-        flags = _SIDE_ENFORCED * side.enforced | _SIDE_AUDIT * side.audit | _SIDE_ISOLATED * side.isolated
+        flags = layout.SIDE_ENFORCED * side.enforced
+        flags |= layout.SIDE_AUDIT * side.audit | layout.SIDE_ISOLATED * side.isolated
         rows, short = self._rows_of(side)
         any_row = rows.pop(layout.ANY, None)
         packed = b"".join(self._row(rows[selector]) for selector in sorted(rows))
@@ -395,9 +393,9 @@ def fold_ports(protocol: int, entries: Iterable[tuple[int, int, int, int]]) -> I
 def _flags(entry: MergedEntry) -> int:
     wildcard = not entry.port_name and entry.first_port == 0 and entry.last_port == _LAST_PORT
     return (
-        _FLAG_AUDIT * entry.audit
-        | _FLAG_SYNTHETIC * entry.synthetic
-        | _FLAG_EXACT_PORT * entry.exact_port
-        | _FLAG_TERMINATES_TLS * entry.terminates_tls
-        | _FLAG_PORT_WILDCARD * wildcard
+        layout.ENTRY_AUDIT * entry.audit
+        | layout.ENTRY_SYNTHETIC * entry.synthetic
+        | layout.ENTRY_EXACT_PORT * entry.exact_port
+        | layout.ENTRY_TERMINATES_TLS * entry.terminates_tls
+        | layout.ENTRY_PORT_WILDCARD * wildcard
     )

@@ -30,8 +30,6 @@ _range6 = packer("idm_range6", "first", "identity")
 _selector = packer("idm_selector", "text_offset", "text_size")
 _selected = packer("idm_selected", "identity", "first", "count")
 
-_IDENTITY_WORLD = 1
-_ENDPOINT_LOCAL, _ENDPOINT_AUDIT = 1, 2
 PROTOCOLS = {"ICMP": 1, "IGMP": 2, "TCP": 6, "UDP": 17, "ICMPV6": 58, "VRRP": 112, "SCTP": 132}
 
 Row = TypeVar("Row")
@@ -100,10 +98,10 @@ class IdentityPools:
     def _pack_identity(self, row: IdentityRow) -> bytes:
         labels = self._labels.intern(b"".join(_string(*self._strings(label)) for label in row.labels))
         ports = self._port_list(row.named_ports)
-        return _identity(row.number, labels, len(row.labels), *ports, _IDENTITY_WORLD * row.world)
+        return _identity(row.number, labels, len(row.labels), *ports, layout.IDENTITY_WORLD * row.world)
 
     def _pack_endpoint(self, row: EndpointRow) -> bytes:
-        flags = _ENDPOINT_LOCAL * row.local | _ENDPOINT_AUDIT * row.audit
+        flags = layout.ENDPOINT_LOCAL * row.local | layout.ENDPOINT_AUDIT * row.audit
         return _endpoint(row.identity, flags, *self._strings(row.name), *self._port_list(row.named_ports))
 
     def _port_list(self, ports: Sequence[NamedPort]) -> tuple[int, int]:

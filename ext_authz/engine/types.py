@@ -29,6 +29,15 @@ class VerdictCode(IntEnum):
     REDIRECTED = lib.IDM_REDIRECTED
 
 
+class EntryVerdict(IntEnum):
+    """What a compiled entry says, before anything is known of the flow."""
+
+    PASS = lib.IDM_ENTRY_PASS
+    ALLOW = lib.IDM_ENTRY_ALLOW
+    REDIRECT = lib.IDM_ENTRY_REDIRECT
+    DENY = lib.IDM_ENTRY_DENY
+
+
 class At(IntEnum):
     """Where the final answer was found; NONE without request facts."""
 
@@ -76,6 +85,16 @@ class Evidence(IntFlag):
     ADDRESS = lib.IDM_EVIDENCE_ADDRESS
     DATAPATH = lib.IDM_EVIDENCE_DATAPATH
     CERTIFICATE = lib.IDM_EVIDENCE_CERTIFICATE
+
+
+class Mismatch(IntEnum):
+    """What an HTTP rule does about a header condition that does not hold."""
+
+    FAIL = lib.IDM_MISMATCH_FAIL
+    LOG = lib.IDM_MISMATCH_LOG
+    ADD = lib.IDM_MISMATCH_ADD
+    DELETE = lib.IDM_MISMATCH_DELETE
+    REPLACE = lib.IDM_MISMATCH_REPLACE
 
 
 class ChangeAction(IntEnum):

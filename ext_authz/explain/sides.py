@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ext_authz.engine.types import Consider, Considered, Direction, Flow, Verdict, VerdictCode
+from ext_authz.engine.types import At, Auth, Consider, Considered, Direction, Flow, Verdict, VerdictCode
 from ext_authz.explain.miss import Miss, nearest_miss
 from ext_authz.explain.names import DROP_REASONS
 from ext_authz.explain.view import EntryView, RuleView, View
 from ext_authz.identity.reserved import NAMES
+from ext_authz.logs import escape
 
 _REASONS = {
     Consider.WON: "decided",
@@ -152,7 +153,7 @@ def side_text(side: Side) -> list[str]:
         lines.append(f"  missed  {side.miss.text}")
     others = [(entry, item) for entry, item in side.considered if item.reason is not Consider.WON]
     lines += [f"  considered  {entry_text(entry)}: {_REASONS[item.reason]}" for entry, item in others]
-    return [_printable(line) for line in lines]
+    return [escape(line) for line in lines]
 
 
 def verdict_text(verdict: Verdict) -> str:
@@ -162,8 +163,8 @@ def verdict_text(verdict: Verdict) -> str:
         reason = DROP_REASONS.get(verdict.drop_reason, "")
         text += f" {verdict.drop_reason} ({reason})" if verdict.drop_reason else f" by the proxy ({_stage(verdict)})"
     elif verdict.at:
-        text += {1: "", 2: " by the proxy", 3: " without a proxy"}.get(int(verdict.at), "")
-    if verdict.auth > 1:
+        text += {At.PROXY: " by the proxy", At.DIRECT: " without a proxy"}.get(verdict.at, "")
+    if verdict.auth in (Auth.REQUIRED, Auth.ALWAYS_FAIL):
         text += ", authentication required"
     return text
 
@@ -245,8 +246,3 @@ def _stage(verdict: Verdict) -> str:
     return {"HTTP": "403", "DNS": "REFUSED", "SNI": "reset"}.get(
         verdict.dropped_by.name, verdict.dropped_by.name.lower()
     )
-
-
-def _printable(text: str) -> str:
-    """Texts come from files and clients: no control byte reaches the terminal."""
-    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)

@@ -16,6 +16,7 @@ from typing import Any
 from ext_authz.engine import Engine, layout
 from ext_authz.engine.dump import REDACTED
 from ext_authz.engine.layout import IdentitiesSection, PoliciesSection, SelectorsSection, TableKind
+from ext_authz.engine.types import L7, EntryVerdict, Mismatch
 from ext_authz.explain.names import ICMP, protocol_name
 
 ANY_PEER = "any peer"
@@ -24,9 +25,6 @@ _SECTIONS: Mapping[int, Any] = {
     TableKind.SELECTORS: SelectorsSection,
     TableKind.POLICIES: PoliciesSection,
 }
-_VERDICTS = ("pass", "allow", "redirect", "deny")
-_L7 = ("", "http", "dns", "kafka", "other", "listener")
-_ENDPOINT_LOCAL = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +159,7 @@ class View:
 
     def endpoint(self, index: int) -> EndpointView:
         item = self._item(TableKind.IDENTITIES, "ENDPOINTS", index)
-        local = bool(item["flags"] & _ENDPOINT_LOCAL)
+        local = bool(item["flags"] & layout.ENDPOINT_LOCAL)
         return EndpointView(self._text(TableKind.IDENTITIES, item, "name"), item["identity"], local)
 
     def labels(self, identity: int) -> tuple[str, ...] | None:
@@ -208,7 +206,7 @@ class View:
             return True
         subject = self._item(TableKind.POLICIES, "SUBJECTS", index)
         policy = self._item(TableKind.POLICIES, "POLICIES", subject["policy"])
-        return bool(policy[f"side_{int(direction)}_flags"] & 1)
+        return bool(policy[f"side_{int(direction)}_flags"] & layout.SIDE_ENFORCED)
 
     def _read_entry(self, number: int) -> EntryView:
         item = self._item(TableKind.POLICIES, "ENTRIES", number)
@@ -216,10 +214,10 @@ class View:
         first = item["first_origin"]
         selector = None if item["selector"] == layout.ANY else item["selector"]
         l7_set = None if item["l7_set"] == layout.NONE else item["l7_set"]
-        l7 = _L7[item["l7"]]
+        l7 = L7(item["l7"]).name.lower() if item["l7"] else ""
         return EntryView(
             number=number,
-            verdict=_VERDICTS[item["verdict"]],
+            verdict=EntryVerdict(item["verdict"]).name.lower(),
             precedence=item["precedence"],
             tier=item["tier"],
             priority=item["priority"],
@@ -230,8 +228,8 @@ class View:
             first_port=item["first_port"],
             last_port=item["last_port"],
             port_name=self._text(TableKind.POLICIES, item, "port_name"),
-            synthetic=bool(item["flags"] & 2),
-            audit=bool(item["flags"] & 1),
+            synthetic=bool(item["flags"] & layout.ENTRY_SYNTHETIC),
+            audit=bool(item["flags"] & layout.ENTRY_AUDIT),
             names_servers=item["sni"] != layout.NONE,
             listener=self._text(TableKind.POLICIES, item, "listener"),
             origins=tuple(self._rule(n) for n in origins[first : first + item["origin_count"]]),
@@ -269,7 +267,9 @@ class View:
         item = self._item(TableKind.POLICIES, "HTTP_PREDICATES", number)
         value = REDACTED if item["secret"] else self._text(TableKind.POLICIES, item, "value")
         name = self._text(TableKind.POLICIES, item, "name")
-        return HeaderView(name, None if item["present"] else value, bool(item["secret"]), item["mismatch"] == 0)
+        return HeaderView(
+            name, None if item["present"] else value, bool(item["secret"]), item["mismatch"] == Mismatch.FAIL
+        )
 
     def _kafka_set(self, number: int) -> tuple[KafkaView, ...]:
         item = self._item(TableKind.POLICIES, "KAFKA_SETS", number)
