@@ -125,7 +125,7 @@ def test_an_upstream_filter_may_not_name_a_destination(tmp_path: Path, envoy: En
         ({"listen": parse_target("example.org:80")}, "IP address"),
         ({"state": None}, "state directory"),
         ({"module": None}, "module's path"),
-        ({"door": Door.EXT_AUTHZ}, "service's address"),
+        ({"door": Door.EXT_AUTHZ}, "--grpc"),
         ({"door": Door.NONE, "second_point": True}, "second time"),
         ({"door": Door.EXT_AUTHZ, "authz": AUTHZ, "proxy_protocol_from": ("10.0.0.0/8",)}, "trusted proxies"),
     ],
