@@ -78,9 +78,19 @@ DELIBERATE: tuple[Difference, ...] = (
         "the same: ignoring them would leave the direction open",
     ),
     Difference(
-        "cidrGroupSelector with NotIn or DoesNotExist, or over the labels of two groups around one address",
-        "an outside address is judged by all labels of all groups around it, also by having none",
-        "each CiliumCIDRGroup is judged by its own labels; what is in no fitting group is not selected",
+        "cidrGroupSelector: {}",
+        "every peer, pods included",
+        "addresses of any CiliumCIDRGroup",
+    ),
+    Difference(
+        "in egress, a port name that endpoints of one identity give to different ports",
+        "counts for none of them",
+        "counts for each of these ports",
+    ),
+    Difference(
+        "toFQDNs under policy_cidr_match_mode=nodes",
+        "a node's address that was learned for the name is reached",
+        "nodes are not reached by names",
     ),
     Difference(
         "NetworkPolicy namespaceSelector with only NotIn or DoesNotExist",
