@@ -16,10 +16,9 @@ from pathlib import Path
 
 from ext_authz.inotify import Inotify
 from ext_authz.logs import event
+from ext_authz.model.load import SUFFIXES
 
 log = logging.getLogger(__name__)
-
-SUFFIXES = (".yaml", ".yml", ".json")
 
 
 def walk(path: Path) -> Iterator[tuple[str, os.stat_result]]:

@@ -27,7 +27,7 @@ _HTTP = [
     "response_trailers",
 ]
 _HTTP += ["stream_complete", "http_callout_done", "http_stream_headers", "http_stream_data", "http_stream_trailers"]
-_HTTP += ["http_stream_complete", "http_stream_reset", "scheduled", "response_trailers"]
+_HTTP += ["http_stream_complete", "http_stream_reset", "scheduled"]
 _HTTP += ["downstream_above_write_buffer_high_watermark", "downstream_below_write_buffer_low_watermark"]
 _BOOTSTRAP = ["config_scheduled", "server_initialized", "worker_thread_initialized", "drain_started", "shutdown"]
 _BOOTSTRAP += ["http_callout_done", "timer_fired", "file_changed", "admin_request", "cluster_add_or_update"]

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The Check method: Envoy's bytes to the C half and back, and the snapshot it decides from.
+The Check method: Envoy's bytes to the C half and back.
 
 What Envoy's configuration says of the filter that asks travels as gRPC initial metadata of its grpc_service
 (a client cannot reach it): `idmesh-direction` ingress, egress or both; `idmesh-destination` as in
@@ -21,9 +21,9 @@ from envoy.service.auth.v3 import external_auth_pb2
 from google.rpc import status_pb2
 
 from ext_authz.engine._engine import ffi, lib
-from ext_authz.engine.types import SnapshotError
 from ext_authz.logs import event
 from ext_authz.service.loop import Metadata
+from ext_authz.service.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +40,7 @@ _ERRORS = {
     lib.IDM_CHECK_ENGINE: "engine refused the flow",
     lib.IDM_CHECK_TOO_LARGE: "response too large",
 }
-
-
+# Filters' configurations whose options are remembered.
 _OPTIONS_MAX = 1024
 
 
@@ -52,45 +51,6 @@ def _denial() -> bytes:
     option = denied.headers.add()
     option.header.key, option.header.value = "x-idmesh-decision-id", secrets.token_hex(16)
     return external_auth_pb2.CheckResponse(status=status_pb2.Status(code=7), denied_response=denied).SerializeToString()
-
-
-class Store:
-    """
-    The snapshot in force. Loading happens on the caller's thread, readers swap one pointer.
-
-    A snapshot that is refused leaves the one in force alone.
-    """
-
-    def __init__(self) -> None:
-        self._store = lib.idm_store_create()
-        if self._store == ffi.NULL:
-            raise MemoryError("store")
-        self.revision = 0
-        self.digest = ""
-
-    def load(self, data: bytes) -> None:
-        """
-        Put a snapshot in force.
-
-        Raises:
-            SnapshotError: Refused; says why.
-        """
-        made, error = ffi.new("struct idm_snapshot **"), ffi.new("struct idm_error *")
-        previous = lib.idm_store_current(self._store)
-        try:
-            code = lib.idm_snapshot_load(data, len(data), previous, made, error)
-        finally:
-            if previous != ffi.NULL:
-                lib.idm_snapshot_unref(previous)
-        if code:
-            raise SnapshotError(ffi.string(error.message).decode("utf-8", "replace") or f"error {code}")
-        revision = int(lib.idm_snapshot_revision(made[0]))
-        digest = bytes(ffi.buffer(lib.idm_snapshot_digest(made[0]), 32)).hex()
-        lib.idm_store_publish(self._store, made[0])
-        self.revision, self.digest = revision, digest
-
-    def reader(self) -> Any:
-        return lib.idm_reader_create(self._store)
 
 
 class Checker:
@@ -165,10 +125,6 @@ class Checker:
         self.counts["error"] += 1
         name = bytes(ffi.buffer(result.decision_id)).decode()
         event(log, logging.WARNING, "check denied", reason=reason, decision_id=name)
-
-    def snapshot_seen(self) -> int:
-        """Revision of the last decision."""
-        return int(self._result.revision)
 
 
 # cffi frees what nobody holds: the text of a destination lives as long as the options that point to it.

@@ -12,7 +12,7 @@ from ext_authz.engine.types import SnapshotError
 from ext_authz.inotify import CREATE, DELETE_SELF, MOVE_SELF, MOVED_TO, Inotify
 from ext_authz.logs import event
 from ext_authz.memory import trim
-from ext_authz.service.checker import Store
+from ext_authz.service.store import Store
 from ext_authz.state import read_owned
 
 log = logging.getLogger(__name__)

@@ -22,11 +22,12 @@ from pathlib import Path
 from ext_authz import logs
 from ext_authz.logs import event
 from ext_authz.service import checker, health
-from ext_authz.service.checker import Checker, Store
+from ext_authz.service.checker import Checker
 from ext_authz.service.follow import Follower
 from ext_authz.service.health import Health
 from ext_authz.service.listen import Address, parse_address
 from ext_authz.service.loop import LoopServer
+from ext_authz.service.store import Store
 from ext_authz.state import State, write_json
 
 log = logging.getLogger(__name__)
@@ -102,9 +103,8 @@ class Worker:
     def stop(self, grace_s: float) -> None:
         self.health.draining = True
         clean = self.server.stop(grace_s)
-        for path in (self.state.readers / f"{os.getpid()}.json",):
-            with contextlib.suppress(OSError):
-                os.unlink(path)
+        with contextlib.suppress(OSError):
+            os.unlink(self.state.readers / f"{os.getpid()}.json")
         event(log, logging.INFO, "stopped", drained=clean)
 
 

@@ -44,7 +44,7 @@ def cdef_of(text: str) -> str:
 
 
 def sources(root: Path = ROOT) -> list[Path]:
-    """Every C file of the engine and the automata."""
+    """Every C file that the binding is made of."""
     return sorted(path for folder in SOURCE_DIRS for path in (root / folder).glob("*.c"))
 
 
@@ -100,10 +100,6 @@ def build_in_place(root: Path = ROOT, force: bool = False) -> Path:
         staged = folder / f".{built.name}.{os.getpid()}"
         shutil.copy2(built, staged)
         os.replace(staged, folder / built.name)
-    # One built with another setuptools may have another suffix, and would be found first.
-    for other in present:
-        if other.name != built.name:
-            other.unlink(missing_ok=True)
     # Python takes the most specific suffix first: an older build of another name would hide this one.
     for path in present:
         if path.name != built.name:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from envoy_harness import policy, snapshot
 
-from ext_authz.service.checker import Store
 from ext_authz.service.follow import Follower
+from ext_authz.service.store import Store
 from ext_authz.state import State, StateError, default_state
 
 

@@ -11,7 +11,8 @@ from google.protobuf import struct_pb2
 from ext_authz.compiler.compile import compile_world
 from ext_authz.identity.allocator import MemoryAllocator
 from ext_authz.model.load import load_text
-from ext_authz.service.checker import Checker, Store
+from ext_authz.service.checker import Checker
+from ext_authz.service.store import Store
 
 CLIENT, OTHER, SERVER, STRANGER = "10.0.0.11", "10.0.0.12", "10.0.0.21", "203.0.113.9"
 WORLD = """

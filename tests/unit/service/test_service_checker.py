@@ -23,7 +23,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ext_authz.engine import Engine, SnapshotError
-from ext_authz.service.checker import Checker, Store
+from ext_authz.service.checker import Checker
+from ext_authz.service.store import Store
 
 
 @pytest.fixture(scope="module")
