@@ -12,7 +12,10 @@ DROP_REASONS = {
     203: "node not ready",
 }
 
-PROTOCOLS = {1: "ICMP", 2: "IGMP", 6: "TCP", 17: "UDP", 58: "ICMPv6", 112: "VRRP", 132: "SCTP"}
+PROTOCOLS = {
+    1: "ICMP", 2: "IGMP", 4: "IPIP", 6: "TCP", 17: "UDP", 41: "IPV6", 47: "GRE", 50: "ESP", 51: "AH", 58: "ICMPv6",
+    112: "VRRP", 132: "SCTP",
+}  # fmt: skip
 ICMP = (1, 58)
 
 

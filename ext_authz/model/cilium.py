@@ -78,7 +78,7 @@ class CiliumReader:
 
     def read(self, root: Mapping) -> Policy:
         specs = self._specs(root)
-        if not specs:
+        if not specs and not self._reader.ok:
             self.subjects.unreadable = True
         rules = [self._rule(node, path, index) for index, (node, path) in enumerate(specs)]
         return Policy(self._reader.ref, self._reader.origin(root), tuple(rule for rule in rules if rule is not None))
@@ -91,8 +91,8 @@ class CiliumReader:
             found.append((spec, "spec"))
         if specs is not None:
             found.extend(reader.elements(specs, "specs"))
-            if isinstance(specs, Sequence) and not specs.items:
-                reader.error(specs, "specs", "is empty: nothing would be enforced")
+            if isinstance(specs, Sequence) and not specs.items and spec is None:
+                reader.warning(specs, "specs", "is empty: nothing is enforced")
         if spec is None and specs is None:
             reader.error(root, "spec", "is missing: write spec (one rule) or specs (a list)")
         return found
@@ -167,6 +167,7 @@ class CiliumReader:
 
     def _check_fields(self, entry: Mapping, path: str, name: str) -> None:
         known = _ENTRY_FIELDS[name]
+        self._reader.drop_nulls(entry, path, known)
         for word, (key, _) in entry.fields.items():
             if word in known:
                 continue
@@ -218,8 +219,8 @@ class CiliumReader:
                 continue
             texts = (reader.text(label.get(name), child(place, name)) for name in ("key", "value", "source"))
             key, value, source = texts
-            if key is None and "key" not in label.fields:
-                reader.error(item, child(place, "key"), "is missing")
+            if not key and ("key" not in label.fields or key == ""):
+                reader.error(label.get("key") or item, child(place, "key"), "is missing")
             found.append(f"{source or 'unspec'}:{key or ''}={value or ''}")
         return tuple(found)
 

@@ -253,8 +253,14 @@ class _Consistency:
                 self._error("listener", "cannot stand beside rules: the listener would not enforce them")
         if "listener" in self._mapping.fields and direction == "ingress":
             self._error("listener", "is allowed in egress only")
-        if self._mapping.fields.keys() - {"ports"}:
+        if self._for_envoy():
             self._check_ranges(ports)
+
+    def _for_envoy(self) -> bool:
+        """Whether an Envoy gets the ports: of dns rules and empty lists it gets none."""
+        rules = self._rule.rules
+        above = self._mapping.fields.keys() - {"ports", "rules"}
+        return bool(above or (rules is not None and (rules.http or rules.kafka or rules.l7proto)))
 
     def _error(self, field: str, reason: str) -> None:
         key = self._mapping.fields[field][0]

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
 
+from ext_authz.model import SUFFIXES
 from ext_authz.model.nodes import Document, split_documents
 from ext_authz.model.objects import LoadedObject, ParsedObject, moved, read_document
 from ext_authz.model.parts import Part
@@ -28,7 +29,6 @@ __all__ = ["Loaded", "LoadedObject", "Loader", "find_files", "load", "load_text"
 
 DEFAULTS = Settings()
 MAX_FILE = 256 << 20
-SUFFIXES = (".yaml", ".yml", ".json")
 
 
 @dataclass(slots=True)

@@ -57,7 +57,9 @@ class NetworkPolicyReader:
 
     def _subject(self, spec: Mapping) -> LabelSelector | None:
         if spec.get("podSelector") is None:
-            self._reader.error(spec, "spec.podSelector", "is missing: write podSelector: {} to select every pod")
+            advice = "is missing and selects every pod of the namespace: write podSelector: {} to say so"
+            self._reader.warning(spec, "spec.podSelector", advice)
+            return LabelSelector((), 0)
         return self._selectors.read(spec.get("podSelector"), "spec.podSelector")
 
     def _types(self, spec: Mapping) -> set[str]:

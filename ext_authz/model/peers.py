@@ -56,8 +56,15 @@ def read_network(reader: Reader, node: Node | None, path: str) -> Network | None
         except ValueError:
             pass
         else:
-            if not (network.version == 6 and network.prefixlen >= 96 and network.network_address.ipv4_mapped):
+            mapped = network.version == 6 and network.prefixlen >= 96 and network.network_address.ipv4_mapped
+            if not mapped:
                 return network
+            reader.error(
+                node,
+                path,
+                f"{shown(text)} is IPv4 inside IPv6: write {mapped}/{network.prefixlen - 96}, which is meant",
+            )
+            return None
     hint = ""
     with contextlib.suppress(ValueError):
         hint = f'; for one address write "{text}/{ipaddress.ip_address(text).max_prefixlen}"'
@@ -219,11 +226,12 @@ class PeerReader:
         mapping = reader.mapping(node, path, ("k8sService", "k8sServiceSelector"))
         if mapping is None:
             return None
-        if len(mapping.fields) != 1:
-            reader.error(node, path, "must have exactly one of k8sService, k8sServiceSelector")
+        if len(mapping.fields) > 1:
+            if {"k8sService", "k8sServiceSelector"} <= mapping.fields.keys():
+                reader.error(node, path, "must have one of k8sService, k8sServiceSelector, not both")
             return None
-        if "k8sService" in mapping.fields:
-            return self._named_service(mapping.get("k8sService"), child(path, "k8sService"))
+        if "k8sServiceSelector" not in mapping.fields:
+            return self._named_service(mapping.get("k8sService") or mapping, child(path, "k8sService"))
         place = child(path, "k8sServiceSelector")
         inner = reader.mapping(mapping.get("k8sServiceSelector"), place, ("selector", "namespace"))
         if inner is None:
@@ -238,11 +246,9 @@ class PeerReader:
         mapping = self._reader.mapping(node, path, ("serviceName", "namespace"))
         if mapping is None:
             return None
-        name = self._reader.text(mapping.get("serviceName"), child(path, "serviceName"))
-        if not name:
-            if "serviceName" not in mapping.fields or name == "":
-                self._reader.error(mapping, child(path, "serviceName"), "is missing: name the Service")
-            return None
+        name = self._reader.text(mapping.get("serviceName"), child(path, "serviceName")) or ""
+        if not name and self._reader.ok:  # accepted by Cilium, which finds no such service
+            self._reader.warning(mapping, child(path, "serviceName"), "is missing: no Service is selected")
         namespace = self._reader.text(mapping.get("namespace"), child(path, "namespace")) or ""
         return ServicePeer(name=name, namespace=namespace)
 

@@ -14,11 +14,11 @@ from ext_authz.model.nodes import Mapping, Node, Scalar
 from ext_authz.model.reading import Reader, child, kind_of, shown
 from ext_authz.model.types import IcmpSpec, PortSpec, Settings
 
-PROTOCOLS = ("TCP", "UDP", "SCTP", "ANY", "VRRP", "IGMP")
+PROTOCOLS = ("TCP", "UDP", "SCTP", "ANY", "VRRP", "IGMP", "GRE", "IPIP", "IPV6", "ESP", "AH")
 MAX_PORTS = 40
 MAX_ICMP_FIELDS = 40
 
-_PORTLESS = ("VRRP", "IGMP")
+_PORTLESS = ("VRRP", "IGMP", "GRE", "IPIP", "IPV6", "ESP", "AH")
 _SERVICE_NAME = re.compile(r"(?=.*[A-Za-z])[A-Za-z0-9]+(?:-[A-Za-z0-9]+)*")
 _ICMP4 = {
     "EchoReply": 0, "DestinationUnreachable": 3, "Redirect": 5, "Echo": 8, "EchoRequest": 8, "RouterAdvertisement": 9,
@@ -46,7 +46,7 @@ def parse_number(text: str) -> int | None:
     """Port text with base detection; None if it is no number from 0 to 65535."""
     if re.fullmatch(r"0|[1-9][0-9]{0,4}", text):
         value = int(text)
-    elif re.fullmatch(r"0[0-7]{1,7}", text):
+    elif re.fullmatch(r"0[0-7]{1,20}", text):
         value = int(text, 8)
     else:
         return None

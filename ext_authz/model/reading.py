@@ -3,7 +3,8 @@
 Reads typed values out of one object's nodes and collects every problem with its place and field path.
 
 A reader never raises: a value it cannot read is reported and comes back as None, and the caller goes on with the rest,
-so that one run shows all that is wrong. An object with a reported error is not used.
+so that one run shows all that is wrong. An object with a reported error is not used. A known field that is null counts
+as absent; a null in a list, or as the value of a label, is an error.
 
 Typing of plain scalars: what YAML 1.1 or 1.2 would read as a boolean, number or null is refused where text is wanted
 (as the Kubernetes API does after its own reading), with the advice to quote it; a lone y or n is text, as nobody means
@@ -88,6 +89,7 @@ class Reader:
         self.errors: list[PolicyError] = []
         self.warnings: list[PolicyError] = []
         self._said: set[tuple[int, int, str, str]] = set()
+        self._nulls: dict[str, Node] = {}
 
     @property
     def ok(self) -> bool:
@@ -97,6 +99,7 @@ class Reader:
         return Origin(self.file, self.line + node.line + 1, node.column + 1)
 
     def error(self, node: Node, path: str, reason: str) -> None:
+        node = self._nulls.get(path, node)  # what is missing because it is null stands there
         key = (node.line, node.column, path, reason)
         if key not in self._said:  # a parent of several fields is looked at once for each
             self._said.add(key)
@@ -115,17 +118,26 @@ class Reader:
         self.error(node, path, f"must be {wanted}, not {found}{hint}")
 
     def mapping(self, node: Node | None, path: str, known: Collection[str] | None = None) -> Mapping | None:
-        """The node as a mapping; fields outside `known` are reported. None: absent or reported."""
+        """The node as a mapping; fields outside `known` are reported, null ones dropped. None: absent or reported."""
         if node is None:
             return None
         if not isinstance(node, Mapping):
             self.wrong_type(node, path, "a mapping")
             return None
         if known is not None:
+            self.drop_nulls(node, path, known)
             for name, (key, _) in node.fields.items():
                 if name not in known:
                     self.error(key, child(path, name), unknown_field(name, known))
         return node
+
+    def drop_nulls(self, node: Mapping, path: str, known: Collection[str]) -> None:
+        """Take known fields that are null for absent, as the Kubernetes API server does."""
+        for name in [name for name, (_, value) in node.fields.items() if name in known and is_null(value)]:
+            key, _ = node.fields.pop(name)
+            self._nulls[child(path, name)] = key
+            if path:
+                self.warning(key, child(path, name), "is null, which counts as absent")
 
     def sequence(self, node: Node | None, path: str) -> list[Node] | None:
         if node is None:

@@ -2,8 +2,8 @@
 """
 Label selectors: matchLabels and matchExpressions to requirements.
 
-A key may name a label source ("k8s:app"); without one it means any source. Cilium checks the key as Kubernetes would
-after putting the source in front of it, so the source counts towards the 63 characters of a name; so it does here.
+A key may name a label source ("k8s:app"); without one it means any source. Source and key are checked apart, as Cilium
+does since 1.20 (before, the source counted towards the 63 characters of a name).
 
 Source: policy-semantics sections 4 and 18; the Kubernetes rules for label keys and values.
 """
@@ -19,6 +19,7 @@ from ext_authz.model.types import LabelSelector, Requirement
 OPERATORS = ("In", "NotIn", "Exists", "DoesNotExist")
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[-A-Za-z0-9_.]*[A-Za-z0-9])?")
+_SOURCE = re.compile(r"[A-Za-z0-9]+")
 _SUBDOMAIN = re.compile(r"[a-z0-9](?:[-a-z0-9]*[a-z0-9])?(?:\.[a-z0-9](?:[-a-z0-9]*[a-z0-9])?)*")
 
 
@@ -54,10 +55,8 @@ def bad_key(key: str) -> str | None:
 
 def split_key(key: str) -> tuple[str, str]:
     """Source and key of a Cilium selector key; the source is "any" where none is written."""
-    if key.startswith("$"):
-        return "reserved", key[1:]
     source, colon, rest = key.partition(":")
-    return (source or "any", rest) if colon else ("any", key)
+    return (source, rest) if colon else ("any", key)
 
 
 class SelectorReader:
@@ -131,10 +130,12 @@ class SelectorReader:
         if self._source is not None:
             return self._checked(node, path, key, (self._source, key), key)
         source, rest = split_key(key)
-        return self._checked(node, path, key, (source, rest), f"{source}.{rest}")
+        return self._checked(node, path, key, (source, rest), rest)
 
     def _checked(self, node: Node, path: str, key: str, split: tuple[str, str], full: str) -> tuple[str, str] | None:
         problem = bad_key(full) if split[1] else "is empty"
+        if not _SOURCE.fullmatch(split[0]):
+            problem = "the source before ':' must be letters and digits"
         if problem is None:
             return split
         self._reader.error(node, path, f"label key {shown(key)} is not valid: {problem}")

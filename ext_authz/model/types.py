@@ -160,7 +160,7 @@ Peer = EndpointPeer | NodePeer | EntityPeer | CidrPeer | CidrGroupPeer | FqdnPee
 @dataclass(frozen=True, slots=True)
 class PortSpec:
     """
-    One element of ports[], normalised: `protocol` is TCP, UDP, SCTP, ANY, VRRP or IGMP.
+    One element of ports[], normalised: `protocol` is TCP, UDP, SCTP, ANY or one without ports (VRRP, IGMP, GRE...).
 
     Numeric: name is None, port 0 means all ports, last_port >= port. Named: lower-case name, port 0,
     last_port 0 or the written endPort.

@@ -11,7 +11,6 @@ from ext_authz.casefile import REQUESTS, Case, Raw
 from ext_authz.compiler.compile import Compiler
 from ext_authz.compiler.publish import replace_file
 from ext_authz.engine.engine import Engine
-from ext_authz.engine.layout import PoliciesSection, TableKind, record, section_bytes
 from ext_authz.engine.types import (
     Auth,
     ChangeAction,
@@ -24,13 +23,15 @@ from ext_authz.engine.types import (
     Verdict,
     VerdictCode,
 )
+from ext_authz.explain.names import PROTOCOLS
+from ext_authz.explain.view import View
 from ext_authz.identity.allocator import MemoryAllocator
 from ext_authz.model.types import PolicyError
 from ext_authz.play.headers import difference, joined, lines_of
 from ext_authz.play.prepare import prepare, refused_probes
 from ext_authz.play.results import Outcome
 
-PROTOCOLS = {"ICMP": 1, "TCP": 6, "UDP": 17, "ICMPv6": 58, "SCTP": 132, "VRRP": 112, "IGMP": 2}
+_NUMBERS = {name: number for number, name in PROTOCOLS.items()}
 AUTH_TEXT = {Auth.REQUIRED: "required", Auth.ALWAYS_FAIL: "test-always-fail"}
 _DENIED: Mapping[Stage, Raw] = {
     Stage.HTTP: {"status": 403},
@@ -60,14 +61,14 @@ class EnginePlayer:
             if self._keep:
                 self._keep.mkdir(parents=True, exist_ok=True)
                 replace_file(self._keep / f"{case.id}.snapshot", prepared.snapshot)
-            engine = Engine.open(prepared.snapshot)
-            yield case, [outcome(engine, probe, prepared.built.addresses) for probe in case.probes]
+            view = View(Engine.open(prepared.snapshot))
+            yield case, [outcome(view, probe, prepared.built.addresses) for probe in case.probes]
 
 
-def outcome(engine: Engine, probe: Mapping[str, Any], addresses: Mapping[str, Sequence[str]]) -> Outcome:
+def outcome(view: View, probe: Mapping[str, Any], addresses: Mapping[str, Sequence[str]]) -> Outcome:
     """What the engine answers to one probe."""
-    verdict = engine.decide(flow_of(probe, addresses))
-    return Outcome(result(probe, verdict), entry=None if verdict.entry is None else entry_text(engine, verdict.entry))
+    verdict = view.engine.decide(flow_of(probe, addresses))
+    return Outcome(result(probe, verdict), entry=None if verdict.entry is None else entry_text(view, verdict.entry))
 
 
 def flow_of(probe: Mapping[str, Any], addresses: Mapping[str, Sequence[str]]) -> Flow:
@@ -92,8 +93,8 @@ def flow_of(probe: Mapping[str, Any], addresses: Mapping[str, Sequence[str]]) ->
 
 def _wire(probe: Mapping[str, Any]) -> tuple[int, int]:
     if icmp := probe.get("icmp"):
-        return PROTOCOLS["ICMP" if icmp["family"] == "IPv4" else "ICMPv6"], int(icmp["type"])
-    return PROTOCOLS[probe["protocol"]], int(probe.get("port") or 0)
+        return _NUMBERS["ICMP" if icmp["family"] == "IPv4" else "ICMPv6"], int(icmp["type"])
+    return _NUMBERS[probe["protocol"]], int(probe.get("port") or 0)
 
 
 def _http(raw: Raw) -> Http:
@@ -143,26 +144,10 @@ def _applied(before: Mapping[str, str], changes: Iterable[HeaderChange]) -> dict
     return after
 
 
-def entry_text(engine: Engine, entry: int) -> str | None:
+def entry_text(view: View, entry: int) -> str | None:
     """Where a compiled entry was written, None for one that nobody wrote."""
-    table = engine.table(TableKind.POLICIES)
-    strings = section_bytes(table, PoliciesSection.STRINGS)
-
-    def item(section: int, name: str, index: int) -> dict[str, Any]:
-        packer = record(name)
-        return packer.unpack_from(section_bytes(table, section), index * packer.size)
-
-    found = item(PoliciesSection.ENTRIES, "idm_entry", entry)
-    if not found["origin_count"]:
+    rule = view.entry(entry).rule
+    if rule is None or not rule.file:
         return None
-    number = int.from_bytes(section_bytes(table, PoliciesSection.ORIGINS)[found["first_origin"] * 4 :][:4], "little")
-    rule = item(PoliciesSection.RULES, "idm_rule", number)
-
-    def text(name: str) -> str:
-        start = rule[f"{name}_offset"]
-        return bytes(strings[start : start + rule[f"{name}_size"]]).decode()
-
-    if not text("file"):
-        return None
-    ref = "/".join(part for part in (text("name_space"), text("name")) if part)
-    return f"{text('kind')} {ref} ({text('file')}:{rule['line']})"
+    ref = "/".join(part for part in (rule.namespace, rule.name) if part)
+    return f"{rule.kind} {ref} ({rule.file}:{rule.line})"

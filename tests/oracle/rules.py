@@ -28,7 +28,10 @@ from tests.oracle.labels import (
 Selector = tuple[Any, ...]
 ANY: Selector = ("any",)
 NONE: Selector = ("none",)
-PROTOCOLS = {"TCP": 6, "UDP": 17, "SCTP": 132, "ICMP": 1, "ICMPv6": 58, "VRRP": 112, "IGMP": 2}
+PROTOCOLS = {
+    "TCP": 6, "UDP": 17, "SCTP": 132, "ICMP": 1, "ICMPv6": 58, "VRRP": 112, "IGMP": 2, "IPIP": 4, "IPV6": 41,
+    "GRE": 47, "ESP": 50, "AH": 51,
+}  # fmt: skip
 EMPTY_SELECTS_NOTHING = ("Endpoints", "Nodes", "Entities", "CIDR", "CIDRSet")
 # Cilium takes these for absent where they are empty; here only a deny does (deliberate difference), and toFQDNs as is.
 EMPTY_ALLOWS_NOTHING = ("Groups", "Services")

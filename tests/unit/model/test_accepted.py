@@ -68,7 +68,8 @@ class TestSelectors:
             ("k8s:app", "k8s", "app"),
             ("any:app", "any", "app"),
             ("reserved:host", "reserved", "host"),
-            ("$host", "reserved", "host"),
+            ("k" * 63, "any", "k" * 63),
+            ("k8s:" + "k" * 63, "k8s", "k" * 63),
             ("app.kubernetes.io/name", "any", "app.kubernetes.io/name"),
             ("k8s:io.kubernetes.pod.namespace", "k8s", "io.kubernetes.pod.namespace"),
         ],
@@ -159,6 +160,8 @@ class TestPorts:
             ("port: '0x10'", PortSpec("ANY", 0, 0, "0x10")),
             ("port: http, endPort: 9000", PortSpec("ANY", 0, 9000, "http")),
             ("port: '0', protocol: IGMP", PortSpec("IGMP")),
+            ("port: '0', protocol: GRE", PortSpec("GRE")),
+            ("port: '0', protocol: IPV6", PortSpec("IPV6")),
         ],
     )
     def test_ports_are_normalised(self, text: str, spec: PortSpec) -> None:

@@ -9,8 +9,8 @@ from ext_authz.model.load import load_text
 from tests.unit.model.manifests import assert_refused, load_policy
 
 SPECS = [
-    ("{}", "spec.podSelector", "is missing"),
-    ("{podSelector: }", "spec.podSelector", "is missing|not null"),
+    ("{podSelector: []}", "spec.podSelector", "must be a mapping"),
+    ("{podSelector: {}, ingress: [null]}", "spec.ingress[0]", "not null"),
     ("{podSelector: {}, policyTypes: [ingress]}", "spec.policyTypes[0]", "Ingress, Egress"),
     ("{podSelector: {}, policyTypes: [Ingress, Egress, Ingress]}", "spec.policyTypes", "more than two"),
     ("{podSelector: {}, policyTypes: Ingress}", "spec.policyTypes", "must be a list"),

@@ -17,7 +17,12 @@ RULES = [
     (f"{{{S}, nodeSelector: {{}}, ingress: [{{}}]}}", "spec.nodeSelector", "cannot stand beside endpointSelector"),
     ("{nodeSelector: {}, ingress: [{}]}", "spec.nodeSelector", "CiliumClusterwideNetworkPolicy only"),
     ("{endpointSelector: [], ingress: [{}]}", "spec.endpointSelector", "must be a mapping, not a list"),
-    ("{endpointSelector: , ingress: [{}]}", "spec.endpointSelector", "not null"),
+    ("{endpointSelector: , ingress: [{}]}", "spec.endpointSelector", "is missing"),
+    ("{endpointSelector: null, nodeSelector: null, ingress: [{}]}", "spec.endpointSelector", "is missing"),
+    (f"{{{S}, ingress: null}}", "spec.ingress", "is missing"),
+    (f"{{{S}, ingress: [{{}}], unknown: null}}", "spec.unknown", "unknown field"),
+    (f"{{{S}, ingressDeny: [{{authentication: null}}]}}", "spec.ingressDeny[0].authentication", "deny"),
+    (f"{{{S}, ingress: [{{}}], labels: [{{key: ''}}]}}", "spec.labels[0].key", "is missing"),
     ("{endpointSelector: {matchLabel: {a: b}}, ingress: [{}]}", "spec.endpointSelector.matchLabel", "did you mean"),
     # entries
     (f"{{{S}}}", "spec.ingress", "is missing"),
@@ -83,9 +88,23 @@ PEERS = [
     (f"fromEndpoints: [{{matchLabels: {{a: {'b' * 64}}}}}]", "fromEndpoints[0].matchLabels.a", "63 characters"),
     ("fromEndpoints: [{matchLabels: {'': x}}]", "fromEndpoints[0].matchLabels[]", "is empty"),
     ("fromEndpoints: [{matchLabels: {'k8s:': x}}]", "fromEndpoints[0].matchLabels[k8s:]", "is empty"),
+    ("fromEndpoints: [{matchLabels: {'$host': x}}]", "fromEndpoints[0].matchLabels.$host", "label key"),
+    ("fromEndpoints: [{matchLabels: {':a': x}}]", "fromEndpoints[0].matchLabels[:a]", "the source before"),
+    ("fromEndpoints: [{matchLabels: {'k-s:a': x}}]", "fromEndpoints[0].matchLabels[k-s:a]", "the source before"),
+    ("fromEndpoints: [{matchLabels: {'k8s:a:b': x}}]", "fromEndpoints[0].matchLabels[k8s:a:b]", "label key"),
+    (
+        "fromEndpoints: [{matchExpressions: [{key: -a, operator: Exists}]}]",
+        "fromEndpoints[0].matchExpressions[0].key",
+        "at both ends",
+    ),
+    (
+        "fromEndpoints: [{matchExpressions: [{key: .a, operator: Exists}]}]",
+        "fromEndpoints[0].matchExpressions[0].key",
+        "at both ends",
+    ),
     ("fromEndpoints: [{matchLabels: {'a b': x}}]", "fromEndpoints[0].matchLabels[a b]", "label key"),
     ("fromEndpoints: [{matchLabels: {Up.per/x: x}}]", "fromEndpoints[0].matchLabels[Up.per/x]", "lower-case"),
-    (f"fromEndpoints: [{{matchLabels: {{{'k' * 60}: x}}}}]", f"fromEndpoints[0].matchLabels.{'k' * 60}", "63"),
+    (f"fromEndpoints: [{{matchLabels: {{{'k' * 64}: x}}}}]", f"fromEndpoints[0].matchLabels.{'k' * 64}", "63"),
     ("fromEndpoints: [{matchExpressions: [{key: a}]}]", "fromEndpoints[0].matchExpressions[0].operator", "is missing"),
     (
         "fromEndpoints: [{matchExpressions: [{operator: Exists}]}]",
@@ -128,7 +147,7 @@ PEERS = [
     ("fromCIDR: [10.0.0.0/08]", "fromCIDR[0]", "is not a CIDR"),
     ("fromCIDR: ['fd00::/129']", "fromCIDR[0]", "is not a CIDR"),
     ("fromCIDR: ['fe80::%eth0/64']", "fromCIDR[0]", "is not a CIDR"),
-    ("fromCIDR: ['::ffff:10.0.0.0/104']", "fromCIDR[0]", "is not a CIDR"),
+    ("fromCIDR: ['::ffff:10.0.0.0/104']", "fromCIDR[0]", "write 10.0.0.0/8"),
     ("fromCIDR: [example.com]", "fromCIDR[0]", "is not a CIDR"),
     ("fromCIDRSet: [{}]", "fromCIDRSet[0]", "exactly one of cidr, cidrGroupRef, cidrGroupSelector"),
     ("fromCIDRSet: [{cidr: 10.0.0.0/8, cidrGroupRef: g}]", "fromCIDRSet[0]", "exactly one"),
@@ -165,8 +184,11 @@ EGRESS_PEERS = [
     ("toFQDNs: [{matchPattern: ''}]", "toFQDNs[0].matchPattern", "is not a DNS name"),
     ("toFQDNs: [{matchRegex: a}]", "toFQDNs[0].matchRegex", "unknown field"),
     # services
-    ("toServices: [{}]", "toServices[0]", "exactly one of k8sService, k8sServiceSelector"),
-    ("toServices: [{k8sService: {namespace: a}}]", "toServices[0].k8sService.serviceName", "is missing"),
+    (
+        "toServices: [{k8sService: {serviceName: a}, k8sServiceSelector: {selector: {}}}]",
+        "toServices[0]",
+        "one of k8sService, k8sServiceSelector, not both",
+    ),
     ("toServices: [{k8sService: {serviceName: a, port: b}}]", "toServices[0].k8sService.port", "unknown field"),
     ("toServices: [{k8sServiceSelector: {}}]", "toServices[0].k8sServiceSelector.selector", "is missing"),
 ]
@@ -229,7 +251,7 @@ def test_an_object_without_spec_is_refused(kind: str) -> None:
     assert (error.field, error.reason) == ("spec", "is missing")
 
 
-@pytest.mark.parametrize("body", ["", "spec: {}\n", "specs: []\n", "specs: {}\n", "spec: null\n", "spec: [1]\n"])
+@pytest.mark.parametrize("body", ["", "spec: {}\n", "specs: [null]\n", "specs: {}\n", "spec: null\n", "spec: [1]\n"])
 def test_a_policy_without_rules_is_refused_and_closes_the_node(body: str) -> None:
     loaded = load_text(f"apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {{name: p}}\n{body}", "p.yaml")
     assert loaded.errors
