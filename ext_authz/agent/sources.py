@@ -17,7 +17,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ext_authz.agent.kept import Kept, KeptStore
-from ext_authz.model.load import SUFFIXES, Loaded, Loader, read_bytes
+from ext_authz.model import SUFFIXES
+from ext_authz.model.load import Loaded, Loader, read_bytes
 from ext_authz.model.nodes import Document
 from ext_authz.model.objects import ParsedObject, read_document
 from ext_authz.model.types import ObjectRef, Origin, PolicyError, Settings, World

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ext_authz.inotify import Inotify
 from ext_authz.logs import event
-from ext_authz.model.load import SUFFIXES
+from ext_authz.model import SUFFIXES
 
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ import argparse
 import json
 from pathlib import Path
 
-from ext_authz.commands.envoy import MODULE
 from ext_authz.doctor.registry import Grade, Patient, examine
+from ext_authz.envoy_binary import MODULE
 from ext_authz.logs import escape
 from ext_authz.state import default_state
 

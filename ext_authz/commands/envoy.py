@@ -8,11 +8,9 @@ import sys
 from pathlib import Path
 
 from ext_authz.cli import Failure
+from ext_authz.envoy_binary import MODULE
 from ext_authz.state import default_state
 from ext_authz.xds.setup import Direction, Door, Mode, Setup, SetupError, Target, UpstreamHttp, parse_target
-
-# As installed beside this package by native/envoy/Makefile.
-MODULE = Path(__file__).resolve().parent.parent / "native" / "libidmesh_envoy.so"
 
 _EPILOG = """\
 Whose policy judges what comes in: by default the upstream's, found by its address, at its port. If the upstream is

@@ -19,8 +19,7 @@ from ext_authz.agent.compiling import Compiling
 from ext_authz.agent.node import Node
 from ext_authz.agent.proxy import Proxy, admin_of
 from ext_authz.cli import Failure
-from ext_authz.commands.envoy import MODULE
-from ext_authz.envoy_binary import EnvoyNotFound, find_envoy
+from ext_authz.envoy_binary import MODULE, EnvoyNotFound, find_envoy
 from ext_authz.model.settings import SettingsError, parse_settings
 from ext_authz.service.listen import AddressError, parse_address
 from ext_authz.service.pool import Pool

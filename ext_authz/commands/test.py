@@ -17,7 +17,7 @@ from typing import Protocol
 
 from ext_authz.casefile import Case, CaseError, CaseFile, InvalidCase, Raw, read, result_of
 from ext_authz.cli import Failure
-from ext_authz.play.results import Line, Outcome, Report, probe_title
+from ext_authz.play.results import Line, Outcome, PlayError, Report, probe_title
 
 WAYS = ("engine", "module", "ext-authz", "ext-proc", "bpf", "host")
 DOORS = ("module", "ext-authz")
@@ -45,14 +45,14 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(args: argparse.Namespace) -> int:
     files = [_read(path) for path in args.files]
     cases, invalid = _chosen(files, args.only)
-    player = _player(args.via, args.keep)
     report = Report(sys.stdout, args.json)
     try:
+        player = _player(args.via, args.keep)
         for line in _lines(player, cases):
             report.add(line)
         for case in _with_worlds(invalid, files):
             report.add(_refused_line(case))
-    except CaseError as error:
+    except (CaseError, PlayError) as error:
         raise Failure(str(error)) from None
     report.close()
     return 1 if report.failed else 0

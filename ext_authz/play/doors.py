@@ -17,20 +17,18 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ext_authz.casefile import Case, Raw
-from ext_authz.cli import Failure
 from ext_authz.compiler.compile import Compiler
-from ext_authz.envoy_binary import EnvoyNotFound, find_envoy
+from ext_authz.envoy_binary import MODULE, EnvoyNotFound, find_envoy
 from ext_authz.identity.allocator import MemoryAllocator
 from ext_authz.model.types import Policy, PolicyError
 from ext_authz.play.client import Seen, request, talk
 from ext_authz.play.headers import changed
 from ext_authz.play.netns import NoNamespace, ensure_privileges
 from ext_authz.play.prepare import Prepared, prepare, refused_probes
-from ext_authz.play.results import Outcome
-from ext_authz.play.stage import Place, Stage, StageError, Wiring
+from ext_authz.play.results import Outcome, PlayError
+from ext_authz.play.stage import Place, Stage, Wiring
 from ext_authz.xds.setup import Direction, Door, Mode
 
-MODULE = Path(__file__).resolve().parent.parent / "native" / "libidmesh_envoy.so"
 PROXY_UNSUPPORTED = 180
 # Sent to a listener of requests where a probe names none.
 _ANY_REQUEST: Raw = {"method": "GET", "path": "/", "host": "idmesh.test"}
@@ -49,26 +47,23 @@ class Flight:
 
 
 class DoorPlayer:
-    """Plays through one door. Raises Failure where there is no Envoy, module or namespace to be had."""
+    """Plays through one door. Raises PlayError where there is no Envoy, module or namespace to be had."""
 
     def __init__(self, via: str, keep: Path | None) -> None:
         try:
             ensure_privileges()
             self._envoy = find_envoy()
         except (NoNamespace, EnvoyNotFound) as error:
-            raise Failure(f"--via {via}: {error}") from None
+            raise PlayError(f"--via {via}: {error}") from None
         if not MODULE.exists():
-            raise Failure(f"--via {via}: {MODULE} is not built; run make setup")
+            raise PlayError(f"--via {via}: {MODULE} is not built; run make setup")
         self._door, self._keep = Door(via), keep
 
     def play(self, cases: Sequence[Case]) -> Iterator[tuple[Case, Sequence[Outcome]]]:
         with contextlib.ExitStack() as stack:
             folder = self._keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="idmesh-test-")))
             run = _Run(Wiring(self._door, self._envoy, MODULE, folder), stack)
-            try:
-                yield from run.play(cases)
-            except StageError as error:
-                raise Failure(str(error)) from error
+            yield from run.play(cases)
 
 
 class _Run:
@@ -128,7 +123,7 @@ class _Run:
             counted = stage.counted()
             stage.keep()
             if counted != stage.played:
-                raise StageError(f"the door counted {counted} verdicts, {stage.played} flows were played")
+                raise PlayError(f"the door counted {counted} verdicts, {stage.played} flows were played")
 
 
 def _flight(probe: Raw, prepared: Prepared) -> Flight | str:

@@ -12,6 +12,10 @@ from typing import Any, TextIO
 from ext_authz.casefile import Raw
 
 
+class PlayError(Exception):
+    """Cases cannot be played this way; the message says what is missing, or what went wrong and where its log is."""
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """got None: not played, `skipped` says why. entry: the winning entry as its author wrote it."""

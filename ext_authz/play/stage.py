@@ -24,6 +24,7 @@ from typing import Any
 from ext_authz.compiler.publish import FileTransport
 from ext_authz.envoy_binary import EnvoyBinary
 from ext_authz.play.netns import Namespace
+from ext_authz.play.results import PlayError
 from ext_authz.play.upstream import Upstream
 from ext_authz.state import State
 from ext_authz.xds.setup import Direction, Door, Mode, Setup, Target
@@ -33,10 +34,6 @@ _COUNT_S = 6.0
 _PAUSE_S = 0.002
 _FLUSH_MS = 5
 Place = tuple[str, int]
-
-
-class StageError(Exception):
-    """The door could not be brought to play; the message says why and where its log is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +181,7 @@ class Stage:
         until = time.monotonic() + READY_S
         while not condition():
             if time.monotonic() > until or self._envoy.poll() is not None:
-                raise StageError(f"{problem}; see {self.folder / 'envoy.log'}")
+                raise PlayError(f"{problem}; see {self.folder / 'envoy.log'}")
             time.sleep(_PAUSE_S)
 
     def _admin(self, path: str) -> str:

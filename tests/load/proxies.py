@@ -17,8 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ext_authz.commands.envoy import MODULE
-from ext_authz.envoy_binary import EnvoyNotFound, find_envoy
+from ext_authz.envoy_binary import MODULE, EnvoyNotFound, find_envoy
 from ext_authz.state import State, write_atomic
 from ext_authz.xds.bootstrap import render
 from ext_authz.xds.setup import Setup, Target

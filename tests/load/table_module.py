@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from ext_authz.commands.envoy import MODULE
+from ext_authz.envoy_binary import MODULE
 from ext_authz.xds.setup import Door, RbacRule, Setup, Target
 from tests.load.flows import snapshot_of
 from tests.load.generate import Object, matching_request, mix_objects
