@@ -10,22 +10,20 @@ forbids that, workloads are loopback addresses, which anyone on the host could u
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-CLONE_NEWNET = 0x40000000
+from ext_authz.play.netns import inside
+
 INSIDE = "IDMESH_DEMO_INSIDE"  # set for the process that already lives in the node namespace
 
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def enter_node_namespace(argv: Sequence[str]) -> int | None:
@@ -81,7 +79,8 @@ class Workload:
 
     def socket(self) -> socket.socket:
         """A TCP socket that lives in the workload's namespace and sends from its address."""
-        with self._inside():
+        # A socket stays in the namespace it was made in.
+        with contextlib.nullcontext() if self.namespace is None else inside(self.namespace):
             made = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -94,28 +93,6 @@ class Workload:
         if self.holder is None:
             return list(argv)
         return ["nsenter", "--target", str(self.holder.pid), "--net", "--", *argv]
-
-    @contextlib.contextmanager
-    def _inside(self) -> Iterator[None]:
-        # setns moves the calling thread only; a socket stays in the namespace it was made in.
-        if self.namespace is None:
-            yield
-            return
-        home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-        try:
-            _setns(self.namespace)
-            try:
-                yield
-            finally:
-                _setns(home)
-        finally:
-            os.close(home)
-
-
-def _setns(descriptor: int) -> None:
-    if _libc.setns(descriptor, CLONE_NEWNET) != 0:
-        error = ctypes.get_errno()
-        raise OSError(error, f"setns: {os.strerror(error)}")
 
 
 @dataclass

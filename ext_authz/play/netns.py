@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from ipaddress import ip_address
 
 CLONE_NEWNET = 0x40000000
@@ -91,18 +92,9 @@ class Namespace:
         """The command line that runs `argv` inside."""
         return ["nsenter", f"--target={self._holder.pid}", "--net", "--", *argv]
 
-    @contextlib.contextmanager
-    def inside(self) -> Iterator[None]:
+    def inside(self) -> AbstractContextManager[None]:
         """The calling thread is in the namespace meanwhile."""
-        home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            _setns(self._descriptor)
-            try:
-                yield
-            finally:
-                _setns(home)
-        finally:
-            os.close(home)
+        return inside(self._descriptor)
 
     def socket(self, family: int) -> socket.socket:
         with self.inside():
@@ -112,6 +104,20 @@ class Namespace:
         os.close(self._descriptor)
         self._holder.kill()
         self._holder.wait()
+
+
+@contextlib.contextmanager
+def inside(descriptor: int) -> Iterator[None]:
+    """The calling thread is in the network namespace of this file descriptor meanwhile."""
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _setns(descriptor)
+        try:
+            yield
+        finally:
+            _setns(home)
+    finally:
+        os.close(home)
 
 
 def _setns(descriptor: int) -> None:
