@@ -25,6 +25,9 @@ from tests.agreement.pools import (
 )
 from tests.agreement.probes import Probes
 
+# Labels that the default filter keeps out of identities.
+NO_IDENTITY = {"pod-template-hash": "1", "topology.kubernetes.io/zone": "z"}
+
 
 @dataclass(frozen=True)
 class Scenario:
@@ -102,11 +105,7 @@ class Generator:
         if self.settings["ipv6"]:
             pod["ips"].append(f"fd00::{number + 1}")
         if self.draw.chance(0.1):
-            pod["labels"] |= {
-                "pod-template-hash": "1",
-                "app.kubernetes.io/name": "n",
-                "topology.kubernetes.io/zone": "z",
-            }
+            pod["labels"] |= {"app.kubernetes.io/name": "n", **NO_IDENTITY}
         if self.draw.chance(0.06):
             pod["raw_labels"] = self._raw_labels(pod)
         if self.draw.chance(0.15):
@@ -122,7 +121,9 @@ class Generator:
     def _raw_labels(self, pod: Raw) -> list[str]:
         """As a container runtime would tell them: some labels have another source."""
         sources = ("k8s", "container", "unspec")
-        labels = [f"{self.draw.rng.choice(sources)}:{key}={value}" for key, value in pod["labels"].items()]
+        # Raw labels are an identity as it stands, so none of them may be one that an identity never has.
+        kept = [(key, value) for key, value in pod["labels"].items() if key not in NO_IDENTITY]
+        labels = [f"{self.draw.rng.choice(sources)}:{key}={value}" for key, value in kept]
         cluster = self.draw.rng.choice(("default", "remote"))
         return [*labels, "k8s:io.kubernetes.pod.namespace=default", f"k8s:io.cilium.k8s.policy.cluster={cluster}"]
 

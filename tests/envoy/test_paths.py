@@ -9,6 +9,7 @@ import os
 import random
 import re
 import socket
+import struct
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -100,6 +101,8 @@ def _exchange(envoy: Envoy, path: str, state: list[socket.socket]) -> None:
     except OSError:
         closes = True
     if closes:
+        # Reset, so that tens of thousands of closed connections do not hold the client's ports.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         connection.close()
         state.clear()
 
