@@ -2,8 +2,9 @@
 """
 What `validate` says beyond each object's own mistakes: rules that cannot hold together.
 
-With endpoints the real subjects are computed. Without any, every pair of rules is judged by its subject selectors:
-where one implies the other the conflict is certain (an error), where both may select one endpoint it is a warning.
+Every pair of rules is judged by its subject selectors: where one implies the other the conflict is certain (an error),
+where both may select one endpoint it is a warning. With endpoints the real subjects are computed as well, and tell
+which of the possible conflicts there are.
 
 Source: shared interface, `idmesh validate`; reference policy-semantics sections 10 and 18.
 """
@@ -34,6 +35,8 @@ def check_world(world: World) -> Found:
         resolved = resolve(world, MemoryAllocator())
         errors += resolved.errors
         warnings += resolved.warnings
+        told = {error.origin for error in errors}
+        errors += [error for error in _pair_errors(rules) if error.severity == "error" and error.origin not in told]
     else:
         for error in _pair_errors(rules):
             (errors if error.severity == "error" else warnings).append(error)

@@ -130,8 +130,8 @@ def _parser(left: Atom, right: Atom) -> Parser:
         return left.parser
     if Parser.PLAIN in pair:
         return (pair - {Parser.PLAIN}).pop()
-    # TLS inspection alone gives way to what reads the stream, but a DNS proxy does not read TLS.
-    if Parser.TLS in pair and Parser.DNS not in pair:
+    # TLS inspection alone gives way to what reads the stream, but neither a DNS proxy nor another's listener reads TLS.
+    if Parser.TLS in pair and pair.isdisjoint((Parser.DNS, Parser.LISTENER)):
         return (pair - {Parser.TLS}).pop()
     first, second = (item.name.lower() for item in (left.parser, right.parser))
     raise Conflict(f"two L7 protocols, {first} and {second}, for the same peer and port")

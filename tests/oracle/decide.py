@@ -302,6 +302,8 @@ def merged(selector: Selector, key: PortKey, group: list[Item]) -> Tuple:
     if listeners := {item.listener for item in group if item.listener}:
         first = min(listeners)[0]
         listener = one({found for found in listeners if found[0] == first}, "listeners")
+        if any(not item.listener and (item.l7 or item.server_names or any(item.tls)) for item in group):
+            raise Conflict("a listener beside L7 rules, server names or TLS of another rule")
     rules = unique(rule for item in group for rule in item.rules) if l7 else None
     if rules is not None and not all(item.l7 for item in group):
         # A plain allow beside them: a rule that matches everything, the others still act on headers.

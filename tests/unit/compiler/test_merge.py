@@ -144,6 +144,16 @@ CONFLICTS: dict[str, tuple[dict[str, str], dict[str, str], str]] = {
         HTTP,
         "two L7 protocols",
     ),
+    "listener and server names": (
+        {"extra": "listener: {envoyConfig: {kind: CiliumClusterwideEnvoyConfig, name: c}, name: x}"},
+        SNI,
+        "two L7 protocols",
+    ),
+    "listener and tls": (
+        {"extra": "listener: {envoyConfig: {kind: CiliumClusterwideEnvoyConfig, name: c}, name: x, priority: 7}"},
+        {"extra": TLS},
+        "two L7 protocols",
+    ),
 }
 
 
@@ -247,6 +257,21 @@ def subjects(first: str, second: str) -> tuple[int, int]:
 )
 def test_without_endpoints_subject_selectors_decide(first: str, second: str, outcome: tuple[int, int]) -> None:
     assert subjects(first, second) == outcome
+
+
+def test_a_certain_conflict_is_told_though_no_endpoint_is_selected_yet() -> None:
+    for second in ("{matchLabels: {app: nobody}}", "{}"):
+        one = rule(name="a", subject="endpointSelector: {matchLabels: {app: nobody}}", **SNI)
+        two = rule(name="b", subject=f"endpointSelector: {second}", **HTTP)
+        built = world(one, two)
+        assert built.endpoints
+        assert len(check_world(built)[0]) == 1
+
+
+def test_a_conflict_of_real_subjects_is_told_once() -> None:
+    built = world(rule(name="a", **SNI), rule(name="b", **HTTP))
+    assert built.endpoints
+    assert len(check_world(built)[0]) == 1
 
 
 def test_rules_of_two_namespaces_never_meet() -> None:
