@@ -42,7 +42,7 @@ def test_every_door_gives_the_expected_statuses_and_names_its_rules(tmp_path: Pa
         if row["status"] == 200 and not row["act"].startswith("no policy"):
             assert row["policy"] == "CiliumNetworkPolicy default/rule1"
             assert "/rule1.yaml:" in row["rule"]
-    assert namespaces() == before
+    assert namespaces() <= before  # those of others may end beside us
 
 
 @pytest.mark.needs_envoy
