@@ -11,7 +11,8 @@ from pathlib import Path
 from ext_authz.cli import Failure
 from ext_authz.commands.inputs import Progress, add_source_arguments, compile_sources, load_sources, print_problems
 from ext_authz.compiler.compile import Compiled
-from ext_authz.compiler.publish import FileTransport, replace_file
+from ext_authz.compiler.publish import FileTransport
+from ext_authz.files import replace_file
 from ext_authz.identity.allocator import AllocationError
 from ext_authz.model.load import Loaded
 from ext_authz.state import State

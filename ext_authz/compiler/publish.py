@@ -11,17 +11,14 @@ Source: design.md "Publishing"; native/envoy/status.h
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from ext_authz.engine import layout
-
-_MODE = 0o600
+from ext_authz.files import replace_file
 
 
 class PublishError(Exception):
@@ -134,26 +131,3 @@ class FileTransport:
             return 0
         self._digest = head.digest
         return head.revision
-
-
-def replace_file(path: Path, data: bytes, mode: int = _MODE) -> None:
-    """Write beside, sync, rename: a reader sees the old bytes or the new ones, also after a crash."""
-    staged = path.with_name(f".{path.name}.{os.getpid()}")
-    with contextlib.suppress(FileNotFoundError):
-        staged.unlink()
-    handle = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(staged, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            staged.unlink()
-        raise
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -19,6 +19,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Protocol
 
+from ext_authz.files import replace_file
 from ext_authz.identity.labels import CIDR, CIDR_GROUP, FQDN, RESERVED, parse_label
 
 
@@ -156,7 +157,8 @@ class FileAllocator(MemoryAllocator):
         if self._changes == self._written:
             return
         try:
-            write_private(self._path, json.dumps(self._state(), separators=(",", ":")).encode())
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(self._path, json.dumps(self._state(), separators=(",", ":")).encode())
         except OSError as error:
             raise AllocationError(f"{self._path}: identities cannot be kept: {error.strerror}") from error
         self._written = self._changes
@@ -217,24 +219,3 @@ def _number(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise ValueError(f"{value!r} is not a number")
     return value
-
-
-def write_private(path: Path, data: bytes) -> None:
-    """Replace a file in one step: readable by its owner only, on disk before the name points to it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

@@ -9,7 +9,6 @@ from typing import Any
 
 from ext_authz.casefile import REQUESTS, Case, Raw
 from ext_authz.compiler.compile import Compiler
-from ext_authz.compiler.publish import replace_file
 from ext_authz.engine.engine import Engine
 from ext_authz.engine.types import (
     Auth,
@@ -25,6 +24,7 @@ from ext_authz.engine.types import (
 )
 from ext_authz.explain.names import PROTOCOLS
 from ext_authz.explain.view import View
+from ext_authz.files import replace_file
 from ext_authz.identity.allocator import MemoryAllocator
 from ext_authz.model.types import PolicyError
 from ext_authz.play.headers import difference, joined, lines_of

@@ -8,7 +8,8 @@ import stat
 import pytest
 
 from ext_authz.compiler.pack import Packer, pack
-from ext_authz.compiler.publish import FileTransport, PublishError, read_head, replace_file
+from ext_authz.compiler.publish import FileTransport, PublishError, read_head
+from ext_authz.files import replace_file
 from tests.unit.compiler.handmade import changed, entry, ingress, resolved
 
 WORLD = resolved({300: ingress(entry("a"))})
