@@ -9,24 +9,12 @@ beats a prefix of one address, and an address claimed by two different workloads
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from ipaddress import IPv6Address, ip_address
-from typing import TYPE_CHECKING
 
+from ext_authz.compiler.placed import Placed
 from ext_authz.compiler.resolved import Address, HostRow
 from ext_authz.identity import reserved
 from ext_authz.identity.assign import NODE_KINDS
 from ext_authz.model.types import Endpoint, ObjectRef, Origin, PolicyError
-
-if TYPE_CHECKING:
-    from ext_authz.compiler.places import Placed
-
-
-def parse_address(text: str) -> Address:
-    """An address; IPv4-mapped IPv6 counts as IPv4. Raises ValueError."""
-    address = ip_address(text)
-    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
-        return address.ipv4_mapped
-    return address
 
 
 class HostTable:

@@ -14,7 +14,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from ext_authz.compiler.hosts import HostTable, parse_address
+from ext_authz.compiler.hosts import HostTable
+from ext_authz.compiler.placed import Placed, parse_address
 from ext_authz.compiler.resolved import Address, EndpointRow, HostRow, IdentityRow, RangeRow
 from ext_authz.compiler.uses import Learned
 from ext_authz.identity import reserved
@@ -25,28 +26,6 @@ from ext_authz.identity.labels import Label, LabelSet
 from ext_authz.model.types import CidrGroup, Endpoint, NamedPort, Network, PolicyError, Settings
 
 _PROTOCOLS = {"TCP": 6, "UDP": 17, "SCTP": 132}
-
-
-@dataclass(slots=True)
-class Placed:
-    """
-    One endpoint with what follows from it alone.
-
-    An outside address has the identity of its prefix, which is found anew whenever the prefixes change.
-    """
-
-    endpoint: Endpoint
-    index: int
-    addresses: tuple[Address, ...]
-    named_ports: tuple[NamedPort, ...]
-    labels: LabelSet
-    identity: int
-    subject: LabelSet | None
-    row: EndpointRow
-
-    @property
-    def is_outside(self) -> bool:
-        return self.endpoint.kind == "external" and bool(self.addresses)
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from ext_authz.compiler import patterns
-from ext_authz.compiler.hosts import parse_address
+from ext_authz.compiler.placed import parse_address
 from ext_authz.compiler.resolved import Address
 from ext_authz.identity.ipcache import Uses
 from ext_authz.identity.labels import CIDR, Label, cidr_of
