@@ -6,6 +6,7 @@ as merged entries, in terms of selectors, still without indexes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,23 @@ from ext_authz.model.types import KafkaRule, Tier
 
 if TYPE_CHECKING:
     from ext_authz.identity.selectors import Selector
+
+
+# IP protocols by the names that policies and pods write.
+PROTOCOLS: Mapping[str, int] = {
+    "ICMP": 1,
+    "IGMP": 2,
+    "IPIP": 4,
+    "TCP": 6,
+    "UDP": 17,
+    "IPV6": 41,
+    "GRE": 47,
+    "ESP": 50,
+    "AH": 51,
+    "ICMPV6": 58,
+    "VRRP": 112,
+    "SCTP": 132,
+}
 
 
 @dataclass(frozen=True, slots=True)

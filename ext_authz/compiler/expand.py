@@ -10,12 +10,12 @@ Source: reference policy-semantics sections 3, 8 and 19 (steps 3 and 4).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from ext_authz.compiler import l7rules
-from ext_authz.compiler.entries import Auth, EntryVerdict, MergedEntry, RuleOrigin
+from ext_authz.compiler.entries import PROTOCOLS, Auth, EntryVerdict, MergedEntry, RuleOrigin
 from ext_authz.compiler.l7rules import Secrets
 from ext_authz.compiler.merge import (
     Atom,
@@ -46,20 +46,6 @@ from ext_authz.model.types import (
     Settings,
 )
 
-PROTOCOLS: Mapping[str, int] = {
-    "ICMP": 1,
-    "IGMP": 2,
-    "IPIP": 4,
-    "TCP": 6,
-    "UDP": 17,
-    "IPV6": 41,
-    "GRE": 47,
-    "ESP": 50,
-    "AH": 51,
-    "ICMPV6": 58,
-    "VRRP": 112,
-    "SCTP": 132,
-}
 _ANY_PROTOCOL = ("TCP", "UDP", "SCTP")
 _ALL_PORTS = 65535
 _AUTH = {

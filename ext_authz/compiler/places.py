@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from ext_authz.compiler.entries import PROTOCOLS
 from ext_authz.compiler.hosts import HostTable
 from ext_authz.compiler.placed import Placed, parse_address
 from ext_authz.compiler.resolved import Address, EndpointRow, HostRow, IdentityRow, RangeRow
@@ -24,8 +25,6 @@ from ext_authz.identity.assign import Assigner, subject_labels
 from ext_authz.identity.ipcache import PrefixLabels, PrefixTable, Uses, flatten
 from ext_authz.identity.labels import Label, LabelSet
 from ext_authz.model.types import CidrGroup, Endpoint, NamedPort, Network, PolicyError, Settings
-
-_PROTOCOLS = {"TCP": 6, "UDP": 17, "SCTP": 132}
 
 
 @dataclass(slots=True)
@@ -291,7 +290,7 @@ def _is_subject(endpoint: Endpoint, identity: int) -> bool:
 
 
 def _sorted_ports(ports: Iterable[NamedPort]) -> tuple[NamedPort, ...]:
-    return tuple(sorted(set(ports), key=lambda item: (_PROTOCOLS.get(item.protocol, 0), item.port, item.name)))
+    return tuple(sorted(set(ports), key=lambda item: (PROTOCOLS[item.protocol], item.port, item.name)))
 
 
 def _network_key(network: Network) -> tuple[int, int, int]:

@@ -14,6 +14,7 @@ from ipaddress import IPv6Address
 from typing import Any, TypeVar
 
 from ext_authz.compiler.assemble import Table, pack_table
+from ext_authz.compiler.entries import PROTOCOLS
 from ext_authz.compiler.pools import Pool, Strings, fill_slots, numbers, packer
 from ext_authz.compiler.resolved import Address, EndpointRow, HostRow, IdentityRow, RangeRow, Resolved
 from ext_authz.engine import layout
@@ -30,7 +31,6 @@ _range6 = packer("idm_range6", "first", "identity")
 _selector = packer("idm_selector", "text_offset", "text_size")
 _selected = packer("idm_selected", "identity", "first", "count")
 
-PROTOCOLS = {"ICMP": 1, "IGMP": 2, "TCP": 6, "UDP": 17, "ICMPV6": 58, "VRRP": 112, "SCTP": 132}
 
 Row = TypeVar("Row")
 Packed = TypeVar("Packed")
