@@ -23,7 +23,7 @@ from ext_authz import logs
 from ext_authz.agent.sources import Sources, View
 from ext_authz.agent.standing import standing_warnings
 from ext_authz.compiler.compile import Compiled, Compiler
-from ext_authz.compiler.publish import FileTransport
+from ext_authz.compiler.publish import FileTransport, Transport
 from ext_authz.identity.allocator import FileAllocator
 from ext_authz.logs import event
 from ext_authz.memory import tidy
@@ -45,7 +45,7 @@ class Builder:
 
     def __init__(self, state: State, paths: dict[str, list[Path]], settings: Settings, node: str | None) -> None:
         self._sources = Sources(state.kept, paths, settings, node)
-        self._transport = FileTransport(state.root)
+        self._transport: Transport = FileTransport(state.root)
         self._allocator = FileAllocator(state.identities)
         self._compiler = Compiler(self._allocator, revision=self._transport.revision)
         self._digest = ""
