@@ -168,6 +168,8 @@ class _ObjectReader:
             mapping = metadata if isinstance(metadata, Mapping) else None
             name, namespace = (getattr(mapping.get(n), "text", "") if mapping else "" for n in ("name", "namespace"))
             return ObjectRef(kind, namespace, name)
+        if mapping is not None:
+            reader.drop_nulls(mapping, "metadata", ("name", "namespace"))
         name = self._name(reader, root, mapping)
         node = mapping.get("namespace") if mapping is not None else None
         namespace = reader.text(node, "metadata.namespace") or ""

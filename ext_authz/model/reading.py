@@ -136,7 +136,7 @@ class Reader:
         for name in [name for name, (_, value) in node.fields.items() if name in known and is_null(value)]:
             key, _ = node.fields.pop(name)
             self._nulls[child(path, name)] = key
-            if path:
+            if path not in ("", "metadata"):
                 self.warning(key, child(path, name), "is null, which counts as absent")
 
     def sequence(self, node: Node | None, path: str) -> list[Node] | None:

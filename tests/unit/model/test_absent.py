@@ -105,3 +105,10 @@ def test_a_service_without_name_selects_none(service: str) -> None:
 def test_a_range_that_ends_early_is_refused_only_where_a_proxy_gets_it(rules: str) -> None:
     ports = "ports: [{port: '53', endPort: 50, protocol: TCP}]"
     assert not load_policy(f"{{endpointSelector: {{}}, egress: [{{toPorts: [{{{ports}, rules: {rules}}}]}}]}}").errors
+
+
+@pytest.mark.parametrize("metadata", ["{name: p, namespace: null}", "{name: p, namespace: ''}", "{name: p, x: null}"])
+def test_a_null_namespace_is_the_default_one(metadata: str) -> None:
+    spec = "spec: {endpointSelector: {}, ingress: [{}]}"
+    text = f"apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {metadata}\n{spec}\n"
+    assert only_policy(load_text(text, "p.yaml")).ref.namespace == "default"
