@@ -2,9 +2,9 @@
 """
 What `validate` says beyond each object's own mistakes: rules that cannot hold together.
 
-Every pair of rules is judged by its subject selectors: where one implies the other the conflict is certain (an error),
-where both may select one endpoint it is a warning. With endpoints the real subjects are computed as well, and tell
-which of the possible conflicts there are.
+Without endpoints every pair of rules is judged by its subject selectors: where one implies the other the conflict is
+certain (an error), where both may select one endpoint it is a warning. With endpoints the real subjects are computed
+and their conflicts are errors; a certain conflict of rules that select none of them is a warning.
 
 Source: shared interface, `idmesh validate`; reference policy-semantics sections 10 and 18.
 """
@@ -12,7 +12,7 @@ Source: shared interface, `idmesh validate`; reference policy-semantics sections
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 from ext_authz.compiler.enforce import no_namespace_error
@@ -36,7 +36,8 @@ def check_world(world: World) -> Found:
         errors += resolved.errors
         warnings += resolved.warnings
         told = {error.origin for error in errors}
-        errors += [error for error in _pair_errors(rules) if error.severity == "error" and error.origin not in told]
+        sleeping = (error for error in _pair_errors(rules) if error.severity == "error")
+        warnings += [replace(error, severity="warning") for error in sleeping if error.origin not in told]
     else:
         for error in _pair_errors(rules):
             (errors if error.severity == "error" else warnings).append(error)
