@@ -3,7 +3,8 @@
 Where we differ from Cilium on purpose: one table, for people and for the reference.
 
 Cilium's behaviour in these places looks accidental. The rule for all of them: accepted where Cilium accepts; an allow
-matches no more, and a deny no less, than the text says.
+matches no more, and a deny no less, than the text says. Refused is only what has no one meaning, or what the proxy would
+refuse.
 
 Source: shared interface; reference policy-semantics, items marked (low).
 """
@@ -116,5 +117,47 @@ DELIBERATE: tuple[Difference, ...] = (
         "two workloads with one address",
         "the later one has the address",
         "the address counts as unmanaged, with a warning, until only one has it",
+    ),
+    Difference(
+        "one peer spelt in two ways: matchLabels and In with one value, values in another order, 10.1.0.0/8 and "
+        "10.0.0.0/8, names in other case; port 443 and a range 443 to 443",
+        "two selectors or ports: their rules are not merged and cannot conflict",
+        "one: their rules are merged, and refused where they conflict",
+    ),
+    Difference(
+        "null as the value of a label in a selector, or as an element of a list",
+        "the API server drops the label, which widens the selector",
+        "refused; a field that is null counts as absent, as there, with a warning",
+    ),
+    Difference(
+        "prefixes of IPv4 inside IPv6 (::ffff:0:0/96 and longer)",
+        "accepted; no packet has such an address",
+        "refused: the IPv4 prefix is meant",
+    ),
+    Difference(
+        "an ICMP type below 0 or above 65535",
+        "accepted and cut to 16 bits: 65536 is every type",
+        "refused; 256 to 65535 never match",
+    ),
+    Difference(
+        "k8sService and k8sServiceSelector in one element of toServices",
+        "the selector counts",
+        "refused: nobody can say which is meant",
+    ),
+    Difference(
+        "a host that is no regular expression, a header name that is none, a Secret without name in a TLS context, and "
+        "an endPort below port beside HTTP rules, server names, TLS or a listener",
+        "accepted by the agent, refused by the proxy or when the policy is computed",
+        "refused",
+    ),
+    Difference(
+        "a named port with endPort beside dns rules",
+        "accepted; the DNS proxy knows no ranges",
+        "refused, as numbered ranges are",
+    ),
+    Difference(
+        "keys with a source in cidrGroupSelector",
+        "looked up as they are; groups have labels of source cidrgroup only",
+        "refused: write the key without source",
     ),
 )
