@@ -50,7 +50,8 @@ class Call:
         self._lines: list[Any] = []
         self._kept: list[Any] = []
         self._cache: dict[bytes, Verdict] = {}
-        # Methods and header names come again and again. Values do not, and may be secrets: they are not kept.
+        self.identity, self.index = ffi.new("uint32_t *"), ffi.new("uint32_t *")
+        # Methods, hosts and header names come again and again. Values do not, and may be secrets: they are not kept.
         self._words: dict[str, tuple[Any, int]] = {}
 
     def write(self, flow: Flow, endpoint: int, peer: int) -> None:
@@ -90,7 +91,7 @@ class Call:
     def _write_http(self, http: Http, kept: list[Any]) -> None:
         self._point_word(self._method, http.method)
         _point(self._path, http.path, kept)
-        _point(self._host, http.host, kept)
+        self._point_word(self._host, http.host)
         headers = http.headers
         self._http.header_count = len(headers)
         if not headers:

@@ -197,7 +197,8 @@ class Engine:
         if not isinstance(subject, int):
             subject = self._subject(subject, flow.subject_identity)
         if isinstance(peer, str):
-            peer = self.resolve(peer)[0]
+            lib.idm_resolve(self._handle, *_packed(peer), call.identity, call.index)
+            peer = call.identity[0]
         call.write(flow, subject, peer)
 
     def _subject(self, subject: str | None, identity: int | None) -> int:
