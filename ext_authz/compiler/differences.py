@@ -3,8 +3,8 @@
 Where we differ from Cilium on purpose: one table, for people and for the reference.
 
 Cilium's behaviour in these places looks accidental. The rule for all of them: accepted where Cilium accepts; an allow
-matches no more, and a deny no less, than the text says. Refused is only what has no one meaning, or what the proxy would
-refuse.
+matches no more, and a deny no less, than the text says. Refused is only what has no one meaning, or what the proxy
+would refuse.
 
 Source: shared interface; reference policy-semantics, items marked (low).
 """
@@ -135,9 +135,9 @@ DELIBERATE: tuple[Difference, ...] = (
         "refused: the IPv4 prefix is meant",
     ),
     Difference(
-        "an ICMP type below 0 or above 65535",
-        "accepted and cut to 16 bits: 65536 is every type",
-        "refused; 256 to 65535 never match",
+        "an ICMP type below 0",
+        "accepted: every type",
+        "refused; a type above 255 never matches, as in Cilium, with a warning",
     ),
     Difference(
         "k8sService and k8sServiceSelector in one element of toServices",

@@ -171,7 +171,7 @@ class IcmpReader:
 
     def _type(self, node: Node, path: str, family: str) -> int | None:
         if isinstance(node, Scalar) and kind_of(node) == "a number":
-            number = self._reader.integer(node, path, 0, 65535)
+            number = self._reader.integer(node, path, 0, 2**31 - 1)
             if number is not None and number > 255:
                 self._reader.warning(node, path, f"{number} is above 255 and never matches")
                 return None

@@ -112,3 +112,11 @@ def test_a_null_namespace_is_the_default_one(metadata: str) -> None:
     spec = "spec: {endpointSelector: {}, ingress: [{}]}"
     text = f"apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {metadata}\n{spec}\n"
     assert only_policy(load_text(text, "p.yaml")).ref.namespace == "default"
+
+
+@pytest.mark.parametrize("number", [256, 65536])
+def test_an_icmp_type_that_no_packet_has_matches_nothing_and_says_so(number: int) -> None:
+    loaded = load_policy(f"{{endpointSelector: {{}}, ingress: [{{icmps: [{{fields: [{{type: {number}}}]}}]}}]}}")
+    (rule,) = only_policy(loaded).rules
+    assert rule.entries[0].icmps == ()
+    assert ["never matches" in warning.reason for warning in loaded.warnings] == [True]
