@@ -8,12 +8,16 @@ or user namespaces); `needs_root`, root itself.
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -74,3 +78,27 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     for name, (lacks, _) in NEEDS.items():
         if item.get_closest_marker(name) is not None and (reason := lacks()):
             missing(reason)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _patient_ports() -> Iterator[None]:
+    """
+    Wait where a client's address has no free port left.
+
+    Workloads are addresses of loopback, and what earlier tests closed holds their ports for a minute.
+    """
+    connect = socket.create_connection
+
+    def patient(*args: Any, **kwargs: Any) -> socket.socket:
+        for _ in range(60):
+            try:
+                return connect(*args, **kwargs)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+                time.sleep(1)
+        return connect(*args, **kwargs)
+
+    socket.create_connection = patient  # type: ignore[assignment]
+    yield
+    socket.create_connection = connect
