@@ -141,7 +141,6 @@ ICMPS = [
     ("[{fields: [{}]}]", "[0].fields[0].type", "is missing"),
     ("[{fields: [{type: -1}]}]", "[0].fields[0].type", "out of range"),
     ("[{fields: [{type: 4294967296}]}]", "[0].fields[0].type", "out of range"),
-    ("[{fields: [{type: -1}]}]", "[0].fields[0].type", "out of range"),
     ("[{fields: [{type: '256'}]}]", "[0].fields[0].type", "is no ICMP type"),
     ("[{fields: [{type: ''}]}]", "[0].fields[0].type", "is no ICMP type"),
     ("[{fields: [{type: echo}]}]", "[0].fields[0].type", "is no ICMP type"),
