@@ -12,6 +12,7 @@ cd "$root"
 
 round() { # seconds
 	PYTHONPATH="$root" IDMESH_FUZZ_SECONDS="$1" "$python" tests/fuzz/model_fuzz.py
+	PYTHONPATH="$root" IDMESH_FUZZ_SECONDS="$1" "$python" tests/fuzz/regex_fuzz.py
 	"$root/tests/native/run.sh" fuzz "$1"
 }
 
