@@ -11,7 +11,7 @@
  * "port" overrides the port that policies see.
  *
  * "metadata" says whose decisions are written into dynamic metadata: "denied" (the default), "all" or "none". Writing
- * one costs several times what judging costs (2 to 3 us against 0.5), so allowed requests have it only on demand.
+ * one costs several times what judging costs, so allowed requests have it only on demand.
  */
 #ifndef IDMESH_ENVOY_DOOR_H
 #define IDMESH_ENVOY_DOOR_H
