@@ -34,7 +34,7 @@ from ext_authz.state import State
 log = logging.getLogger(__name__)
 
 _SHOWN_MAX = 500
-# At scale tidying takes longer than a change may wait: long enough after the last change that the next one rarely meets it.
+# At scale tidying takes longer than a change may wait: so late after the last one that the next rarely meets it.
 _IDLE_S = 5.0
 _SETTLE_S = 0.1
 _SETTLE_LOOKS = 5

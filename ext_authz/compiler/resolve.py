@@ -82,7 +82,7 @@ class Resolver:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """A first resolution makes a million lasting objects; collecting garbage among them takes a large share of the time."""
+    """A first resolution makes a million lasting objects; collecting garbage among them is most of it wasted."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
