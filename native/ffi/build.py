@@ -22,8 +22,8 @@ from cffi import FFI
 
 MODULE = "ext_authz.engine._engine"
 # snapshot.h first: the others include it.
-HEADERS = ("snapshot.h", "matcher.h", "engine.h", "check.h")
-SOURCE_DIRS = ("native/engine", "native/automata", "native/service")
+HEADERS = ("snapshot.h", "matcher.h", "engine.h", "check.h", "flow.h")
+SOURCE_DIRS = ("native/engine", "native/automata", "native/flow", "native/service")
 C_FLAGS = ("-std=gnu11", "-O3", "-fvisibility=hidden", "-fno-semantic-interposition", "-Wall", "-Wextra")
 ROOT = Path(globals().get("__file__", "native/ffi/build.py")).resolve().parent.parent.parent
 
