@@ -16,7 +16,7 @@ FUZZ_SECONDS ?= 60
 ENGINE_SOURCES := $(wildcard native/include/idmesh/*.h native/engine/*.[ch] native/automata/*.[ch] native/flow/*.[ch] native/service/*.[ch] native/ffi/*.py native/ffi/*.h)
 MODULE_SOURCES := $(wildcard native/envoy/*) $(ENGINE_SOURCES)
 
-.PHONY: help setup demo test check lint types native-asan native-tsan fuzz fuzz-short soak bench clean
+.PHONY: help setup demo test check lint types native-asan native-tsan fuzz fuzz-short soak bench wheel clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -101,6 +101,11 @@ soak: setup ## The full counts: 100,000 paths, 1,000,000 flows, 10 minutes of ea
 
 bench: setup ## Measure and rewrite tests/load/RESULTS.md (needs wrk and nginx-light; ONLY=name for one table)
 	@$(BIN)/python -m tests.load $(ONLY)
+
+wheel: setup ## Build dist/idmesh-*.whl: it installs without a compiler
+	@rm -rf dist build/lib build/bdist.*
+	@$(PIP) wheel --no-build-isolation --no-deps -w dist .
+	@ls dist/*.whl
 
 clean: ## Remove everything that was built
 	@rm -rf build dist $(VENV) *.egg-info ext_authz/engine/_engine*.so ext_authz/native/*.so native/ffi/_*.c native/envoy/build ext_authz/pb

@@ -1,21 +1,58 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Only what pyproject.toml cannot say: the engine's binding is built by cffi, our messages by protoc."""
+"""
+What pyproject.toml cannot say: the engine's binding is built by cffi, our messages by protoc, Envoy's module by make.
+
+A wheel holds all three, so that installing it needs no compiler. An editable install leaves the module to `make setup`.
+"""
 
 import runpy
+import subprocess
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import Distribution, setup
+from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 
 
-class BuildWithMessages(build_py):
-    """Generated code stands in the tree before packages are collected."""
+class BuildWhole(build_py):
+    """Packages, and the module beside them."""
 
     def run(self) -> None:
-        runpy.run_path(str(ROOT / "protos/build.py"))["generate"](ROOT)
         super().run()
+        if not self.editable_mode:
+            self._build_module()
+
+    def _build_module(self) -> None:
+        objects = Path(self.get_finalized_command("build").build_temp).resolve() / "envoy"
+        target = Path(self.build_lib).resolve() / "ext_authz/native"
+        command = ["make", "-s", "-C", str(ROOT / "native/envoy"), f"OUT={target}", f"BUILD={objects}"]
+        subprocess.run(command, check=True)
+        subprocess.run(["strip", "--strip-debug", str(target / "libidmesh_envoy.so")], check=True)
 
 
-setup(cffi_modules=["native/ffi/build.py:ffibuilder"], cmdclass={"build_py": BuildWithMessages})
+class BuildPortable(build_ext):
+    """Without the search paths that the building Python was linked with: they belong to its machine."""
+
+    def build_extensions(self) -> None:
+        self.compiler.linker_so = [word for word in self.compiler.linker_so if "-rpath" not in word]
+        super().build_extensions()
+
+
+class Binary(Distribution):
+    """The module ties the wheel to a platform even where the binding alone would not."""
+
+    def has_ext_modules(self) -> bool:
+        return True
+
+
+# First of all: packages are looked for as soon as setup begins.
+runpy.run_path(str(ROOT / "protos/build.py"))["generate"](ROOT)
+setup(
+    cffi_modules=["native/ffi/build.py:ffibuilder"],
+    cmdclass={"build_ext": BuildPortable, "build_py": BuildWhole},
+    distclass=Binary,
+    # The binding keeps to Python's stable ABI: one wheel serves every Python from this version on.
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+)
