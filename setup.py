@@ -16,6 +16,11 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).resolve().parent
 
 
+def strip(library: str | Path) -> None:
+    """Of what only a debugger reads: it names the folders of the building machine."""
+    subprocess.run(["strip", "--strip-debug", str(library)], check=True)
+
+
 class BuildWhole(build_py):
     """Packages, and the module beside them."""
 
@@ -29,7 +34,7 @@ class BuildWhole(build_py):
         target = Path(self.build_lib).resolve() / "ext_authz/native"
         command = ["make", "-s", "-C", str(ROOT / "native/envoy"), f"OUT={target}", f"BUILD={objects}"]
         subprocess.run(command, check=True)
-        subprocess.run(["strip", "--strip-debug", str(target / "libidmesh_envoy.so")], check=True)
+        strip(target / "libidmesh_envoy.so")
 
 
 class BuildPortable(build_ext):
@@ -38,6 +43,9 @@ class BuildPortable(build_ext):
     def build_extensions(self) -> None:
         self.compiler.linker_so = [word for word in self.compiler.linker_so if "-rpath" not in word]
         super().build_extensions()
+        if not self.editable_mode:
+            for built in self.get_outputs():
+                strip(built)
 
 
 class Binary(Distribution):
