@@ -93,7 +93,8 @@ def build_in_place(root: Path = ROOT, force: bool = False) -> Path:
     """Build next to the Python code. Done aside and renamed, so that a running process never sees half a file."""
     folder = root / "ext_authz/engine"
     present = sorted(folder.glob("_engine*.so"))
-    if present and not force and is_fresh(present[0], root):
+    # Of two builds Python would take the one with the more specific name, which may be the older.
+    if len(present) == 1 and not force and is_fresh(present[0], root):
         return present[0]
     with tempfile.TemporaryDirectory(prefix="idmesh-build-") as work:
         built = Path(make_builder(Path("/"), root).compile(tmpdir=work))
