@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+// Reads what the requests of both gRPC doors hold. A message of ours that comes twice is refused, never merged.
+#include <errno.h>
+#include <string.h>
+
+#include "fields.h"
+
+bool fields_equal(struct idm_bytes bytes, const char *text)
+{
+	return bytes.size == strlen(text) && !memcmp(bytes.ptr, text, bytes.size);
+}
+
+int fields_each(struct idm_bytes message, field_fn fn, void *into)
+{
+	struct wire_cursor cursor = wire_open(message);
+	struct wire_field field;
+	int ret;
+
+	while ((ret = wire_next(&cursor, &field)) > 0) {
+		ret = fn(&field, into);
+		if (ret)
+			return ret;
+	}
+	return ret;
+}
+
+// A map entry, or a HeaderValue (whose raw_value is field 3).
+static int read_pair_field(const struct wire_field *field, void *into)
+{
+	struct pair *pair = into;
+
+	if (wire_is(field, 1))
+		pair->key = field->bytes;
+	else if (wire_is(field, 2))
+		pair->value = field->bytes;
+	else if (wire_is(field, 3))
+		pair->raw = field->bytes;
+	return 0;
+}
+
+int fields_pair(struct idm_bytes message, struct pair *ret)
+{
+	memset(ret, 0, sizeof(*ret));
+	return fields_each(message, read_pair_field, ret);
+}
+
+int fields_add_header(struct request *request, const struct pair *pair)
+{
+	struct idm_header_line *line;
+
+	if (request->http.header_count == REQUEST_HEADERS_MAX)
+		return -EINVAL;
+	line = &request->headers[request->http.header_count++];
+	line->name = pair->key;
+	line->value = pair_value(pair);
+	return 0;
+}
+
+// google.protobuf.Value: number_value 2, string_value 3.
+static int read_value_field(const struct wire_field *field, void *into)
+{
+	struct value *value = into;
+
+	if (wire_is(field, 3)) {
+		value->text = field->bytes;
+	} else if (field->number == 2 && field->type == WIRE_FIXED64) {
+		memcpy(&value->number, &field->value, sizeof(value->number));
+		value->has_number = true;
+	}
+	return 0;
+}
+
+int fields_value(struct idm_bytes message, struct value *ret)
+{
+	memset(ret, 0, sizeof(*ret));
+	return fields_each(message, read_value_field, ret);
+}
+
+int fields_whole(const struct value *value, uint64_t max, uint64_t *ret)
+{
+	uint64_t sum = 0;
+
+	if (value->has_number) {
+		if (!(value->number >= 0 && value->number <= 9007199254740992.0))
+			return -EINVAL;
+		sum = (uint64_t)value->number;
+		if ((double)sum != value->number)
+			return -EINVAL;
+	} else {
+		if (!value->text.size || value->text.size > 20)
+			return -EINVAL;
+		for (size_t i = 0; i < value->text.size; i++) {
+			unsigned int digit = (unsigned char)value->text.ptr[i] - '0';
+
+			if (digit > 9 || __builtin_mul_overflow(sum, 10, &sum) || __builtin_add_overflow(sum, digit, &sum))
+				return -EINVAL;
+		}
+	}
+	if (sum > max)
+		return -EINVAL;
+	*ret = sum;
+	return 0;
+}
+
+static int set_metadata(struct request_metadata *metadata, struct idm_bytes key, const struct value *value)
+{
+	uint64_t number;
+
+	if (fields_equal(key, "address")) {
+		metadata->address = value->text;
+	} else if (fields_equal(key, "local")) {
+		metadata->local = value->text;
+	} else if (fields_equal(key, "identity")) {
+		if (fields_whole(value, UINT32_MAX, &number))
+			return -EINVAL;
+		metadata->identity = number;
+		metadata->has_identity = true;
+	} else if (fields_equal(key, "evidence")) {
+		if (fields_whole(value, 7, &number))
+			return -EINVAL;
+		metadata->evidence = number;
+	} else if (fields_equal(key, "domain")) {
+		return fields_whole(value, UINT64_MAX, &metadata->domain);
+	} else if (fields_equal(key, "expiry_ms")) {
+		return fields_whole(value, UINT64_MAX, &metadata->expiry_ms);
+	}
+	return 0;
+}
+
+// google.protobuf.Struct: fields 1, a map.
+static int read_struct_field(const struct wire_field *field, void *into)
+{
+	struct value value;
+	struct pair pair;
+
+	if (!wire_is(field, 1))
+		return 0;
+	if (fields_pair(field->bytes, &pair) || fields_value(pair.value, &value))
+		return -EINVAL;
+	return set_metadata(into, pair.key, &value);
+}
+
+// core.v3.Metadata: filter_metadata 1, a map of Structs.
+static int read_metadata_field(const struct wire_field *field, void *into)
+{
+	struct request_metadata *metadata = into;
+	struct pair pair;
+
+	if (!wire_is(field, 1))
+		return 0;
+	if (fields_pair(field->bytes, &pair))
+		return -EINVAL;
+	if (!fields_equal(pair.key, "idmesh"))
+		return 0;
+	if (metadata->present)
+		return -EINVAL;
+	metadata->present = true;
+	return fields_each(pair.value, read_struct_field, metadata);
+}
+
+int fields_metadata(struct idm_bytes message, struct request_metadata *ret)
+{
+	return fields_each(message, read_metadata_field, ret);
+}
