@@ -37,7 +37,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _add_where(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--door", default="module", choices=[*map(str, Door), "ext-proc"], help="who decides (module)")
+    parser.add_argument("--door", default="module", choices=[*map(str, Door)], help="who decides (module)")
     parser.add_argument("--listen", required=True, metavar="ADDR", help="HOST:PORT to listen on")
     parser.add_argument(
         "--upstream", required=True, action="append", metavar="ADDR", help="HOST:PORT behind it; may be repeated"
@@ -51,8 +51,12 @@ def _add_where(parser: argparse.ArgumentParser) -> None:
 def _add_door(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--state", type=Path, metavar="DIR", help="state directory (module)")
     parser.add_argument("--module", type=Path, default=MODULE, metavar="FILE", help="libidmesh_envoy.so (module)")
-    parser.add_argument("--grpc", default="", metavar="ADDR", help="unix:PATH or HOST:PORT as for run (ext-authz)")
-    parser.add_argument("--workers", type=int, default=1, help="as for run (ext-authz)")
+    parser.add_argument("--grpc", default="", metavar="ADDR", help="unix:PATH or HOST:PORT as for run (ext-*)")
+    parser.add_argument("--workers", type=int, default=1, help="as for run (ext-*)")
+    parser.add_argument(
+        "--listener-filter", action="store_true", help="the module's listener filter says who connects (--state)"
+    )
+    parser.add_argument("--observe", action="store_true", help="look on and deny nothing (ext-proc)")
     parser.add_argument("--second-point", action="store_true", help="judge again on the chosen upstream host (module)")
     parser.add_argument("--body", default="", help="what a denied client reads (module)")
     parser.add_argument(
@@ -88,11 +92,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _setup(args: argparse.Namespace) -> Setup:
-    if args.door == "ext-proc":
-        raise SetupError("the ext-proc door is not part of this version")
     door = Door(args.door)
     module = args.module.resolve()
-    if door in (Door.MODULE, Door.EMPTY) and not module.exists():
+    if (door in (Door.MODULE, Door.EMPTY) or args.listener_filter) and not module.exists():
         raise SetupError(f"{module}: not built; run make setup")
     return Setup(
         door=door,
@@ -105,6 +107,8 @@ def _setup(args: argparse.Namespace) -> Setup:
         module=module,
         authz=_workers(args.grpc, args.workers) if args.grpc else (),
         admin=parse_target(args.admin) if args.admin else None,
+        listener_filter=args.listener_filter,
+        observe=args.observe,
         use_remote_address=args.use_remote_address,
         trusted_hops=args.trusted_hops,
         upstream_http=UpstreamHttp(args.upstream_http),

@@ -55,7 +55,9 @@ def _add_sources(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_doors(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--grpc", metavar="ADDR", help="serve ext_authz at unix:PATH or HOST:PORT (loopback)")
+    parser.add_argument(
+        "--grpc", metavar="ADDR", help="serve ext_authz and ext_proc at unix:PATH or HOST:PORT (loopback)"
+    )
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes: PATH.0..N-1 or PORT..PORT+N-1")
     parser.add_argument(
         "--direction", choices=("ingress", "egress", "both"), default="ingress", help="if Envoy's filter does not say"
@@ -86,8 +88,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     """Whatever can be wrong with the words is said before anything starts."""
-    if args.door == "ext-proc":
-        raise Failure("the ext-proc door is not part of this version")
     if args.datapath == "on":
         raise Failure("the BPF datapath is not part of this version")
     if args.flows:
@@ -115,7 +115,7 @@ def _check(args: argparse.Namespace) -> None:
 
 def _make_node(args: argparse.Namespace, state: State) -> Node:
     pool = None
-    if args.door == "ext-authz" and not args.grpc:
+    if args.door in ("ext-authz", "ext-proc") and not args.grpc:
         args.grpc = f"unix:{state.root}/authz.sock"
     if args.grpc:
         level = os.environ.get("IDMESH_LOG", "").upper() or "INFO"

@@ -8,6 +8,8 @@ the connection, which Envoy puts into source.address whatever X-Forwarded-For sa
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from envoy_data_plane.envoy.config.cluster.v3 import CircuitBreakers, CircuitBreakersThresholds, Cluster
 from envoy_data_plane.envoy.config.core.v3 import (
     ApiVersion,
@@ -30,7 +32,7 @@ _MANY = 1 << 20  # a full breaker would deny requests that the service could sti
 
 def http_filter(setup: Setup) -> HttpExtAuthz:
     return HttpExtAuthz(
-        grpc_service=_service(setup),
+        grpc_service=service(setup, timeout_ms=setup.authz_timeout_ms),
         transport_api_version=ApiVersion.V3,
         failure_mode_allow=False,
         status_on_error=HttpStatus(code=StatusCode.Forbidden),
@@ -45,7 +47,7 @@ def http_filter(setup: Setup) -> HttpExtAuthz:
 def network_filter(setup: Setup) -> NetworkExtAuthz:
     return NetworkExtAuthz(
         stat_prefix=NAME,
-        grpc_service=_service(setup),
+        grpc_service=service(setup, timeout_ms=setup.authz_timeout_ms),
         transport_api_version=ApiVersion.V3,
         failure_mode_allow=False,
         metadata_context_namespaces=[NAME],
@@ -71,7 +73,14 @@ def authz_cluster(setup: Setup) -> Cluster:
     return cluster
 
 
-def _service(setup: Setup) -> GrpcService:
+def service(setup: Setup, more: Mapping[str, str] | None = None, *, timeout_ms: int = 0) -> GrpcService:
+    """
+    How the workers are asked.
+
+    Args:
+        more: Further words of initial metadata.
+        timeout_ms: Of a call; 0 for streams, which live as long as their request.
+    """
     destination, port = setup.resolved_destination
     words = {"idmesh-direction": str(setup.direction)}
     if destination != "local":
@@ -80,6 +89,6 @@ def _service(setup: Setup) -> GrpcService:
         words["idmesh-port"] = str(port)
     return GrpcService(
         envoy_grpc=GrpcServiceEnvoyGrpc(cluster_name=CLUSTER),
-        timeout=seconds(setup.authz_timeout_ms / 1000),
-        initial_metadata=[HeaderValue(key=key, value=value) for key, value in words.items()],
+        timeout=seconds(timeout_ms / 1000) if timeout_ms else None,
+        initial_metadata=[HeaderValue(key=key, value=value) for key, value in (words | dict(more or {})).items()],
     )

@@ -12,17 +12,17 @@ from ext_authz.xds import authz
 from ext_authz.xds.clusters import upstream_cluster
 from ext_authz.xds.listeners import listener
 from ext_authz.xds.parts import NAME, address, bootstrap_extension
-from ext_authz.xds.setup import Door, Setup
+from ext_authz.xds.setup import Setup
 
 
 def bootstrap(setup: Setup) -> Bootstrap:
     clusters = [upstream_cluster(setup)]
-    if setup.door == Door.EXT_AUTHZ:
+    if setup.asks_service:
         clusters.append(authz.authz_cluster(setup))
     return Bootstrap(
         node=Node(id=NAME, cluster=NAME),
         admin=Admin(address=address(setup.admin)) if setup.admin else None,
-        bootstrap_extensions=[bootstrap_extension(setup)] if setup.door == Door.MODULE else [],
+        bootstrap_extensions=[bootstrap_extension(setup)] if setup.has_bootstrap else [],
         static_resources=BootstrapStaticResources(listeners=[listener(setup)], clusters=clusters),
     )
 

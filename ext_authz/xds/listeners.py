@@ -39,7 +39,7 @@ from envoy_data_plane.envoy.extensions.filters.network.tcp_proxy.v3 import TcpPr
 from envoy_data_plane.envoy.type.matcher.v3 import PathMatcher, RegexMatcher, StringMatcher
 from envoy_data_plane.google.protobuf import Any, Struct
 
-from ext_authz.xds import authz
+from ext_authz.xds import authz, procs
 from ext_authz.xds.clusters import UPSTREAM
 from ext_authz.xds.parts import NAME, address, door_config, module_of, seconds, struct
 from ext_authz.xds.setup import Door, Mode, RbacRule, Setup
@@ -66,14 +66,14 @@ def _listener_filters(setup: Setup) -> list[ListenerFilter]:
     if setup.proxy_protocol_from:
         proxy = ProxyProtocol(allow_requests_without_proxy_protocol=True)
         filters.append(ListenerFilter(name="envoy.filters.listener.proxy_protocol", typed_config=Any.pack(proxy)))
-    if setup.original_dst and setup.door == Door.EXT_AUTHZ:  # the module asks the kernel itself
+    if setup.original_dst and setup.asks_service:  # the module asks the kernel itself
         restore = Any.pack(OriginalDst())
         filters.append(ListenerFilter(name="envoy.filters.listener.original_dst", typed_config=restore))
     if setup.sni:
         filters.append(
             ListenerFilter(name="envoy.filters.listener.tls_inspector", typed_config=Any.pack(TlsInspector()))
         )
-    if setup.door == Door.MODULE:
+    if setup.has_bootstrap:
         filters.append(ListenerFilter(name=NAME, typed_config=Any.pack(_peer_filter(setup))))
     return filters
 
@@ -143,6 +143,8 @@ def _router() -> HttpFilter:
 def _judges(setup: Setup) -> list[HttpFilter]:
     if setup.door == Door.EXT_AUTHZ:
         return [HttpFilter(name=_AUTHZ_METADATA, typed_config=Any.pack(authz.http_filter(setup)))]
+    if setup.door == Door.EXT_PROC:
+        return [HttpFilter(name=procs.METADATA, typed_config=Any.pack(procs.http_filter(setup)))]
     if setup.door == Door.RBAC:
         return [HttpFilter(name="envoy.filters.http.rbac", typed_config=Any.pack(_rbac(setup.rbac)))]
     if setup.door == Door.MODULE:
@@ -173,7 +175,7 @@ def _permission(rule: RbacRule) -> Permission:
 def _access_log(setup: Setup) -> list[AccessLog]:
     if not setup.access_log:
         return []
-    space = _AUTHZ_METADATA if setup.door == Door.EXT_AUTHZ else NAME
+    space = {Door.EXT_AUTHZ: _AUTHZ_METADATA, Door.EXT_PROC: procs.METADATA}.get(setup.door, NAME)
     fields = {
         "method": "%REQ(:METHOD)%",
         "path": "%PATH(NQ:PATH)%",  # a query may hold what nobody else should read

@@ -18,6 +18,7 @@ class Door(StrEnum):
 
     MODULE = "module"
     EXT_AUTHZ = "ext-authz"
+    EXT_PROC = "ext-proc"
     NONE = "none"
     EMPTY = "empty"
     RBAC = "rbac"
@@ -103,7 +104,11 @@ class Setup:
     upstream is this host's loopback and the listener is not (see `resolved_destination`).
     state: directory the module reads its snapshot from.
     module: absolute path of libidmesh_envoy.so.
-    authz: addresses of the ext_authz service's workers.
+    authz: addresses of the service's workers (ext-authz, ext-proc).
+    authz_timeout_ms: how long an answer of theirs is waited for.
+    listener_filter: the module's listener filter tells who connects; always so with the module door. Before ext-proc
+    it is needed where source.address may be what X-Forwarded-For says.
+    observe: ext-proc only looks on; it denies nothing.
     second_point: judge again on the chosen upstream host (module only).
     proxy_protocol_from: networks whose PROXY header is believed.
     sni: read the server name of TLS connections (delays server-first protocols).
@@ -121,6 +126,8 @@ class Setup:
     authz: tuple[Target, ...] = ()
     authz_timeout_ms: int = 2000
     admin: Target | None = None
+    listener_filter: bool = False
+    observe: bool = False
     use_remote_address: bool = True
     trusted_hops: int = 0
     upstream_http: UpstreamHttp = UpstreamHttp.HTTP1
@@ -142,19 +149,47 @@ class Setup:
         return [
             "" if self.upstreams else "an upstream is needed",
             "" if self.listen.address else f"{self.listen.text}: the listener needs an IP address",
-            "" if self.door != Door.EXT_AUTHZ or self.authz else "the ext-authz door needs --grpc ADDR",
+            "" if not self.asks_service or self.authz else f"the {self.door} door needs --grpc ADDR",
             "" if not self.loads_module or self.module else "the module's path is needed",
-            "" if self.door != Door.MODULE or self.state else "the module door needs the state directory",
+            "" if not self.has_bootstrap or self.state else f"{self._needs_state} needs the state directory",
             "" if not self.second_point or self.door == Door.MODULE else "only the module can judge a second time",
             # Envoy's own filter believes a PROXY header from anybody; the module asks the socket who sent it.
             ""
-            if not self.proxy_protocol_from or self.door == Door.MODULE
-            else "only the module can tell trusted proxies",
+            if not self.proxy_protocol_from or self.has_bootstrap
+            else "only the module can tell trusted proxies (--listener-filter puts it in front)",
+            *self._ext_proc_problems(),
+        ]
+
+    def _ext_proc_problems(self) -> list[str]:
+        if self.door != Door.EXT_PROC:
+            return ["only the ext-proc door can observe"] if self.observe else []
+        forged = self.trusted_hops > 0 or not self.use_remote_address
+        return [
+            "the ext-proc door judges requests; for --mode tcp take module or ext-authz"
+            if self.mode == Mode.TCP
+            else "",
+            "source.address would be what X-Forwarded-For says, which clients write: ext-proc needs use_remote_address "
+            "and no trusted hops, or the module in front (--listener-filter)"
+            if forged and not self.listener_filter
+            else "",
         ]
 
     @property
+    def asks_service(self) -> bool:
+        return self.door in (Door.EXT_AUTHZ, Door.EXT_PROC)
+
+    @property
+    def has_bootstrap(self) -> bool:
+        """True if the module's listener filter stands in front, which needs its bootstrap extension."""
+        return self.door == Door.MODULE or self.listener_filter
+
+    @property
+    def _needs_state(self) -> str:
+        return "the module door" if self.door == Door.MODULE else "the module's listener filter"
+
+    @property
     def loads_module(self) -> bool:
-        return self.door in (Door.MODULE, Door.EMPTY)
+        return self.has_bootstrap or self.door == Door.EMPTY
 
     @property
     def resolved_destination(self) -> tuple[str, int]:

@@ -17,13 +17,18 @@ from ext_authz.xds.bootstrap import render
 from ext_authz.xds.setup import Door, Mode, RbacRule, Setup, SetupError, parse_target
 
 BACKEND = parse_target("127.0.0.1:1")
+NO_DOOR = (Door.EXT_PROC, Mode.TCP)
 AUTHZ = (parse_target("unix:/run/a.0"), parse_target("unix:/run/a.1"))
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_generated_bootstrap_is_valid(version: str, tmp_path: Path) -> None:
     envoy = envoy_of(version)
-    for door, mode in itertools.product(Door, Mode):
+    wanted = [(door, mode, {}) for door, mode in itertools.product(Door, Mode) if (door, mode) != NO_DOOR]
+    wanted += [(Door.EXT_PROC, Mode.HTTP, {"observe": True})]
+    wanted += [(door, Mode.HTTP, {"listener_filter": True}) for door in (Door.EXT_AUTHZ, Door.EXT_PROC)]
+    for door, mode, more in wanted:
+        proxied = door == Door.MODULE or "listener_filter" in more
         setup = setup_for(
             door,
             BACKEND,
@@ -32,16 +37,17 @@ def test_every_generated_bootstrap_is_valid(version: str, tmp_path: Path) -> Non
             authz=AUTHZ,
             second_point=door == Door.MODULE,
             rbac=(RbacRule("/a/.*", "GET"),),
-            proxy_protocol_from=("10.0.0.0/8",) if door == Door.MODULE else (),
+            proxy_protocol_from=("10.0.0.0/8",) if proxied else (),
             original_dst=True,
             sni=True,
             access_log="/dev/null",
+            **more,
         )
         config = tmp_path / "envoy.json"
         config.write_text(render(setup))
         command = [envoy.path, "--mode", "validate", "-c", config, "-l", "warning"]
         done = subprocess.run(command, env=envoy.environment(MODULE), capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"{door} {mode}: {done.stderr[-2000:]}"
+        assert done.returncode == 0, f"{door} {mode} {more}: {done.stderr[-2000:]}"
         assert "deprecated" not in done.stderr
 
 
@@ -126,6 +132,12 @@ def test_an_upstream_filter_may_not_name_a_destination(tmp_path: Path, envoy: En
         ({"state": None}, "state directory"),
         ({"module": None}, "module's path"),
         ({"door": Door.EXT_AUTHZ}, "--grpc"),
+        ({"door": Door.EXT_PROC}, "--grpc"),
+        ({"door": Door.EXT_PROC, "authz": AUTHZ, "mode": Mode.TCP}, "judges requests"),
+        ({"door": Door.EXT_PROC, "authz": AUTHZ, "trusted_hops": 1}, "X-Forwarded-For"),
+        ({"door": Door.EXT_PROC, "authz": AUTHZ, "use_remote_address": False}, "X-Forwarded-For"),
+        ({"door": Door.EXT_PROC, "authz": AUTHZ, "listener_filter": True, "state": None}, "state directory"),
+        ({"door": Door.EXT_AUTHZ, "authz": AUTHZ, "observe": True}, "observe"),
         ({"door": Door.NONE, "second_point": True}, "second time"),
         ({"door": Door.EXT_AUTHZ, "authz": AUTHZ, "proxy_protocol_from": ("10.0.0.0/8",)}, "trusted proxies"),
     ],
