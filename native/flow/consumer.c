@@ -15,6 +15,7 @@ struct idm_ring_view {
 	uint64_t tail;
 };
 
+// A page that went away under the mapping would kill us. Asked in this order: once sealed, the size only grows.
 static bool sealed(int fd, uint64_t size)
 {
 	int seals = fcntl(fd, F_GET_SEALS);
@@ -56,7 +57,8 @@ int idm_ring_open(int fd, struct idm_ring_view **ret)
 	error = ring_map(fd, (uint32_t)size, &view->map);
 	if (error) {
 		free(view);
-		return error;
+		// Other errors than a lack of memory come of what the file is: not writable, sealed against writing.
+		return error == -ENOMEM ? error : -EINVAL;
 	}
 	if (!introduced(&view->map)) {
 		idm_ring_close(view);
@@ -129,7 +131,10 @@ static int64_t take_one(const struct idm_ring_view *view, uint64_t available, ui
 	const uint8_t *place = view->map.data + (view->tail & (view->map.size - 1));
 	uint32_t size;
 
-	memcpy(&size, place, sizeof(size));
+	if (view->tail % 8)
+		return -EBADMSG;
+	// Read once: a second look could find another size than the one that was checked.
+	size = __atomic_load_n((const uint32_t *)(const void *)place, __ATOMIC_RELAXED);
 	if (size < sizeof(struct idm_flow_record) || size > IDM_RECORD_MAX || size % 8 || size > available)
 		return -EBADMSG;
 	if (size > left)

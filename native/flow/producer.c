@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // The producer's side: what decides how much room there is stays in private memory, except for the consumer's tail,
-// which is believed only as far as it can do no harm.
+// which is believed only as far as it can do no harm. Shared memory is written, and but for the tail never read.
+//
+// That private memory is wiped in a forked child: two producers of one ring would write over each other.
 
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
 #include <stdbool.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -14,9 +15,9 @@
 #include "ring.h"
 
 struct idm_ring {
-	struct ring_map map;
+	struct ring_map map; // head is NULL in a child
 	uint64_t head;
-	uint64_t written;
+	uint64_t written; // these two are read by other threads
 	uint64_t lost;
 	uint32_t door;
 	uint32_t worker;
@@ -30,7 +31,7 @@ static int sealed_memfd(uint32_t data_size)
 
 	if (fd < 0)
 		return -1;
-	if (!ftruncate(fd, IDM_RING_PAGE + (off_t)data_size) &&
+	if (!fallocate(fd, 0, 0, IDM_RING_PAGE + (off_t)data_size) &&
 	    !fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL))
 		return fd;
 	error = errno;
@@ -49,6 +50,18 @@ static void introduce(struct idm_ring_head *head, uint32_t data_size, uint32_t d
 	head->magic = IDM_RING_MAGIC;
 }
 
+static struct idm_ring *private_create(void)
+{
+	struct idm_ring *ring =
+		mmap(NULL, sizeof(*ring), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (ring == MAP_FAILED)
+		return NULL;
+	// Where the kernel knows no wiping, not to fork is the caller's part.
+	madvise(ring, sizeof(*ring), MADV_WIPEONFORK);
+	return ring;
+}
+
 struct idm_ring *idm_ring_create(uint32_t data_size, uint32_t door, uint32_t worker)
 {
 	struct idm_ring *ring;
@@ -58,7 +71,7 @@ struct idm_ring *idm_ring_create(uint32_t data_size, uint32_t door, uint32_t wor
 		errno = EINVAL;
 		return NULL;
 	}
-	ring = calloc(1, sizeof(*ring));
+	ring = private_create();
 	if (!ring)
 		return NULL;
 	ring->fd = sealed_memfd(data_size);
@@ -66,7 +79,7 @@ struct idm_ring *idm_ring_create(uint32_t data_size, uint32_t door, uint32_t wor
 	if (error) {
 		if (ring->fd >= 0)
 			close(ring->fd);
-		free(ring);
+		munmap(ring, sizeof(*ring));
 		errno = -error;
 		return NULL;
 	}
@@ -80,14 +93,16 @@ void idm_ring_destroy(struct idm_ring *ring)
 {
 	if (!ring)
 		return;
-	ring_unmap(&ring->map);
-	close(ring->fd);
-	free(ring);
+	if (ring->map.head) {
+		ring_unmap(&ring->map);
+		close(ring->fd);
+	}
+	munmap(ring, sizeof(*ring));
 }
 
 int idm_ring_fd(const struct idm_ring *ring)
 {
-	return ring->fd;
+	return ring->map.head ? ring->fd : -1;
 }
 
 void idm_ring_describe(const struct idm_ring *ring, struct idm_ring_hello *ret)
@@ -99,12 +114,12 @@ void idm_ring_describe(const struct idm_ring *ring, struct idm_ring_hello *ret)
 
 uint64_t idm_ring_written(const struct idm_ring *ring)
 {
-	return ring->written;
+	return __atomic_load_n(&ring->written, __ATOMIC_RELAXED);
 }
 
 uint64_t idm_ring_lost(const struct idm_ring *ring)
 {
-	return ring->lost;
+	return __atomic_load_n(&ring->lost, __ATOMIC_RELAXED);
 }
 
 // --- one record ---
@@ -173,6 +188,7 @@ static uint32_t put_record(uint8_t *place, const struct idm_flow_facts *facts)
 	uint32_t size;
 
 	record.version = IDM_FLOW_VERSION;
+	record.reserved = 0;
 	record.method_size = put_text(&pen, facts->method, IDM_RECORD_TEXT_MAX);
 	record.host_size = put_text(&pen, facts->host, IDM_RECORD_TEXT_MAX);
 	record.path_size = put_text(&pen, facts->path, IDM_RECORD_PATH_MAX);
@@ -189,20 +205,32 @@ static uint32_t put_record(uint8_t *place, const struct idm_flow_facts *facts)
 	return size;
 }
 
+// One more, in private memory for whoever asks here, in shared memory for the consumer.
+static void count_one(uint64_t *own, uint64_t *shown)
+{
+	uint64_t now = *own + 1;
+
+	__atomic_store_n(own, now, __ATOMIC_RELAXED);
+	__atomic_store_n(shown, now, __ATOMIC_RELAXED);
+}
+
 int idm_ring_put(struct idm_ring *ring, const struct idm_flow_facts *facts)
 {
 	struct idm_ring_head *head = ring->map.head;
-	uint64_t tail = __atomic_load_n(&head->tail, __ATOMIC_ACQUIRE);
-	uint64_t used = ring->head - tail;
+	uint64_t used;
 
+	if (!head)
+		return -ENOSPC;
+	// With the consumer's release: it has read what it gives free before it is written over.
+	used = ring->head - __atomic_load_n(&head->tail, __ATOMIC_ACQUIRE);
 	// A tail ahead of us or too far behind is no consumer's: then there is no room. The largest record must fit, so
 	// that nothing is measured before it is written.
 	if (used > ring->map.size || ring->map.size - used < IDM_RECORD_MAX) {
-		__atomic_store_n(&head->lost, ++ring->lost, __ATOMIC_RELAXED);
+		count_one(&ring->lost, &head->lost);
 		return -ENOSPC;
 	}
 	ring->head += put_record(ring->map.data + (ring->head & (ring->map.size - 1)), facts);
-	__atomic_store_n(&head->written, ++ring->written, __ATOMIC_RELAXED);
+	count_one(&ring->written, &head->written);
 	__atomic_store_n(&head->head, ring->head, __ATOMIC_RELEASE);
 	return 0;
 }

@@ -93,6 +93,7 @@ struct idm_flow_record {
 	uint16_t traceparent_size;
 	uint16_t headers_size;
 	uint16_t header_count;
+	uint32_t reserved;
 };
 
 #define IDM_REDACTED "HUBBLE_REDACTED"
@@ -146,12 +147,17 @@ struct idm_ring_hello {
 	uint64_t pid;
 };
 
-/* ---- producer: one thread a ring; nothing here waits or allocates after create ---- */
+/*
+ * ---- producer: one thread a ring; nothing here waits or allocates after create ----
+ *
+ * A child that is forked off inherits no ring: there every put is a loss that nobody counts, and destroy is safe.
+ */
 
 struct idm_ring;
 
 /**
- * Make a ring in a memfd of its own, sealed against any change of size.
+ * Make a ring in a memfd of its own, sealed against any change of size, its memory there from the start: a put never
+ * meets a page that the system cannot give.
  * @param[in] data_size Power of two from IDM_RING_MIN to IDM_RING_MAX.
  * @return NULL, errno set: EINVAL, ENOMEM, EMFILE.
  */
@@ -160,6 +166,7 @@ void idm_ring_destroy(struct idm_ring *ring);
 /* Borrowed; to be handed over. */
 int idm_ring_fd(const struct idm_ring *ring);
 void idm_ring_describe(const struct idm_ring *ring, struct idm_ring_hello *ret);
+/* From any thread. */
 uint64_t idm_ring_written(const struct idm_ring *ring);
 uint64_t idm_ring_lost(const struct idm_ring *ring);
 /**
