@@ -82,8 +82,6 @@ static uint32_t endpoint_named(const struct idm_snapshot *snapshot, struct idm_b
 static int resolve(const struct idm_snapshot *snapshot, struct idm_bytes text, struct end *ret)
 {
 	char copy[INET6_ADDRSTRLEN];
-	uint8_t address[16];
-	int family;
 
 	if (!text.size || text.size >= sizeof(copy))
 		return -EINVAL;
@@ -91,13 +89,13 @@ static int resolve(const struct idm_snapshot *snapshot, struct idm_bytes text, s
 	copy[text.size] = '\0';
 	if (memchr(copy, '\0', text.size))
 		return -EINVAL;
-	if (inet_pton(AF_INET, copy, address) == 1)
-		family = 4;
-	else if (inet_pton(AF_INET6, copy, address) == 1)
-		family = 6;
+	if (inet_pton(AF_INET, copy, ret->address) == 1)
+		ret->family = 4;
+	else if (inet_pton(AF_INET6, copy, ret->address) == 1)
+		ret->family = 6;
 	else
 		return -EINVAL;
-	return idm_resolve(snapshot, family, address, &ret->identity, &ret->endpoint);
+	return idm_resolve(snapshot, ret->family, ret->address, &ret->identity, &ret->endpoint);
 }
 
 static int read_port(struct idm_bytes text, uint32_t *ret)

@@ -18,6 +18,8 @@ struct name_cache {
 struct end {
 	uint32_t identity;
 	uint32_t endpoint; /* index, or IDM_NONE */
+	uint32_t family; /* of the address it was found by: 4, 6, or 0 where a name was given */
+	uint8_t address[16];
 };
 
 struct judged {

@@ -15,6 +15,8 @@
 
 enum wire_type { WIRE_VARINT = 0, WIRE_FIXED64 = 1, WIRE_BYTES = 2, WIRE_FIXED32 = 5 };
 
+#define BYTES(text) ((struct idm_bytes){ (text), sizeof(text) - 1 })
+
 struct wire_cursor {
 	const uint8_t *next;
 	const uint8_t *end;
