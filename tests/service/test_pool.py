@@ -73,22 +73,66 @@ def test_stop_leaves_neither_process_nor_socket(pool: Pool, tmp_path: Path) -> N
     assert not list(tmp_path.glob("a.sock*"))
 
 
-def test_workers_outlive_the_pool_and_are_succeeded(pool: Pool, tmp_path: Path) -> None:
-    """A killed agent changes nothing already decided; the next one takes over without a gap."""
+def abandon(pool: Pool) -> list[int]:
+    """As if this process had been killed; the workers it leaves."""
     orphans = pool.processes()
     for slot in pool.slots:
-        slot.process = None  # as if this process had been killed
+        slot.process = None
+    return orphans
+
+
+def test_workers_outlive_the_pool_and_are_adopted(pool: Pool, tmp_path: Path) -> None:
+    """A killed agent changes nothing already decided, nor does the next one."""
+    orphans = abandon(pool)
     successor = Pool(pool.state, pool.address, 2)
-    assert sorted(successor.orphans()) == sorted(orphans)
+    assert successor.orphans() == sorted(orphans)
+    assert allowed(client_of(tmp_path, 0).check(request()))
+    successor.start()
+    try:
+        assert successor.processes() == orphans
+        os.kill(orphans[0], signal.SIGKILL)
+        wait_until(lambda: successor.tick() or orphans[0] not in successor.processes(), "the death")
+        wait_until(lambda: successor.tick() or len(successor.processes()) == 2, "another worker")
+        assert allowed(client_of(tmp_path, 0).check(request()))
+    finally:
+        successor.stop()
+    assert not any(is_worker(pid, pool.state.root) for pid in orphans)
+
+
+def test_workers_of_other_arguments_are_succeeded(pool: Pool, tmp_path: Path) -> None:
+    """The next pool takes over without a gap."""
+    orphans = abandon(pool)
+    successor = Pool(pool.state, pool.address, 2, direction="both")
     client = client_of(tmp_path, 0)
     assert allowed(client.check(request()))
     successor.start()
     try:
         wait_until(lambda: not any(is_worker(pid, pool.state.root) for pid in orphans) or _reap(orphans), "the drain")
-        assert allowed(client.check(request()))
-        assert allowed(client_of(tmp_path, 1).check(request()))
+        assert not set(successor.processes()) & set(orphans)
+        assert client.health() == "SERVING"
+        assert client_of(tmp_path, 1).health() == "SERVING"
     finally:
         successor.stop()
+
+
+def test_a_worker_that_will_not_drain_is_ended(pool: Pool) -> None:
+    orphans = abandon(pool)
+    os.kill(orphans[0], signal.SIGSTOP)
+    successor = Pool(pool.state, pool.address, 2, direction="both", grace_s=0.0)
+    successor.start()
+    try:
+        wait_until(lambda: successor.tick() or _reap(orphans) or not is_worker(orphans[0], pool.state.root), "its end")
+    finally:
+        successor.stop()
+
+
+def test_an_address_that_another_node_serves_is_refused(pool: Pool, tmp_path: Path) -> None:
+    """A socket is renamed into place, so without asking it would be taken over unnoticed."""
+    other = State(tmp_path / "other")
+    other.prepare()
+    with pytest.raises(AddressError, match="another process serves it"):
+        Pool(other, pool.address, 2).start()
+    assert allowed(client_of(tmp_path, 0).check(request()))
 
 
 def _reap(pids: list[int]) -> bool:
