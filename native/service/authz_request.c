@@ -48,7 +48,7 @@ static int read_header_map_field(const struct wire_field *field, void *into)
 	return wire_is(field, 1) ? add_header(into, field->bytes) : 0;
 }
 
-// AttributeContext.HttpRequest: method 2, headers 3, path 4, host 5, header_map 13.
+// AttributeContext.HttpRequest: method 2, headers 3, path 4, host 5, protocol 10, header_map 13.
 static int read_http_field(const struct wire_field *field, void *into)
 {
 	struct request *request = into;
@@ -61,6 +61,8 @@ static int read_http_field(const struct wire_field *field, void *into)
 		request->http.path = field->bytes;
 	else if (wire_is(field, 5))
 		request->http.host = field->bytes;
+	else if (wire_is(field, 10))
+		request->protocol = field->bytes;
 	else if (wire_is(field, 13))
 		return fields_each(field->bytes, read_header_map_field, request);
 	return 0;

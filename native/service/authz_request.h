@@ -36,8 +36,11 @@ struct request {
 	struct request_metadata metadata;
 	struct idm_bytes named; /* context extension idmesh.destination */
 	struct idm_bytes sni;
+	struct idm_bytes protocol; /* "HTTP/1.1" */
+	struct idm_bytes traceparent;
 	bool has_sni;
 	bool has_http;
+	bool grpc;
 	struct idm_http http;
 	struct idm_header_line headers[REQUEST_HEADERS_MAX];
 };

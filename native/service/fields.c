@@ -44,6 +44,20 @@ int fields_pair(struct idm_bytes message, struct pair *ret)
 	return fields_each(message, read_pair_field, ret);
 }
 
+// As Envoy tells them: application/grpc, perhaps with a message format; gRPC-Web is plain HTTP.
+static bool is_grpc(struct idm_bytes type)
+{
+	return type.size >= 16 && !memcmp(type.ptr, "application/grpc", 16) && (type.size == 16 || type.ptr[16] == '+');
+}
+
+static void note_header(struct request *request, const struct idm_header_line *line)
+{
+	if (line->name.size == 12 && fields_equal(line->name, "content-type"))
+		request->grpc |= is_grpc(line->value);
+	else if (line->name.size == 11 && fields_equal(line->name, "traceparent"))
+		request->traceparent = line->value;
+}
+
 int fields_add_header(struct request *request, const struct pair *pair)
 {
 	struct idm_header_line *line;
@@ -53,6 +67,7 @@ int fields_add_header(struct request *request, const struct pair *pair)
 	line = &request->headers[request->http.header_count++];
 	line->name = pair->key;
 	line->value = pair_value(pair);
+	note_header(request, line);
 	return 0;
 }
 

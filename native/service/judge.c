@@ -323,6 +323,10 @@ void judge(const struct idm_snapshot *snapshot, const struct idm_check_options *
 	}
 	if (options->port)
 		ret->port = options->port;
+	if (!ret->port) { // nobody listens there: the port is not known
+		refuse(ret, IDM_CHECK_NO_DESTINATION, IDM_DROP_NO_POLICY);
+		return;
+	}
 	ret->allowed = decide_all(snapshot, options, request, ret);
 	if (ret->allowed && is_tunnel(request)) {
 		ret->allowed = false;

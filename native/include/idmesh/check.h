@@ -12,6 +12,7 @@
 #include <stdint.h>
 
 #include "idmesh/engine.h"
+#include "idmesh/flow.h"
 
 /* Room a response may need at most: header changes, texts of the rule, body. */
 #define IDM_CHECK_RESPONSE_MAX 65536
@@ -23,6 +24,7 @@ struct idm_check_options {
 	uint32_t required;  /* mask of idm_evidence that must be present */
 	uint32_t http_follows; /* 1: an HTTP filter behind this network filter asks again */
 	uint32_t port; /* that policies see; 0: the destination's own */
+	uint32_t source_address; /* 1: ext_proc may take the peer from source.address (no X-Forwarded-For is believed) */
 	/* NAMESPACE/NAME[:PORT], ADDRESS or ADDRESS:PORT of the destination; empty: the connection's own. */
 	struct idm_bytes destination;
 };
@@ -65,6 +67,8 @@ struct idm_checker; /* one per thread that answers */
  */
 struct idm_checker *idm_checker_create(struct idm_reader *reader);
 void idm_checker_destroy(struct idm_checker *checker);
+/* Write flow records there from now on. Borrowed; NULL: nowhere. */
+void idm_checker_record(struct idm_checker *checker, struct idm_ring *ring);
 
 /**
  * Answer one CheckRequest. Always gives a response; whatever goes wrong, it is a denial.
