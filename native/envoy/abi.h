@@ -131,6 +131,8 @@ bool CALLBACK(listener_filter_get_remote_address)(struct envoy_listener *filter,
 bool CALLBACK(listener_filter_get_local_address)(struct envoy_listener *filter, struct idm_bytes *ret,
 						 uint32_t *port);
 bool CALLBACK(listener_filter_get_requested_server_name)(struct envoy_listener *filter, struct idm_bytes *ret);
+/* "tls" behind the tls_inspector if the client speaks it; false if nobody looked, or it is not TLS. */
+bool CALLBACK(listener_filter_get_detected_transport_protocol)(struct envoy_listener *filter, struct idm_bytes *ret);
 bool CALLBACK(listener_filter_set_filter_state)(struct envoy_listener *filter, struct idm_bytes key,
 						struct idm_bytes value);
 void CALLBACK(listener_filter_set_dynamic_metadata_string)(struct envoy_listener *filter, struct idm_bytes name_space,

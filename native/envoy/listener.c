@@ -142,11 +142,24 @@ static bool unproxied(const struct listener *self, struct envoy_listener *envoy,
 				      told.port == peer->port && !memcmp(told.bytes, peer->bytes, sizeof(told.bytes)));
 }
 
+static bool is_tls(struct envoy_listener *envoy)
+{
+	struct idm_bytes found;
+
+	return CALLBACK(listener_filter_get_detected_transport_protocol)(envoy, &found) && found.size == 3 &&
+	       !memcmp(found.ptr, "tls", 3);
+}
+
+// A TLS client that names no server has the empty name, which is known too.
 static void server_name(struct envoy_listener *envoy, struct connection *ret)
 {
-	struct idm_bytes name;
+	struct idm_bytes name = {0};
 
-	if (!CALLBACK(listener_filter_get_requested_server_name)(envoy, &name) || name.size > CONNECTION_SNI_MAX)
+	if (!CALLBACK(listener_filter_get_requested_server_name)(envoy, &name)) {
+		ret->sni_known = is_tls(envoy);
+		return;
+	}
+	if (name.size > CONNECTION_SNI_MAX)
 		return;
 	memcpy(ret->sni, name.ptr, name.size);
 	ret->sni_size = (uint16_t)name.size;
