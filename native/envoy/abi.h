@@ -44,8 +44,8 @@ struct envoy_network;
 struct envoy_network_scheduler;
 
 enum envoy_log_level { ENVOY_DEBUG = 1, ENVOY_INFO = 2, ENVOY_WARN = 3, ENVOY_ERROR = 4 };
-enum envoy_header_map { ENVOY_REQUEST_HEADERS = 0 };
-enum envoy_attribute { ENVOY_UPSTREAM_ADDRESS = 41 };
+enum envoy_header_map { ENVOY_REQUEST_HEADERS = 0, ENVOY_RESPONSE_HEADERS = 2, ENVOY_RESPONSE_TRAILERS = 3 };
+enum envoy_attribute { ENVOY_REQUEST_PROTOCOL = 10, ENVOY_RESPONSE_CODE = 15, ENVOY_UPSTREAM_ADDRESS = 41 };
 enum envoy_http_status { ENVOY_HTTP_CONTINUE = 0, ENVOY_HTTP_STOP = 1, ENVOY_HTTP_STOP_ALL_WATERMARK = 4 };
 enum envoy_filter_status { ENVOY_CONTINUE = 0, ENVOY_STOP = 1 };
 enum envoy_close { ENVOY_CLOSE_NO_FLUSH = 1, ENVOY_CLOSE_RESET = 4 };
@@ -96,6 +96,9 @@ enum envoy_metric CALLBACK(http_filter_increment_counter)(struct envoy_http *fil
 							   struct idm_bytes *values, size_t value_count, uint64_t by);
 size_t CALLBACK(http_get_headers_size)(struct envoy_http *filter, enum envoy_header_map map);
 bool CALLBACK(http_get_headers)(struct envoy_http *filter, enum envoy_header_map map, struct idm_header_line *ret);
+/* The index-th line of that name; count may be NULL. */
+bool CALLBACK(http_get_header)(struct envoy_http *filter, enum envoy_header_map map, struct idm_bytes name,
+			       struct idm_bytes *ret, size_t index, size_t *count);
 bool CALLBACK(http_add_header)(struct envoy_http *filter, enum envoy_header_map map, struct idm_bytes name,
 			       struct idm_bytes value);
 /* A NULL value removes the header. */
@@ -118,6 +121,7 @@ IDM_NEWER bool CALLBACK(http_get_downstream_direct_remote_address)(struct envoy_
 bool CALLBACK(http_get_filter_state_bytes)(struct envoy_http *filter, struct idm_bytes key, struct idm_bytes *ret);
 bool CALLBACK(http_filter_get_attribute_string)(struct envoy_http *filter, enum envoy_attribute id,
 						struct idm_bytes *ret);
+bool CALLBACK(http_filter_get_attribute_int)(struct envoy_http *filter, enum envoy_attribute id, uint64_t *ret);
 struct envoy_http_scheduler *CALLBACK(http_filter_scheduler_new)(struct envoy_http *filter);
 void CALLBACK(http_filter_scheduler_commit)(struct envoy_http_scheduler *scheduler, uint64_t event);
 void CALLBACK(http_filter_scheduler_delete)(struct envoy_http_scheduler *scheduler);

@@ -13,11 +13,13 @@
 
 #include "json.h"
 #include "mesh.h"
+#include "rings.h"
 #include "snapshot_file.h"
 #include "status.h"
 
 #define POLL_MS 1000
 #define SNAPSHOT_NAME "snapshot"
+#define FLOWS_NAME "flows.sock"
 
 struct bootstrap {
 	struct envoy_bootstrap_config *envoy;
@@ -26,15 +28,20 @@ struct bootstrap {
 	struct status status;
 	bool watched;
 	bool missing_said;
+	uint32_t ring_bytes; // 0: no flow records
+	char *flows_path;
+	int offer_error; // of the last offer; said once
+	size_t flows_written_counter;
+	size_t flows_lost_counter;
 	size_t revision_gauge;
 	size_t ready_gauge;
 	size_t loaded_counter;
 	size_t rejected_counter;
 };
 
-static void count(struct bootstrap *self, size_t id)
+static void count(struct bootstrap *self, size_t id, uint64_t by)
 {
-	CALLBACK(bootstrap_extension_config_increment_counter)(self->envoy, id, NULL, 0, 1);
+	CALLBACK(bootstrap_extension_config_increment_counter)(self->envoy, id, NULL, 0, by);
 }
 
 static void show(struct bootstrap *self)
@@ -50,12 +57,10 @@ static void accepted(struct bootstrap *self)
 {
 	struct idm_snapshot *now = mesh_current();
 
-	self->status.ready = true;
-	self->status.revision = idm_snapshot_revision(now);
 	self->status.error[0] = 0;
-	status_set_digest(&self->status, idm_snapshot_digest(now));
+	status_set_revision(&self->status, idm_snapshot_revision(now), idm_snapshot_digest(now));
 	idm_snapshot_unref(now);
-	count(self, self->loaded_counter);
+	count(self, self->loaded_counter, 1);
 	mesh_log(ENVOY_INFO, "revision %llu in force, digest %s", (unsigned long long)self->status.revision,
 		 self->status.digest);
 	show(self);
@@ -65,7 +70,7 @@ static void rejected(struct bootstrap *self, const struct idm_error *err)
 {
 	self->status.rejected++;
 	snprintf(self->status.error, sizeof(self->status.error), "%s", err->message);
-	count(self, self->rejected_counter);
+	count(self, self->rejected_counter, 1);
 	if (self->status.ready)
 		mesh_log(ENVOY_ERROR, "snapshot refused, revision %llu stays in force: %s",
 			 (unsigned long long)self->status.revision, err->message);
@@ -117,6 +122,47 @@ static void watch(struct bootstrap *self)
 										     ENVOY_FILE_MOVED);
 }
 
+// --- flow records ---
+
+static void offer(struct bootstrap *self)
+{
+	int ret = rings_offer(self->flows_path);
+
+	if (ret > 0)
+		mesh_log(ENVOY_INFO, "flow records handed over at %s", self->flows_path);
+	if (ret < 0 && ret != self->offer_error)
+		mesh_log(ENVOY_WARN, "flow records: %s: %s", self->flows_path, strerror(-ret));
+	self->offer_error = ret < 0 ? ret : 0;
+}
+
+// True if the status changed.
+static bool count_flows(struct bootstrap *self)
+{
+	uint64_t written, lost, written_before = self->status.flows_written, lost_before = self->status.flows_lost;
+
+	if (!rings_count(&written, &lost))
+		return false;
+	if (written != written_before)
+		count(self, self->flows_written_counter, written - written_before);
+	if (lost != lost_before)
+		count(self, self->flows_lost_counter, lost - lost_before);
+	return status_set_flows(&self->status, written, lost);
+}
+
+// One ring for each worker, and one for the main thread should it ever decide. Without memory for them nothing is
+// recorded, and everything decided.
+static void start_flows(struct bootstrap *self)
+{
+	if (!self->ring_bytes)
+		return;
+	if (!rings_create(self->ring_bytes, CALLBACK(get_concurrency)() + 1)) {
+		mesh_log(ENVOY_ERROR, "no flow records: %s", strerror(errno));
+		return;
+	}
+	count_flows(self);
+	offer(self);
+}
+
 // --- configuration ---
 
 static char *join(const char *directory, const char *name)
@@ -150,7 +196,8 @@ static bool set_paths(struct bootstrap *self, char *state, char *snapshot, struc
 	}
 	directory = state ? strdup(state) : parent(snapshot);
 	self->file.path = state ? join(state, SNAPSHOT_NAME) : strdup(snapshot);
-	if (!directory || !self->file.path || !status_init(&self->status, directory)) {
+	self->flows_path = directory ? join(directory, FLOWS_NAME) : NULL;
+	if (!self->flows_path || !self->file.path || !status_init(&self->status, directory)) {
 		snprintf(why->message, sizeof(why->message), "out of memory");
 		free(directory);
 		return false;
@@ -159,11 +206,33 @@ static bool set_paths(struct bootstrap *self, char *state, char *snapshot, struc
 	return true;
 }
 
+#define RING_BYTES_UNSET UINT64_MAX
+_Static_assert(IDM_RING_MIN == 65536 && IDM_RING_MAX == 268435456, "the message says so");
+
+static bool set_ring_bytes(struct bootstrap *self, uint64_t bytes, bool state, struct idm_error *why)
+{
+	if (bytes == RING_BYTES_UNSET)
+		bytes = state ? IDM_RING_DEFAULT : 0;
+	if (bytes && (bytes < IDM_RING_MIN || bytes > IDM_RING_MAX || bytes & (bytes - 1))) {
+		snprintf(why->message, sizeof(why->message),
+			 "flow_ring_bytes: must be 0 (no flow records) or a power of two from 65536 to 268435456");
+		return false;
+	}
+	self->ring_bytes = (uint32_t)bytes;
+	return true;
+}
+
 static bool configure(struct bootstrap *self, struct idm_bytes config, struct idm_error *why)
 {
 	char *state = NULL, *snapshot = NULL;
-	const struct json_field fields[] = {{"state", JSON_TEXT, &state}, {"snapshot", JSON_TEXT, &snapshot}};
-	bool good = json_read(config, fields, 2, why) && set_paths(self, state, snapshot, why);
+	uint64_t ring_bytes = RING_BYTES_UNSET;
+	const struct json_field fields[] = {
+		{"state", JSON_TEXT, &state},
+		{"snapshot", JSON_TEXT, &snapshot},
+		{"flow_ring_bytes", JSON_NUMBER, &ring_bytes},
+	};
+	bool good = json_read(config, fields, sizeof(fields) / sizeof(*fields), why) &&
+		    set_paths(self, state, snapshot, why) && set_ring_bytes(self, ring_bytes, state, why);
 
 	free(state);
 	free(snapshot);
@@ -175,6 +244,7 @@ static void destroy(struct bootstrap *self)
 	if (self->timer)
 		CALLBACK(bootstrap_extension_timer_delete)(self->timer);
 	status_deinit(&self->status);
+	free(self->flows_path);
 	free(self->file.path);
 	free(self);
 }
@@ -190,7 +260,11 @@ static bool define(struct bootstrap *self)
 	       !CALLBACK(bootstrap_extension_config_define_counter)(envoy, IDM_TEXT("snapshot_loaded"), NULL, 0,
 								    &self->loaded_counter) &&
 	       !CALLBACK(bootstrap_extension_config_define_counter)(envoy, IDM_TEXT("snapshot_rejected"), NULL, 0,
-								    &self->rejected_counter);
+								    &self->rejected_counter) &&
+	       !CALLBACK(bootstrap_extension_config_define_counter)(envoy, IDM_TEXT("flows_written"), NULL, 0,
+								    &self->flows_written_counter) &&
+	       !CALLBACK(bootstrap_extension_config_define_counter)(envoy, IDM_TEXT("flows_lost"), NULL, 0,
+								    &self->flows_lost_counter);
 }
 
 static bool start(struct bootstrap *self, struct idm_error *why)
@@ -206,6 +280,7 @@ static bool start(struct bootstrap *self, struct idm_error *why)
 		return false;
 	}
 	self->timer = CALLBACK(bootstrap_extension_timer_new)(self->envoy);
+	start_flows(self);
 	watch(self);
 	look(self);
 	CALLBACK(bootstrap_extension_timer_enable)(self->timer, POLL_MS);
@@ -253,10 +328,14 @@ IDM_HOOK void *ON(bootstrap_extension_new)(struct bootstrap *self, struct envoy_
 IDM_HOOK void ON(bootstrap_extension_timer_fired)(struct envoy_bootstrap_config *envoy, struct bootstrap *self,
 						  struct envoy_timer *timer)
 {
+	bool changed;
+
 	(void)envoy;
 	watch(self);
 	look(self);
-	if (status_refresh(&self->status, mesh_oldest_revision()))
+	offer(self);
+	changed = count_flows(self);
+	if (status_refresh(&self->status, mesh_oldest_revision()) || changed)
 		show(self);
 	CALLBACK(bootstrap_extension_timer_enable)(timer, POLL_MS);
 }

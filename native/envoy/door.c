@@ -131,6 +131,18 @@ struct idm_bytes connection_bytes(const struct connection *connection)
 	return (struct idm_bytes){(const char *)connection, CONNECTION_HEAD + connection->sni_size};
 }
 
+void decision_init(struct decision *ret)
+{
+	ret->count = 0;
+	ret->allowed = ret->error = false;
+	ret->direction = IDM_INGRESS;
+	ret->evidence = 0;
+	ret->source = ret->destination = 0;
+	ret->source_endpoint = ret->destination_endpoint = IDM_NONE;
+	ret->revision = 0;
+	ret->target = (struct address){0};
+}
+
 void door_refuse(uint16_t drop_reason, bool error, struct decision *ret)
 {
 	struct idm_verdict *verdict = &ret->verdicts[0];
@@ -139,6 +151,7 @@ void door_refuse(uint16_t drop_reason, bool error, struct decision *ret)
 	verdict->verdict = verdict->l4_verdict = IDM_DROPPED;
 	verdict->at = IDM_AT_L4;
 	verdict->drop_reason = drop_reason;
+	verdict->dropped_by = IDM_STAGE_L4;
 	verdict->entry = verdict->l4_entry = verdict->http_rule = IDM_NONE;
 	ret->count = 1;
 	ret->allowed = false;
@@ -168,25 +181,30 @@ static bool resolve_name(struct door *door, const struct idm_snapshot *snapshot,
 	return true;
 }
 
-static bool resolve_destination(struct door *door, const struct idm_snapshot *snapshot,
-				const struct connection *connection, const struct address *upstream, struct end *ret,
-				uint16_t *port)
+// The address and port that are judged. A named endpoint's is where the client connected to.
+static bool find_target(const struct door *door, const struct connection *connection, const struct address *upstream,
+			struct address *ret)
 {
-	const struct address *address = &door->address;
-
-	*port = connection->local.port;
-	if (door->destination == DESTINATION_LOCAL)
-		address = &connection->local;
+	*ret = connection->local;
 	if (door->destination == DESTINATION_UPSTREAM) {
 		if (!upstream)
 			return false;
-		address = upstream;
-		*port = upstream->port;
+		*ret = *upstream;
+	}
+	if (door->destination == DESTINATION_ADDRESS) {
+		*ret = door->address;
+		ret->port = connection->local.port;
 	}
 	if (door->port)
-		*port = door->port;
+		ret->port = door->port;
+	return true;
+}
+
+static bool resolve_destination(struct door *door, const struct idm_snapshot *snapshot, const struct address *target,
+				struct end *ret)
+{
 	return door->destination == DESTINATION_ENDPOINT ? resolve_name(door, snapshot, ret) :
-							   resolve(snapshot, address, ret);
+							   resolve(snapshot, target, ret);
 }
 
 // One direction. True if the flow may go on.
@@ -215,6 +233,7 @@ static bool judge(const struct idm_snapshot *snapshot, struct idm_flow *flow, ui
 	if (verdict->verdict == IDM_REDIRECTED || verdict->left) {
 		verdict->verdict = IDM_DROPPED;
 		verdict->drop_reason = IDM_DROP_PROXY_UNSUPPORTED;
+		verdict->dropped_by = IDM_STAGE_KIND;
 	}
 	return verdict->verdict == IDM_FORWARDED || verdict->verdict == IDM_AUDIT;
 }
@@ -246,8 +265,7 @@ void door_decide(struct door *door, const struct idm_snapshot *snapshot, const s
 	struct end source, destination = {0, IDM_NONE};
 	struct idm_flow flow;
 
-	ret->count = 0;
-	ret->source = ret->destination = 0;
+	decision_init(ret);
 	ret->direction = door->ingress ? IDM_INGRESS : IDM_EGRESS;
 	ret->revision = snapshot ? idm_snapshot_revision(snapshot) : 0;
 	if (!snapshot) {
@@ -260,11 +278,16 @@ void door_decide(struct door *door, const struct idm_snapshot *snapshot, const s
 	}
 	memset(&flow, 0, sizeof(flow));
 	ret->source = source.identity;
-	if (!resolve_destination(door, snapshot, connection, upstream, &destination, &flow.port)) {
+	ret->source_endpoint = source.endpoint;
+	ret->evidence = IDM_EVIDENCE_ADDRESS;
+	if (!find_target(door, connection, upstream, &ret->target) ||
+	    !resolve_destination(door, snapshot, &ret->target, &destination)) {
 		door_refuse(IDM_DROP_NO_POLICY, false, ret);
 		return;
 	}
 	ret->destination = destination.identity;
+	ret->destination_endpoint = destination.endpoint;
+	flow.port = ret->target.port;
 	flow.flags = IDM_FLOW_ENFORCE_AUTH;
 	flow.protocol = PROTOCOL_TCP;
 	if (http) {
@@ -275,6 +298,5 @@ void door_decide(struct door *door, const struct idm_snapshot *snapshot, const s
 		flow.flags |= IDM_FLOW_SNI;
 		flow.sni = (struct idm_bytes){connection->sni, connection->sni_size};
 	}
-	ret->error = false;
 	ret->allowed = judge_directions(door, snapshot, &flow, &source, &destination, ret);
 }

@@ -65,10 +65,16 @@ struct decision {
 	bool allowed;
 	bool error;
 	uint8_t direction; /* of the last verdict */
+	uint8_t evidence;  /* mask of idm_evidence: what the source's identity rests on */
 	uint32_t source;   /* identities */
 	uint32_t destination;
+	uint32_t source_endpoint; /* indexes, or IDM_NONE */
+	uint32_t destination_endpoint;
 	uint64_t revision;
+	struct address target; /* the destination that was judged, with the port that policies see */
 };
+/* Nothing known and nothing judged yet. */
+void decision_init(struct decision *ret);
 static inline const struct idm_verdict *decision_last(const struct decision *decision)
 {
 	return &decision->verdicts[decision->count - 1];

@@ -12,6 +12,7 @@
 
 #include "counters.h"
 #include "mesh.h"
+#include "record.h"
 
 enum kind { KIND_DOWNSTREAM, KIND_UPSTREAM, KIND_EMPTY };
 
@@ -25,6 +26,7 @@ struct http_stream {
 	struct idm_http *facts; // of such a stream, as the client asked
 	struct address upstream; // the host that was chosen for it; family 0: none
 	struct mesh_open open;
+	struct record_open record; // of an allowed one, until its response is recorded
 };
 
 struct http_config {
@@ -111,26 +113,49 @@ static bool is_connect(const struct idm_http *http)
 	return http->method.size == 7 && !memcmp(http->method.ptr, "CONNECT", 7);
 }
 
-static void decide(struct envoy_http *envoy, struct http_config *self, const struct idm_snapshot *snapshot,
-		   const struct address *upstream, struct request *request, struct decision *ret)
-{
+// One request, and all that is known of it while it is judged.
+struct judgement {
+	struct idm_ring *ring; // NULL: nothing is recorded
+	struct request request;
 	struct connection connection;
+	bool readable; // the request is
+	bool known;    // the connection is
+	uint64_t asked_ns; // around the engine, where there is a ring
+	uint64_t judged_ns;
+	struct decision decision;
+	uint8_t id[DECISION_ID_BYTES]; // set only if somebody reads it
+};
 
-	ret->source = ret->destination = 0;
-	ret->direction = IDM_INGRESS;
-	ret->revision = 0;
+static void ask(struct http_config *self, const struct idm_snapshot *snapshot, const struct address *upstream,
+		struct judgement *ret)
+{
+	if (ret->ring)
+		ret->asked_ns = rings_clock();
+	door_decide(&self->door, snapshot, &ret->connection, upstream, &ret->request.http, &ret->decision);
+	if (ret->ring)
+		ret->judged_ns = rings_clock();
+}
+
+static void decide(struct envoy_http *envoy, struct http_config *self, const struct idm_snapshot *snapshot,
+		   const struct address *upstream, struct judgement *ret)
+{
+	decision_init(&ret->decision);
+	ret->asked_ns = ret->judged_ns = 0;
+	ret->known = false;
 	// Read first: how a denial is written depends on it.
-	if (!request_read(envoy, request)) {
-		door_refuse(IDM_DROP_POLICY_DENIED, true, ret);
+	ret->readable = request_read(envoy, &ret->request);
+	if (!ret->readable) {
+		door_refuse(IDM_DROP_POLICY_DENIED, true, &ret->decision);
 		return;
 	}
-	if (!known_connection(envoy, &connection)) {
-		door_refuse(IDM_DROP_UNKNOWN_SENDER, false, ret);
+	ret->known = known_connection(envoy, &ret->connection);
+	if (!ret->known) {
+		door_refuse(IDM_DROP_UNKNOWN_SENDER, false, &ret->decision);
 		return;
 	}
-	door_decide(&self->door, snapshot, &connection, upstream, &request->http, ret);
-	if (ret->allowed && is_connect(&request->http))
-		door_refuse(IDM_DROP_PROXY_UNSUPPORTED, false, ret);
+	ask(self, snapshot, upstream, ret);
+	if (ret->decision.allowed && is_connect(&ret->request.http))
+		door_refuse(IDM_DROP_PROXY_UNSUPPORTED, false, &ret->decision);
 }
 
 static bool shown(const struct door *door, const struct decision *decision)
@@ -143,7 +168,7 @@ struct outcome {
 	bool upgrade;
 	bool grpc;
 	uint64_t revision;
-	char id[DECISION_ID_SIZE];
+	uint8_t id[DECISION_ID_BYTES];
 };
 
 // The second point has a namespace of its own: both decisions can be read.
@@ -153,19 +178,48 @@ static struct idm_bytes name_space(const struct http_config *self)
 }
 
 static void tell(struct envoy_http *envoy, const struct http_config *self, const struct idm_snapshot *snapshot,
-		 const struct decision *decision, struct outcome *ret)
+		 const struct decision *decision, const uint8_t id[DECISION_ID_BYTES])
 {
-	const struct door *door = &self->door;
 	struct report report;
 
-	if (!shown(door, decision) && decision->allowed)
-		return;
-	report_id(report.id);
-	memcpy(ret->id, report.id, sizeof(ret->id));
-	if (!shown(door, decision))
-		return;
+	report_id_text(id, report.id);
 	report_fill(&report, snapshot, decision, false);
 	request_report(envoy, name_space(self), &report);
+}
+
+// http: the request as the client sent it, whatever the verdict has changed of it since; NULL: unknown.
+static void record(struct http_stream *stream, const struct judgement *judgement, const struct idm_http *http)
+{
+	const struct decision *decision = &judgement->decision;
+	bool grpc = judgement->readable && judgement->request.grpc;
+	struct record record = {
+		.type = IDM_FLOW_REQUEST,
+		.asked_ns = judgement->asked_ns,
+		.judged_ns = judgement->judged_ns,
+		.id = judgement->id,
+		.decision = decision,
+		.connection = judgement->known ? &judgement->connection : NULL,
+		.http = http,
+	};
+
+	if (http && judgement->request.traceparent)
+		record.traceparent = http->headers[judgement->request.traceparent - 1].value;
+	else if (!http)
+		record.flags |= IDM_RECORD_CUT | IDM_RECORD_HEADERS_CUT;
+	if (!record.judged_ns)
+		record.asked_ns = record.judged_ns = rings_clock();
+	if (stream->config->kind == KIND_UPSTREAM)
+		record.flags |= IDM_RECORD_UPSTREAM;
+	if (grpc)
+		record.flags |= IDM_RECORD_GRPC;
+	CALLBACK(http_filter_get_attribute_string)(stream->envoy, ENVOY_REQUEST_PROTOCOL, &record.protocol);
+	if (decision->allowed) {
+		record_begin(&record, &stream->record);
+	} else {
+		record.code = grpc ? 7 : 403;
+		record.flags |= grpc ? IDM_RECORD_GRPC_STATUS : 0;
+	}
+	record_write(judgement->ring, &record);
 }
 
 // An upgraded stream can be judged again only by facts that are kept: without them it may not live on.
@@ -180,28 +234,64 @@ static bool keep(struct http_stream *stream, const struct request *request)
 	return stream->scheduler && stream->facts;
 }
 
+static bool asks_changes(const struct decision *decision)
+{
+	for (unsigned int i = 0; i < decision->count; i++)
+		if (decision->verdicts[i].change_count)
+			return true;
+	return false;
+}
+
+// What must be done for an allowed request before it goes on; what cannot be done denies it.
+static void fulfil(struct http_stream *stream, struct judgement *judgement)
+{
+	if (!keep(stream, &judgement->request) || !request_change(stream->envoy, &judgement->decision))
+		door_refuse(IDM_DROP_POLICY_DENIED, true, &judgement->decision);
+}
+
+static void settle(struct http_stream *stream, const struct idm_snapshot *snapshot, struct judgement *judgement)
+{
+	const struct idm_http *http = judgement->readable ? &judgement->request.http : NULL;
+	const struct http_config *self = stream->config;
+	struct decision *decision = &judgement->decision;
+	struct idm_http *copy = NULL;
+
+	if (decision->allowed) {
+		// What is borrowed ends with the first change.
+		if (judgement->ring && asks_changes(decision))
+			http = copy = request_copy(http);
+		fulfil(stream, judgement);
+	}
+	count(stream->envoy, self, decision);
+	if (judgement->ring || !decision->allowed || shown(&self->door, decision))
+		report_id(judgement->id);
+	if (shown(&self->door, decision))
+		tell(stream->envoy, self, snapshot, decision, judgement->id);
+	if (judgement->ring)
+		record(stream, judgement, http);
+	free(copy);
+}
+
 // Everything that reads the snapshot; the answer itself is sent after it was left, for that calls other hooks.
 static void judge(struct http_stream *stream, struct outcome *ret)
 {
 	const struct address *upstream = stream->upstream.family ? &stream->upstream : NULL;
 	const struct idm_snapshot *snapshot = mesh_enter();
-	struct http_config *self = stream->config;
-	struct envoy_http *envoy = stream->envoy;
-	struct decision decision;
-	struct request request;
+	struct judgement judgement; // too large to be cleared for each request
 
-	request.upgrade = false;
-	request.grpc = true; // if it cannot be read: a grpc-status too many harms nobody, one too few says success
-	decide(envoy, self, snapshot, upstream, &request, &decision);
-	if (decision.allowed && !(keep(stream, &request) && request_change(envoy, &decision)))
-		door_refuse(IDM_DROP_POLICY_DENIED, true, &decision);
-	count(envoy, self, &decision);
-	tell(envoy, self, snapshot, &decision, ret);
+	judgement.ring = rings_mine();
+	judgement.request.upgrade = false;
+	// If it cannot be read: a grpc-status too many harms nobody, one too few says success.
+	judgement.request.grpc = true;
+	decide(stream->envoy, stream->config, snapshot, upstream, &judgement);
+	settle(stream, snapshot, &judgement);
 	mesh_leave();
-	ret->allowed = decision.allowed;
-	ret->revision = decision.revision;
-	ret->upgrade = request.upgrade;
-	ret->grpc = request.grpc;
+	ret->allowed = judgement.decision.allowed;
+	ret->revision = judgement.decision.revision;
+	ret->upgrade = judgement.request.upgrade;
+	ret->grpc = judgement.request.grpc;
+	if (!ret->allowed)
+		memcpy(ret->id, judgement.id, sizeof(ret->id));
 }
 
 // --- streams that live on ---
@@ -231,20 +321,46 @@ static void follow(struct http_stream *stream, uint64_t judged)
 		again(stream);
 }
 
+// Only a change of mind is counted and recorded.
+static void record_again(struct http_stream *stream, const struct connection *connection,
+			 const struct decision *decision)
+{
+	struct idm_ring *ring = rings_mine();
+	uint8_t id[DECISION_ID_BYTES];
+	struct record record = {
+		.type = IDM_FLOW_REQUEST,
+		.flags = IDM_RECORD_AGAIN | (stream->config->kind == KIND_UPSTREAM ? IDM_RECORD_UPSTREAM : 0),
+		.id = id,
+		.decision = decision,
+		.connection = connection,
+		.http = stream->facts,
+	};
+
+	if (!ring)
+		return;
+	report_id(id);
+	record.asked_ns = record.judged_ns = rings_clock();
+	record_write(ring, &record);
+}
+
 static void judge_again(struct http_stream *stream)
 {
 	struct http_config *self = stream->config;
 	const struct idm_snapshot *snapshot = mesh_enter();
 	struct connection connection;
 	struct decision decision;
+	bool known = known_connection(stream->envoy, &connection);
 
-	if (known_connection(stream->envoy, &connection))
+	decision_init(&decision);
+	if (known)
 		door_decide(&self->door, snapshot, &connection, stream->upstream.family ? &stream->upstream : NULL,
 			    stream->facts, &decision);
 	else
 		door_refuse(IDM_DROP_UNKNOWN_SENDER, false, &decision);
-	if (!decision.allowed)
+	if (!decision.allowed) {
 		count(stream->envoy, self, &decision);
+		record_again(stream, known ? &connection : NULL, &decision);
+	}
 	mesh_leave();
 	if (!decision.allowed)
 		CALLBACK(http_filter_reset_stream)(stream->envoy, ENVOY_RESET_LOCAL, IDM_TEXT("idmesh_denied"));
@@ -278,6 +394,49 @@ static enum envoy_http_status answer_upstream(struct http_stream *stream)
 	if (!chosen_host(stream->envoy, &stream->upstream))
 		stream->upstream.family = 0;
 	return answer(stream);
+}
+
+// --- the end of an allowed request ---
+
+// One or two digits; the backend wrote them.
+static bool read_status(struct idm_bytes text, uint16_t *ret)
+{
+	uint16_t status = 0;
+
+	if (!text.size || text.size > 2)
+		return false;
+	for (size_t i = 0; i < text.size; i++) {
+		if (text.ptr[i] < '0' || text.ptr[i] > '9')
+			return false;
+		status = (uint16_t)(status * 10 + (text.ptr[i] - '0'));
+	}
+	*ret = status;
+	return true;
+}
+
+static bool grpc_status(struct envoy_http *envoy, uint16_t *ret)
+{
+	static const enum envoy_header_map maps[] = {ENVOY_RESPONSE_TRAILERS, ENVOY_RESPONSE_HEADERS};
+	struct idm_bytes value;
+
+	for (unsigned int i = 0; i < 2; i++)
+		if (CALLBACK(http_get_header)(envoy, maps[i], IDM_TEXT("grpc-status"), &value, 0, NULL))
+			return read_status(value, ret);
+	return false;
+}
+
+static void record_response(struct http_stream *stream)
+{
+	struct idm_ring *ring = rings_mine();
+	uint32_t flags = 0;
+	uint64_t status = 0;
+	uint16_t code;
+
+	CALLBACK(http_filter_get_attribute_int)(stream->envoy, ENVOY_RESPONSE_CODE, &status);
+	code = (uint16_t)status;
+	if (stream->record.flags & IDM_RECORD_GRPC && grpc_status(stream->envoy, &code))
+		flags = IDM_RECORD_GRPC_STATUS;
+	record_end(ring, IDM_FLOW_RESPONSE, code, flags, &stream->record);
 }
 
 // --- hooks ---
@@ -325,6 +484,13 @@ IDM_HOOK enum envoy_http_status ON(http_filter_request_headers)(struct envoy_htt
 		break;
 	}
 	return ENVOY_HTTP_CONTINUE;
+}
+
+IDM_HOOK void ON(http_filter_stream_complete)(struct envoy_http *envoy, struct http_stream *stream)
+{
+	(void)envoy;
+	if (stream && stream->record.since_ns)
+		record_response(stream);
 }
 
 IDM_HOOK void ON(http_filter_scheduled)(struct envoy_http *envoy, struct http_stream *stream, uint64_t event)

@@ -14,6 +14,7 @@ struct request {
 	struct idm_http http;
 	bool upgrade;
 	bool grpc;
+	size_t traceparent; /* number of that header's line, from 1; 0: none */
 	struct idm_header_line headers[REQUEST_HEADERS_MAX];
 };
 
@@ -25,6 +26,6 @@ struct idm_http *request_copy(const struct idm_http *http);
 bool request_change(struct envoy_http *envoy, const struct decision *decision);
 void request_report(struct envoy_http *envoy, struct idm_bytes name_space, const struct report *report);
 /* 403 (gRPC: status 7, PERMISSION_DENIED) with the decision's id. Calls other hooks before it returns. */
-void request_deny(struct envoy_http *envoy, const char *body, bool grpc, const char id[DECISION_ID_SIZE]);
+void request_deny(struct envoy_http *envoy, const char *body, bool grpc, const uint8_t id[DECISION_ID_BYTES]);
 
 #endif

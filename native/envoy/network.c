@@ -10,7 +10,7 @@
 
 #include "counters.h"
 #include "mesh.h"
-#include "report.h"
+#include "record.h"
 
 struct network_config {
 	struct door door;
@@ -22,6 +22,7 @@ struct network_connection {
 	struct envoy_network *envoy;
 	struct envoy_network_scheduler *scheduler;
 	struct mesh_open open;
+	struct record_open record; // of an allowed one, until its end is recorded
 	bool denied;
 };
 
@@ -67,48 +68,78 @@ static void count(const struct network_connection *self, const struct decision *
 		CALLBACK(network_filter_increment_counter)(self->envoy, counters[COUNT_REDIRECTED], 1);
 }
 
-static void decide(struct network_connection *self, const struct idm_snapshot *snapshot, struct decision *ret)
+// One verdict on the connection, and what is known of it. False: nothing is.
+static bool decide(struct network_connection *self, const struct idm_snapshot *snapshot, struct connection *connection,
+		   struct decision *ret)
 {
-	struct connection connection;
 	struct idm_bytes bytes;
 
-	ret->source = ret->destination = 0;
-	ret->direction = IDM_INGRESS;
-	ret->revision = 0;
+	decision_init(ret);
 	if (!CALLBACK(network_get_filter_state_bytes)(self->envoy, MESH_KEY, &bytes) ||
-	    !connection_read(bytes, &connection))
+	    !connection_read(bytes, connection)) {
 		door_refuse(IDM_DROP_UNKNOWN_SENDER, false, ret);
-	else
-		door_decide(&self->config->door, snapshot, &connection, NULL, NULL, ret);
+		return false;
+	}
+	door_decide(&self->config->door, snapshot, connection, NULL, NULL, ret);
+	return true;
 }
 
 static void tell(struct network_connection *self, const struct idm_snapshot *snapshot, const struct decision *decision,
-		 bool again)
+		 const uint8_t id[DECISION_ID_BYTES], bool again)
 {
 	struct report report;
 
 	if (self->config->door.metadata == SHOW_NOTHING)
 		return;
-	report_id(report.id);
+	report_id_text(id, report.id);
 	report_fill(&report, snapshot, decision, again);
 	for (size_t i = 0; i < report.count; i++)
 		CALLBACK(network_set_dynamic_metadata_string)(self->envoy, MESH_KEY, report.pairs[i].key,
 							      report.pairs[i].value);
 }
 
+static void record(struct network_connection *self, struct record *record, bool again)
+{
+	struct idm_ring *ring = rings_mine();
+
+	if (!ring)
+		return;
+	record->judged_ns = rings_clock();
+	record->type = IDM_FLOW_CONNECTION;
+	record->flags = again ? IDM_RECORD_AGAIN : 0;
+	if (record->decision->allowed)
+		record_begin(record, &self->record);
+	record_write(ring, record);
+}
+
 // first: the connection is new, and counts whatever the answer; later only a change of mind does.
 static bool judge(struct network_connection *self, bool first)
 {
 	const struct idm_snapshot *snapshot = mesh_enter();
+	uint8_t id[DECISION_ID_BYTES];
+	struct connection connection;
 	struct decision decision;
+	struct record facts = {.id = id, .decision = &decision, .asked_ns = rings_clock()};
 
-	decide(self, snapshot, &decision);
+	if (decide(self, snapshot, &connection, &decision))
+		facts.connection = &connection;
 	if (first || !decision.allowed) {
+		report_id(id);
 		count(self, &decision);
-		tell(self, snapshot, &decision, !first);
+		record(self, &facts, !first);
+		tell(self, snapshot, &decision, id, !first);
 	}
 	mesh_leave();
 	return decision.allowed;
+}
+
+// Once: of an allowed connection.
+static void end(struct network_connection *self)
+{
+	struct idm_ring *ring = rings_mine();
+
+	if (ring)
+		record_end(ring, IDM_FLOW_END, 0, 0, &self->record);
 }
 
 static void deny(struct network_connection *self)
@@ -141,6 +172,7 @@ IDM_HOOK void *ON(network_filter_new)(struct network_config *config, struct envo
 IDM_HOOK void ON(network_filter_destroy)(struct network_connection *self)
 {
 	mesh_open_remove(&self->open);
+	end(self);
 	if (self->scheduler)
 		CALLBACK(network_filter_scheduler_delete)(self->scheduler);
 	free(self);
@@ -172,8 +204,10 @@ IDM_HOOK void ON(network_filter_event)(struct envoy_network *envoy, struct netwo
 				       enum envoy_connection_event event)
 {
 	(void)envoy;
-	if (event == ENVOY_REMOTE_CLOSE || event == ENVOY_LOCAL_CLOSE)
-		mesh_open_remove(&self->open);
+	if (event != ENVOY_REMOTE_CLOSE && event != ENVOY_LOCAL_CLOSE)
+		return;
+	mesh_open_remove(&self->open);
+	end(self);
 }
 
 IDM_HOOK void ON(network_filter_scheduled)(struct envoy_network *envoy, struct network_connection *self,

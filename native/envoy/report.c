@@ -14,25 +14,28 @@
 
 struct id_pool {
 	unsigned int left;
-	uint8_t bytes[ID_BATCH][DECISION_ID_SIZE / 2];
+	uint8_t bytes[ID_BATCH][DECISION_ID_BYTES];
 };
 static __thread struct id_pool ids;
 
-void report_id(char ret[DECISION_ID_SIZE])
+void report_id(uint8_t ret[DECISION_ID_BYTES])
 {
-	static const char digits[] = "0123456789abcdef";
-	const uint8_t *bytes;
-
 	if (!ids.left) {
 		// Nothing else may stand in an id: the client reads it.
 		if (getrandom(ids.bytes, sizeof(ids.bytes), 0) != (ssize_t)sizeof(ids.bytes))
 			memset(ids.bytes, 0, sizeof(ids.bytes));
 		ids.left = ID_BATCH;
 	}
-	bytes = ids.bytes[--ids.left];
-	for (int i = 0; i < DECISION_ID_SIZE / 2; i++) {
-		ret[2 * i] = digits[bytes[i] >> 4];
-		ret[2 * i + 1] = digits[bytes[i] & 15];
+	memcpy(ret, ids.bytes[--ids.left], DECISION_ID_BYTES);
+}
+
+void report_id_text(const uint8_t id[DECISION_ID_BYTES], char ret[DECISION_ID_SIZE])
+{
+	static const char digits[] = "0123456789abcdef";
+
+	for (int i = 0; i < DECISION_ID_BYTES; i++) {
+		ret[2 * i] = digits[id[i] >> 4];
+		ret[2 * i + 1] = digits[id[i] & 15];
 	}
 }
 

@@ -34,6 +34,7 @@ bool request_read(struct envoy_http *envoy, struct request *ret)
 
 	ret->http = (struct idm_http){.headers = ret->headers};
 	ret->upgrade = ret->grpc = false;
+	ret->traceparent = 0;
 	if (count > REQUEST_HEADERS_MAX || !CALLBACK(http_get_headers)(envoy, ENVOY_REQUEST_HEADERS, ret->headers))
 		return false;
 	for (size_t i = 0; i < count; i++) {
@@ -46,6 +47,8 @@ bool request_read(struct envoy_http *envoy, struct request *ret)
 		ret->upgrade |= is(line->name, "upgrade", 7);
 		ret->grpc |= is(line->name, "content-type", 12) && is_grpc(line->value);
 		ret->headers[kept++] = *line;
+		if (is(line->name, "traceparent", 11))
+			ret->traceparent = kept;
 	}
 	ret->http.header_count = kept;
 	return true;
@@ -129,14 +132,16 @@ void request_report(struct envoy_http *envoy, struct idm_bytes name_space, const
 							   report->pairs[i].value);
 }
 
-void request_deny(struct envoy_http *envoy, const char *body, bool grpc, const char id[DECISION_ID_SIZE])
+void request_deny(struct envoy_http *envoy, const char *body, bool grpc, const uint8_t id[DECISION_ID_BYTES])
 {
+	char text[DECISION_ID_SIZE];
 	struct idm_header_line headers[] = {
-		{IDM_TEXT("x-idmesh-decision-id"), {id, DECISION_ID_SIZE}},
+		{IDM_TEXT("x-idmesh-decision-id"), {text, sizeof(text)}},
 		{IDM_TEXT("grpc-status"), IDM_TEXT("7")},
 	};
 	size_t size = strlen(body);
 
+	report_id_text(id, text);
 	// In grpc-message the end of line would only be escaped.
 	while (grpc && size && (body[size - 1] == '\r' || body[size - 1] == '\n'))
 		size--;

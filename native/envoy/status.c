@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "abi.h"
@@ -43,8 +44,14 @@ void status_deinit(struct status *status)
 	free(status->part);
 }
 
-void status_set_digest(struct status *status, const uint8_t digest[32])
+void status_set_revision(struct status *status, uint64_t revision, const uint8_t digest[32])
 {
+	struct timespec now;
+
+	clock_gettime(CLOCK_REALTIME, &now);
+	status->ready = true;
+	status->revision = revision;
+	status->in_force_since = (double)now.tv_sec + (double)now.tv_nsec / 1e9;
 	for (int i = 0; i < 32; i++)
 		snprintf(status->digest + 2 * i, 3, "%02x", digest[i]);
 }
@@ -54,6 +61,16 @@ bool status_refresh(struct status *status, uint64_t oldest)
 	bool changed = status->oldest != oldest;
 
 	status->oldest = oldest;
+	return changed;
+}
+
+bool status_set_flows(struct status *status, uint64_t written, uint64_t lost)
+{
+	bool changed = !status->flows || status->flows_written != written || status->flows_lost != lost;
+
+	status->flows = true;
+	status->flows_written = written;
+	status->flows_lost = lost;
 	return changed;
 }
 
@@ -74,6 +91,15 @@ static void write_text(FILE *out, const char *text)
 	fputc('"', out);
 }
 
+static void write_flows(FILE *out, const struct status *status)
+{
+	if (status->flows)
+		fprintf(out, "{\"written\": %llu, \"lost\": %llu}", (unsigned long long)status->flows_written,
+			(unsigned long long)status->flows_lost);
+	else
+		fputs("null", out);
+}
+
 static void write_fields(FILE *out, const struct status *status)
 {
 	fprintf(out, "{\"door\": \"module\", \"pid\": %ld, \"ready\": %s, \"revision\": %llu, \"digest\": ", (long)getpid(),
@@ -82,6 +108,13 @@ static void write_fields(FILE *out, const struct status *status)
 		write_text(out, status->digest);
 	else
 		fputs("null", out);
+	fputs(", \"in_force_since\": ", out);
+	if (status->ready)
+		fprintf(out, "%.6f", status->in_force_since);
+	else
+		fputs("null", out);
+	fputs(", \"flows\": ", out);
+	write_flows(out, status);
 	fprintf(out, ", \"oldest_decision\": %llu, \"workers\": %u, \"rejected\": %llu, \"error\": ",
 		(unsigned long long)status->oldest, status->workers, (unsigned long long)status->rejected);
 	if (status->error[0])
