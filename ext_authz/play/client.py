@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import ssl
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from ext_authz.play.upstream import GREETING, MARK
 TIMEOUT_S = 10.0
 # Envoy answers a path with escaped slashes by pointing at the plain one, as browsers then follow.
 _REDIRECT = 307
+PING = b"ping\n"
 _RESET = struct.pack("ii", 1, 0)
 
 
@@ -26,7 +28,8 @@ class Seen:
     """
     name: the client's own address and port, by which the door's record is found.
 
-    through: an answer of the upstream came. status 0: no HTTP answer at all.
+    through: an answer of the upstream came. status 0: no HTTP answer at all. outcome: how a connection ended on which
+    nothing came.
     """
 
     name: str
@@ -34,18 +37,36 @@ class Seen:
     status: int = 0
     location: str = ""
     headers: tuple[tuple[str, str], ...] = field(default=())
+    outcome: str = ""
 
 
-def talk(namespace: Namespace, source: str, target: tuple[str, int]) -> Seen:
+def talk(namespace: Namespace, source: str, target: tuple[str, int], first: bytes = PING) -> Seen:
     """Connect, say something, and see whether the upstream greets."""
     with _bound(namespace, source) as (line, name):
+        answer, outcome = b"", "connection closed"
         try:
             line.connect(target)
-            line.sendall(b"ping\n")
+            line.sendall(first)
             answer = line.recv(64)
+            if not answer:  # an end of the other side's words only, or of the connection?
+                line.sendall(first)
+                line.sendall(first)
+        except ConnectionError:
+            outcome = "connection reset"
         except OSError:
-            answer = b""
-        return Seen(name, answer == GREETING)
+            outcome = "no answer"
+        return Seen(name, answer == GREETING, outcome="" if answer else outcome)
+
+
+def client_hello(name: str) -> bytes:
+    """What a TLS client says first; an empty name: it names no server."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    said = ssl.MemoryBIO()
+    line = context.wrap_bio(ssl.MemoryBIO(), said, server_hostname=name or None)
+    with contextlib.suppress(ssl.SSLWantReadError):
+        line.do_handshake()
+    return said.read()
 
 
 def request(namespace: Namespace, source: str, target: tuple[str, int], http: Mapping[str, Any]) -> Seen:

@@ -21,7 +21,7 @@ from ext_authz.compiler.compile import Compiler
 from ext_authz.envoy_binary import MODULE, EnvoyNotFound, find_envoy
 from ext_authz.identity.allocator import MemoryAllocator
 from ext_authz.model.types import Policy, PolicyError
-from ext_authz.play.client import Seen, request, talk
+from ext_authz.play.client import PING, Seen, client_hello, request, talk
 from ext_authz.play.headers import changed
 from ext_authz.play.netns import NoNamespace, ensure_privileges
 from ext_authz.play.prepare import Prepared, prepare, refused_probes
@@ -33,7 +33,8 @@ PROXY_UNSUPPORTED = 180
 # Sent to a listener of requests where a probe names none.
 _ANY_REQUEST: Raw = {"method": "GET", "path": "/", "host": "idmesh.test"}
 
-StageKey = tuple[Mode, Direction]
+# Server names are read on listeners of their own: there Envoy waits for the client's first bytes.
+StageKey = tuple[Mode, Direction, bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,7 @@ class _Run:
         return prepare(case, Compiler(self._allocator, revision=self._revision - 1))
 
     def _flights(self, prepared: Prepared) -> list[Flight | str]:
-        return [_flight(probe, prepared) for probe in prepared.case.probes]
+        return [_flight(probe, prepared, self._wiring.door) for probe in prepared.case.probes]
 
     def _start(self, flights: Sequence[Flight], prepared: Sequence[Prepared | PolicyError]) -> None:
         first = next((found.snapshot for found in prepared if isinstance(found, Prepared)), None)
@@ -126,13 +127,17 @@ class _Run:
                 raise PlayError(f"the door counted {counted} verdicts, {stage.played} flows were played")
 
 
-def _flight(probe: Raw, prepared: Prepared) -> Flight | str:
-    """The probe's way, or why it fits no door."""
+def _flight(probe: Raw, prepared: Prepared, door: Door) -> Flight | str:
+    """The probe's way, or why it does not fit this door."""
     if probe.get("protocol") != "TCP":
         return "not TCP"
-    for name in ("dns", "kafka", "sni"):
+    for name in ("dns", "kafka"):
         if name in probe:
             return f"no {name} at this door"
+    if door == Door.EXT_PROC and "http" not in probe:
+        return "no requests, which are all that ext-proc sees"
+    if "sni" in probe and "http" in probe:
+        return "no requests inside TLS at this door"
     if probe.get("auth"):
         return "no mutual authentication at this door"
     addresses = prepared.built.addresses
@@ -140,9 +145,9 @@ def _flight(probe: Raw, prepared: Prepared) -> Flight | str:
     pairs = [(one, other) for one in source for other in target if (":" in one) == (":" in other)]
     if not pairs:
         return "the ends have no address family in common"
-    is_http = "http" in probe or speaks_http(prepared.built.world.policies, probe["port"])
+    is_http = "http" in probe or ("sni" not in probe and speaks_http(prepared.built.world.policies, probe["port"]))
     mode = Mode.HTTP if is_http else Mode.TCP
-    return Flight(probe, (mode, Direction(probe["dir"])), pairs[0][0], (pairs[0][1], probe["port"]))
+    return Flight(probe, (mode, Direction(probe["dir"]), "sni" in probe), pairs[0][0], (pairs[0][1], probe["port"]))
 
 
 def speaks_http(policies: Iterable[Policy], port: int) -> bool:
@@ -167,12 +172,16 @@ def _fly(flight: Flight, stage: Stage) -> Outcome:
 
 def _connection(flight: Flight, stage: Stage) -> Outcome:
     """Judged by the network filter alone, which closes what should be handed to a proxy (180)."""
-    seen = talk(stage.namespace, flight.source, flight.place)
+    name = flight.probe.get("sni")
+    first = PING if name is None else client_hello(name)
+    seen = talk(stage.namespace, flight.source, flight.place, first)
     record = stage.record(seen.name)
     drop = None if seen.through else _drop(record)
     if drop == PROXY_UNSUPPORTED:
         return Outcome(_checked({"expect": "redirect"}, seen, record), entry=_entry(record))
     got: Raw = {"expect": "allow" if seen.through else "deny"} | ({"drop": drop} if drop else {})
+    if name is not None:
+        got |= {"at": record.get("at")} | ({"outcome": seen.outcome} if seen.outcome else {})
     return Outcome(_checked(got, seen, record), entry=_entry(record))
 
 

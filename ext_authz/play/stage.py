@@ -49,9 +49,9 @@ class Wiring:
 class Stage:
     """A context manager; everything it started ends with it."""
 
-    def __init__(self, wiring: Wiring, mode: Mode, direction: Direction) -> None:
-        self.mode, self.direction = mode, direction
-        self.folder = wiring.folder / f"{mode}-{direction}"
+    def __init__(self, wiring: Wiring, mode: Mode, direction: Direction, sni: bool = False) -> None:
+        self.mode, self.direction, self.sni = mode, direction, sni
+        self.folder = wiring.folder / f"{mode}-{direction}{'-sni' if sni else ''}"
         self._wiring = wiring
         self._state = State(self.folder / "state")
         self._closing = contextlib.ExitStack()
@@ -88,7 +88,7 @@ class Stage:
         self._closing.callback(upstream.close)
         config = self.folder / "envoy.json"
         config.write_text(self._config(places, upstream.port))
-        if self._wiring.door == Door.EXT_AUTHZ:
+        if self._wiring.door != Door.MODULE:
             self._run(self._service_command(), "service.log")
         self._envoy = self._run(self._envoy_command(config), "envoy.log")
         self._wait(lambda: self._admin("/ready") == "LIVE", "Envoy did not become ready")
@@ -126,7 +126,7 @@ class Stage:
         return found
 
     def _counters(self) -> int:
-        if self._wiring.door == Door.EXT_AUTHZ:
+        if self._wiring.door != Door.MODULE:
             pages = [json.loads(path.read_bytes()) for path in self._state.readers.glob("*.json")]
             return sum(count for page in pages for count in page["counts"].values())
         stats = {line.partition(":")[0]: line.partition(":")[2] for line in self._admin("/stats").splitlines()}
@@ -149,6 +149,7 @@ class Stage:
             mode=self.mode,
             direction=self.direction,
             destination="local",
+            sni=self.sni,
             state=self._state.root.absolute(),
             module=self._wiring.module,
             authz=(Target(path=str(self._socket("authz"))),),

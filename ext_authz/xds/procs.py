@@ -62,8 +62,8 @@ def _mode() -> ProcessingMode:
 
 
 def _attributes(setup: Setup) -> list[str]:
-    """Addresses come with their ports."""
-    names = ["destination.address"]
+    """Addresses come with their ports; the protocol is for the flow record."""
+    names = ["request.protocol", "destination.address"]
     if not setup.listener_filter:
         names.append("source.address")
     if setup.sni:
