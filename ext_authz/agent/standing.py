@@ -18,9 +18,8 @@ def standing_warnings(world: World) -> list[dict[str, Any]]:
     for policy in world.policies:
         for rule in policy.rules:
             found += _rule(policy, rule)
-    for endpoint in world.endpoints:
-        if endpoint.audit:
-            found.append(_record("audit: denials of this endpoint pass", object=endpoint.name))
+    audited = [endpoint for endpoint in world.endpoints if endpoint.audit]
+    found += [_record("audit: denials of this endpoint pass", object=endpoint.name) for endpoint in audited]
     if world.closed:
         found.append(_record("the node is closed: the subjects of a policy cannot be read"))
     for isolated in world.isolated:

@@ -60,6 +60,7 @@ class Packer:
         self._selectors = SelectorPools()
         self._policies = PolicyPools(self._cache)
         self._fresh_size = 0
+        self._asked: tuple[object, ...] | None = None
 
     def pack(self, resolved: Resolved, secrets: object = ()) -> Packed:
         """
@@ -71,18 +72,18 @@ class Packer:
         if secrets != self._secrets or self._is_bloated():
             self._start_anew()
             self._secrets = secrets
+        if self._identities.is_bloated:
+            self._identities = IdentityPools()
         errors: list[PolicyError] = []
         rejected: set[int] = set()
-        subjects, policies = self._pack_subjects(resolved, errors, rejected)
         revision = self.revision + 1
         before = self._tables
         tables = [
             self._identities.table(resolved, before[0], revision),
             self._selectors.table(resolved, before[1], revision),
-            self._policies.table(subjects, resolved.closed, before[2], revision),
+            self._policy_table(resolved, errors, rejected, before[2], revision),
         ]
-        self._policies.forget(policies.values())
-        self._good, self._tables = policies, list(tables)
+        self._tables = list(tables)
         self._fresh_size = self._fresh_size or self._size()
         digest = snapshot_digest([table.digest for table in tables], resolved.domain)
         if self._last is None or digest != self._last.digest:
@@ -93,6 +94,27 @@ class Packer:
         warnings = tuple(self._policies.warnings)
         self._last = Packed(snapshot, revision, digest, tuple(errors), warnings, frozenset(rejected))
         return self._last
+
+    def _policy_table(
+        self,
+        resolved: Resolved,
+        errors: list[PolicyError],
+        rejected: set[int],
+        previous: Table | None,
+        revision: int,
+    ) -> Table:
+        """Table 3; the last one, where no subject's policy and no selector's number is another."""
+        asked = (resolved.subjects, resolved.selector_numbers, resolved.closed)
+        if previous is not None and asked == self._asked:
+            return previous
+        self._asked = None
+        subjects, policies = self._pack_subjects(resolved, errors, rejected)
+        table = self._policies.table(subjects, resolved.closed, previous, revision)
+        self._policies.forget(policies.values())
+        self._good = policies
+        if not errors and not rejected and not resolved.errors:
+            self._asked = asked
+        return table
 
     def _pack_subjects(
         self, resolved: Resolved, errors: list[PolicyError], rejected: set[int]
@@ -123,7 +145,7 @@ class Packer:
         return self._size() > 2 * self._fresh_size + _SLACK
 
     def _size(self) -> int:
-        return self._policies.size + self._identities.size
+        return self._policies.size
 
     def _start_anew(self) -> None:
         """Forget every number given so far. Matchers in use stay: building them is the dear part."""
@@ -132,6 +154,7 @@ class Packer:
         self._selectors = SelectorPools()
         self._policies = PolicyPools(self._cache)
         self._fresh_size = 0
+        self._asked = None
 
 
 def pack(resolved: Resolved, *, revision: int = 1) -> Packed:

@@ -55,6 +55,7 @@ class Placer:
         self._endpoints: tuple[Endpoint, ...] = ()
         self._by_id: dict[int, Placed] = {}
         self._slots: list[Placed] = []
+        self._outside: dict[int, Placed] = {}  # by id(): those of _slots that are outside addresses
         self._hosts = HostTable()
         self._members: Counter[int] = Counter()
         self._sets: dict[int, LabelSet] = {}
@@ -86,9 +87,10 @@ class Placer:
             self._rename(endpoints)
             return False
         known = self._by_id
-        wanted = {id(endpoint): endpoint for endpoint in endpoints}
-        gone = [placed for number, placed in known.items() if number not in wanted]
-        new = [endpoint for number, endpoint in wanted.items() if number not in known]
+        wanted = dict(zip(map(id, endpoints), endpoints, strict=True))
+        gone = sorted((known[number] for number in known.keys() - wanted.keys()), key=_index)
+        coming = wanted.keys() - known.keys()
+        new = [endpoint for endpoint in endpoints if id(endpoint) in coming]
         self._replace(*self._keep_equal(gone, new))
         self._endpoints = endpoints
         self._assigner.trim(len(endpoints))
@@ -154,7 +156,9 @@ class Placer:
         placed = Placed(endpoint, len(self._slots), addresses, ports, labels, identity, subject, row)
         self._slots.append(placed)
         self._by_id[id(endpoint)] = placed
-        if not outside:
+        if outside:
+            self._outside[id(placed)] = placed
+        else:
             self._join(placed)
         for address in addresses:
             self._hosts.claim(address, placed)
@@ -177,7 +181,7 @@ class Placer:
             self._hosts.moved(last)
         for address in placed.addresses:
             self._hosts.leave(address, placed)
-        if not placed.is_outside:
+        if self._outside.pop(id(placed), None) is None:
             self._part(placed)
 
     def _part(self, placed: Placed) -> None:
@@ -227,9 +231,7 @@ class Placer:
         return self._table.lookup(address) if named is None else self._assigner.number_of(named[1])
 
     def _place_outside(self) -> None:
-        for placed in self._slots:
-            if not placed.is_outside:
-                continue
+        for placed in self._outside.values():
             identity = self._outside_identity(placed.addresses[0])
             if identity != placed.identity:
                 placed.identity = identity
@@ -295,6 +297,10 @@ def _sorted_ports(ports: Iterable[NamedPort]) -> tuple[NamedPort, ...]:
 
 def _network_key(network: Network) -> tuple[int, int, int]:
     return network.version, int(network.network_address), network.prefixlen
+
+
+def _index(placed: Placed) -> int:
+    return placed.index
 
 
 def _texts(labels: LabelSet) -> tuple[str, ...]:

@@ -11,12 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from ipaddress import IPv6Address
+from itertools import compress, count
+from operator import is_not
 from typing import Any, TypeVar
 
 from ext_authz.compiler.assemble import Table, pack_table
 from ext_authz.compiler.entries import PROTOCOLS
-from ext_authz.compiler.pools import Pool, Strings, fill_slots, numbers, packer
+from ext_authz.compiler.pools import Pool, Strings, numbers, packer
 from ext_authz.compiler.resolved import Address, EndpointRow, HostRow, IdentityRow, RangeRow, Resolved
+from ext_authz.compiler.slots import Slots
 from ext_authz.engine import layout
 from ext_authz.model.types import NamedPort
 
@@ -31,6 +34,9 @@ _range6 = packer("idm_range6", "first", "identity")
 _selector = packer("idm_selector", "text_offset", "text_size")
 _selected = packer("idm_selected", "identity", "first", "count")
 
+
+# Unused bytes that are never worth a fresh start.
+_SLACK = 1 << 18
 
 Row = TypeVar("Row")
 Packed = TypeVar("Packed")
@@ -54,6 +60,57 @@ class _Remembered:
         return made
 
 
+class _Column:
+    """Packed rows of one size that keep their places: only rows that are other objects are packed again."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._rows: Sequence[Any] = ()
+        self.data = bytearray()
+
+    def set(self, rows: Sequence[Row], make: Callable[[Row], bytes]) -> bytearray:
+        """Make these the rows."""
+        size, data = self._size, self.data
+        for index in compress(count(), map(is_not, rows, self._rows)):
+            data[index * size : index * size + size] = make(rows[index])
+        del data[len(rows) * size :]
+        data += b"".join(make(row) for row in rows[len(self._rows) :])
+        self._rows = rows
+        return data
+
+
+class _Hosts:
+    """The table of exact addresses, changed by difference."""
+
+    def __init__(self) -> None:
+        self._rows: dict[int, HostRow] = {}  # by id(); the row is kept, so that the id stays its own
+        self._hashed: dict[Address, tuple[bytes, int, bytes, int]] = {}
+        self.slots = Slots(layout.record("idm_host").size)
+
+    def set(self, rows: Iterable[HostRow]) -> Slots:
+        """Make these the rows."""
+        before, now = self._rows, {id(row): row for row in rows}
+        self._rows = now
+        for gone in before.keys() - now.keys():
+            self.slots.remove(self._hash(before[gone].address)[0])
+        # In the order of the rows, not of a set: equal worlds give equal bytes.
+        new = [row for number, row in now.items() if number not in before] if len(before) else list(now.values())
+        self.slots.reserve(len(now))
+        for row in new:
+            key, hash64, packed, family = self._hash(row.address)
+            endpoint = layout.NONE if row.endpoint is None else row.endpoint
+            self.slots.put(key, hash64, _host(packed, row.identity, endpoint, family))
+        if len(self._hashed) > 2 * len(now) + 1000:
+            self._hashed.clear()
+        return self.slots
+
+    def _hash(self, address: Address) -> tuple[bytes, int, bytes, int]:
+        known = self._hashed.get(address)
+        if known is None:
+            known = self._hashed[address] = _hashed(address)
+        return known
+
+
 class IdentityPools:
     """Everything table 1 is made of, kept between compilations."""
 
@@ -62,14 +119,17 @@ class IdentityPools:
         self._labels = Pool(layout.record("idm_string").size)
         self._named = Pool(layout.record("idm_named_port").size)
         self._identities = _Remembered()
-        self._endpoints = _Remembered()
-        # By id(): the address with its hash, its bytes and its family.
-        self._addresses: dict[int, tuple[Address, int, bytes, int]] = {}
+        self._endpoints = _Column(layout.record("idm_endpoint").size)
+        self._hosts = _Hosts()
         self._last: tuple[object, ...] = ()
+        self._fresh_size = 0
 
     @property
-    def size(self) -> int:
-        """Bytes held, for the decision when to start anew."""
+    def is_bloated(self) -> bool:
+        """Most of what is held may be of rows long gone: better begin anew."""
+        return self._fresh_size > 0 and self._size() > 2 * self._fresh_size + _SLACK
+
+    def _size(self) -> int:
         return len(self._strings.data) + len(self._labels.data) + len(self._named.data)
 
     def table(self, resolved: Resolved, previous: Table | None, revision: int) -> Table:
@@ -78,21 +138,22 @@ class IdentityPools:
         now = (*rows, resolved.world4, resolved.world6)
         if previous is not None and _are_same(now, self._last):
             return previous
-        slots, longest = fill_slots(self._pack_hosts(resolved.hosts), bytes(layout.record("idm_host").size))
+        slots = self._hosts.set(resolved.hosts)
         identities = b"".join(self._identities.make(resolved.identities, self._pack_identity))
-        endpoints = b"".join(self._endpoints.make(resolved.endpoints, self._pack_endpoint))
+        endpoints = self._endpoints.set(resolved.endpoints, self._pack_endpoint)
         sections: list[bytes | bytearray] = [
-            _meta(resolved.world4, resolved.world6, longest),
+            _meta(resolved.world4, resolved.world6, slots.longest),
             identities,
             self._labels.data,
             self._named.data,
             endpoints,
-            b"".join(slots),
+            slots.data,
             _pack_ranges(resolved.ranges4, 4),
             _pack_ranges(resolved.ranges6, 16),
             self._strings.data,
         ]
         self._last = now
+        self._fresh_size = self._fresh_size or self._size()
         return pack_table(layout.TableKind.IDENTITIES, sections, previous, revision)
 
     def _pack_identity(self, row: IdentityRow) -> bytes:
@@ -108,26 +169,13 @@ class IdentityPools:
         packed = [_named_port(*self._strings(port.name), port.port, PROTOCOLS[port.protocol]) for port in ports]
         return self._named.intern(b"".join(packed)), len(packed)
 
-    def _pack_hosts(self, rows: Iterable[HostRow]) -> list[tuple[int, bytes]]:
-        """Hash and slot of each exact address."""
-        before, now, items = self._addresses, {}, []
-        for row in rows:
-            address = row.address
-            known = before.get(id(address)) or _hashed(address)
-            now[id(address)] = known
-            _, hash64, packed, family = known
-            items.append(
-                (hash64, _host(packed, row.identity, layout.NONE if row.endpoint is None else row.endpoint, family))
-            )
-        self._addresses = now
-        return items
-
 
 class SelectorPools:
     """Everything table 2 is made of."""
 
     def __init__(self) -> None:
         self._last: tuple[object, ...] = ()
+        self._lists = _Remembered()
 
     def table(self, resolved: Resolved, previous: Table | None, revision: int) -> Table:
         """Table 2. A free number has an empty text and selects nobody."""
@@ -136,24 +184,25 @@ class SelectorPools:
             return previous
         strings, lists, rows = Strings(), Pool(4), []
         selectors = b"".join(_selector(*strings(s.text if s is not None else "")) for s in resolved.selectors)
-        for identity in sorted(resolved.membership):
-            chosen = resolved.membership[identity]
-            rows.append(_selected(identity, lists.intern(numbers(chosen)), len(chosen)))
+        order = sorted(resolved.membership)
+        chosen = self._lists.make([resolved.membership[identity] for identity in order], numbers)
+        for identity, packed in zip(order, chosen, strict=True):
+            rows.append(_selected(identity, lists.intern(packed), len(packed) // 4))
         self._last = now
         sections: list[bytes | bytearray] = [selectors, b"".join(rows), lists.data, strings.data]
         return pack_table(layout.TableKind.SELECTORS, sections, previous, revision)
 
 
 def _are_same(now: Sequence[object], last: Sequence[object]) -> bool:
-    return len(now) == len(last) and all(a is b for a, b in zip(now, last, strict=True))
+    return len(now) == len(last) and all(a is b or a == b for a, b in zip(now, last, strict=True))
 
 
-def _hashed(address: Address) -> tuple[Address, int, bytes, int]:
-    """IPv4-mapped IPv6 addresses count as IPv4."""
+def _hashed(address: Address) -> tuple[bytes, int, bytes, int]:
+    """Its name in the table, hash, bytes and family. IPv4-mapped IPv6 addresses count as IPv4."""
     mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
     packed = (mapped or address).packed
     family, filled = (4 if len(packed) == 4 else 6), packed.ljust(16, b"\0")
-    return address, layout.hash64(family, filled), filled, family
+    return packed, layout.hash64(family, filled), filled, family
 
 
 def _pack_ranges(rows: Iterable[RangeRow], size: int) -> bytes:

@@ -15,13 +15,12 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from hashlib import blake2b
 from pathlib import Path
 
 from ext_authz.model import SUFFIXES
 from ext_authz.model.nodes import Document, split_documents
 from ext_authz.model.objects import LoadedObject, ParsedObject, moved, read_document
-from ext_authz.model.parts import Part
+from ext_authz.model.parts import Listing, Part
 from ext_authz.model.types import ObjectRef, Origin, PolicyError, Settings, World
 from ext_authz.model.world import Joined, WorldBuilder
 
@@ -33,21 +32,25 @@ MAX_FILE = 256 << 20
 
 @dataclass(slots=True)
 class Loaded:
-    """What the files held. `skipped` counts objects of other kinds."""
+    """What the files held. `skipped` counts objects of other kinds; listings: file by file."""
 
     world: World
     errors: list[PolicyError] = field(default_factory=list)
     warnings: list[PolicyError] = field(default_factory=list)
     skipped: dict[str, int] = field(default_factory=dict)
-    objects: list[LoadedObject] = field(default_factory=list)
+    listings: list[Listing] = field(default_factory=list)
+
+    @property
+    def objects(self) -> list[LoadedObject]:
+        return [entry for listing in self.listings for entry in listing.objects]
 
 
-Mend = Callable[[list[ParsedObject], set[int], Settings], "list[ParsedObject] | None"]
+Mend = Callable[[Sequence[Part], set[int], Settings], "list[ParsedObject] | None"]
 
 
 @dataclass(slots=True)
 class _File:
-    digest: bytes
+    content: bytes | PolicyError
     texts: list[str]
     part: Part
 
@@ -73,6 +76,7 @@ class Loader:
 
     def __init__(self, *, settings: Settings = DEFAULTS, node: str | None = None, strict: bool = False) -> None:
         self._builder = WorldBuilder(settings, node, strict)
+        self._mended = WorldBuilder(settings, node, strict)
         self._read_with: Settings | None = None
         self._files: dict[str, _File] = {}
         self._documents: dict[str, _Read] = {}
@@ -96,8 +100,8 @@ class Loader:
         The same for files that were read already, each name once.
 
         Args:
-            mend: Gets all objects, the ids of those refused in company, and the settings in force; gives the objects
-                that shall count instead (last good versions), or None. Errors are reported as without it.
+            mend: Gets all objects by file, the ids of those refused in company, and the settings in force; gives the
+                objects that shall count instead (last good versions), or None. Errors are reported as without it.
         """
         return self._load(contents, mend)
 
@@ -115,44 +119,45 @@ class Loader:
         joined = builder.join(parts, settings)
         loaded = Loaded(joined.world, joined.errors, joined.warnings, joined.skipped, _listed(parts, joined))
         if mend is not None:
-            objects = [parsed for part in parts for parsed in part.objects]
-            mended = mend(objects, set(joined.refused), settings)
+            mended = mend(parts, set(joined.refused), settings)
             if mended is not None:
-                loaded.world = builder.join([Part(mended)], settings).world
+                loaded.world = self._mended.join([Part(mended)], settings).world
         return loaded
 
     def _parts(self, contents: Sequence[tuple[str, bytes | PolicyError]], settings: Settings) -> list[Part]:
         if settings != self._read_with:
             self._files, self._documents, self._read_with = {}, {}, settings
         files: dict[str, _File] = {}
-        documents: dict[str, _Read] = {}
         for name, content in contents:
-            digest = b"" if isinstance(content, PolicyError) else blake2b(content, digest_size=16).digest()
             known = self._files.get(name)
-            if known is None or known.digest != digest or isinstance(content, PolicyError):
-                known = self._read_file(name, content, digest, documents)
-            else:
-                documents.update((text, self._documents[text]) for text in known.texts)
+            if known is None or known.content != content or isinstance(content, PolicyError):
+                known = self._read_file(name, content)
             files[name] = known
-        self._files, self._documents = files, documents
+        self._files = files
+        self._forget_documents()
         return [known.part for known in files.values()]
 
-    def _read_file(self, name: str, content: bytes | PolicyError, digest: bytes, documents: dict[str, _Read]) -> _File:
+    def _forget_documents(self) -> None:
+        """Let go of texts that no file holds any more, when they are more than those that some file holds."""
+        if len(self._documents) > 2 * sum(len(known.texts) for known in self._files.values()) + 1000:
+            held = {text for known in self._files.values() for text in known.texts}
+            self._documents = {text: read for text, read in self._documents.items() if text in held}
+
+    def _read_file(self, name: str, content: bytes | PolicyError) -> _File:
         if isinstance(content, PolicyError):
-            return _File(digest, [], Part([_file_problem(content)]))
+            return _File(content, [], Part([_file_problem(content)], name))
         try:
             text = content.decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            return _File(digest, [], Part([_file_problem(_not_utf8(name, content, error.start))]))
+            return _File(content, [], Part([_file_problem(_not_utf8(name, content, error.start))], name))
         texts: list[str] = []
         found: list[ParsedObject] = []
         for document in split_documents(text):
-            known = documents.get(document.text) or self._documents.get(document.text)
-            objects = self._read(document, name, known)
-            documents[document.text] = _Read(name, document.line, objects)
+            objects = self._read(document, name, self._documents.get(document.text))
+            self._documents[document.text] = _Read(name, document.line, objects)
             texts.append(document.text)
             found.extend(objects)
-        return _File(digest, texts, Part(found))
+        return _File(content, texts, Part(found, name))
 
     def _read(self, document: Document, name: str, known: _Read | None) -> list[ParsedObject]:
         assert self._read_with is not None
@@ -254,9 +259,15 @@ def _file_problem(error: PolicyError) -> ParsedObject:
     return ParsedObject(error.ref, error.origin, "", errors=[error], closed=True)
 
 
-def _listed(parts: Sequence[Part], joined: Joined) -> list[LoadedObject]:
-    listed = [entry for part in parts for entry in part.listed]
+def _listed(parts: Sequence[Part], joined: Joined) -> list[Listing]:
+    listings = [part.listing for part in parts]
     if not joined.refused:
-        return listed
+        return listings
     refused = {(p.ref, p.origin.file, p.origin.line) for part in parts for p in part.objects if id(p) in joined.refused}
-    return [replace(e, ok=False) if (e.ref, e.file, e.line) in refused else e for e in listed]
+    files = {file for _, file, _ in refused}
+    return [_without(listing, refused) if listing.file in files else listing for listing in listings]
+
+
+def _without(listing: Listing, refused: set[tuple[ObjectRef, str, int]]) -> Listing:
+    listed = [replace(e, ok=False) if (e.ref, e.file, e.line) in refused else e for e in listing.objects]
+    return Listing(listing.file, listed, sum(1 for entry in listed if entry.ok))

@@ -39,6 +39,15 @@ class Surroundings:
     pods: frozenset[tuple[str, str]]
 
 
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The objects of our kinds in one file. good: how many of them are."""
+
+    file: str
+    objects: list[LoadedObject]
+    good: int
+
+
 class Part:
     """
     The objects of one file and what follows from each alone.
@@ -46,7 +55,8 @@ class Part:
     refs: one object per name. twins: whether some name stands twice. records: values of good objects by their type.
     """
 
-    def __init__(self, objects: list[ParsedObject]) -> None:
+    def __init__(self, objects: list[ParsedObject], file: str = "") -> None:
+        self.file = file
         self.objects = objects
         named = [parsed for parsed in objects if not parsed.skipped and parsed.ref.name]
         self.refs: dict[ObjectRef, ParsedObject] = {parsed.ref: parsed for parsed in named}
@@ -58,7 +68,8 @@ class Part:
         self.warnings: list[PolicyError] = [warning for parsed in objects for warning in parsed.warnings]
         self.using_secrets = [parsed for parsed in self.good if parsed.secrets]
         self.records = by_type(self.good)
-        self.listed = [_listed(parsed) for parsed in objects if not parsed.skipped]
+        listed = [_listed(parsed) for parsed in objects if not parsed.skipped]
+        self.listing = Listing(file, listed, sum(1 for entry in listed if entry.ok))
         self._surroundings: Surroundings | None = None
         self._endpoints: list[Endpoint] = []
         self.addresses: dict[str, Endpoint] = {}

@@ -35,6 +35,7 @@ from ext_authz.model.types import (
     Settings,
     World,
 )
+from ext_authz.model.union import Union
 
 _API_SERVER = ("default", "kubernetes")
 
@@ -62,6 +63,8 @@ class WorldBuilder:
         self._node = node
         self._strict = strict
         self._surroundings: Surroundings | None = None
+        self._names = Union()
+        self._addresses = Union()
 
     def settings(self, parts: Sequence[Part]) -> Settings:
         """The settings that count: stated ones, then those of a ConfigMap cilium-config, then defaults."""
@@ -74,7 +77,7 @@ class WorldBuilder:
     def join(self, parts: Sequence[Part], settings: Settings) -> Joined:
         joined = Joined(World(settings=settings))
         self._collect(parts, joined)
-        _check_names(parts, joined)
+        _check_names(parts, joined, self._names)
         _check_secrets(parts, joined)
         _check_groups(parts, joined)
         records = _records(parts, joined)
@@ -101,14 +104,15 @@ class WorldBuilder:
         around = self._around(parts, records, settings)
         if joined.refused:  # some pod may be among the refused: sort the parts out anew
             parts = [Part([p for part in parts for p in part.good if id(p) not in joined.refused])]
-        found = [endpoint for part in parts for endpoint in part.endpoints(around)]
-        nodes = _node_endpoints(records, self._node)
-        owners: dict[str, Endpoint] = {address: node for node in nodes for address in node.addresses}
-        claims = sum(len(node.addresses) for node in nodes) + sum(part.claims for part in parts)
+        found: list[Endpoint] = []
         for part in parts:
-            owners.update(part.addresses)
+            found.extend(part.endpoints(around))
+        nodes = _node_endpoints(records, self._node)
         found.extend(nodes)
-        if len(owners) != claims:
+        own = [address for node in nodes for address in node.addresses]
+        self._addresses.set([part.addresses for part in parts])
+        twins = any(part.claims != len(part.addresses) for part in parts) or len(set(own)) != len(own)
+        if twins or self._addresses.shared or any(address in self._addresses for address in own):
             _refuse_contested(found, joined)
         return found
 
@@ -211,12 +215,10 @@ def _refuse(joined: Joined, parsed: ParsedObject, error: PolicyError) -> None:
     joined.refused.setdefault(id(parsed), f"{error.field}: {error.reason}")
 
 
-def _check_names(parts: Sequence[Part], joined: Joined) -> None:
+def _check_names(parts: Sequence[Part], joined: Joined, names: Union) -> None:
     """Two objects of one kind, namespace and name: nobody can say which counts, so neither does."""
-    merged: dict[ObjectRef, ParsedObject] = {}
-    for part in parts:
-        merged.update(part.refs)
-    if len(merged) == sum(len(part.refs) for part in parts) and not any(part.twins for part in parts):
+    names.set([part.refs for part in parts])
+    if not names.shared and not any(part.twins for part in parts):
         return
     first: dict[ObjectRef, ParsedObject] = {}
     for parsed in (p for part in parts for p in part.objects if not p.skipped and p.ref.name):

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The churn set: the scale set's folder, and one change after another made to it by rename, the same for the same seed.
+
+Three kinds of change, as benchmarks.md asks: an endpoint of this node (replaced by another of the same labels,
+relabelled, or of labels nobody had before), addresses of other nodes' endpoints by the hundred, and a clusterwide
+policy that selects everybody. Some endpoints are judged: what is right for their requests is known before and after.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.load.generate import OBJECTS_PER_FILE, Object, Scale, scale, to_yaml
+
+NODE = "near"
+NAMESPACE = "judged"
+SERVER = f"{NAMESPACE}/server"
+OPEN, SHUT, WIDE = "open", "shut", "wide"
+# Client: its address on loopback. Those with a number change sides again and again.
+CLIENTS = {OPEN: "127.0.0.40", SHUT: "127.0.0.41", WIDE: "127.0.0.42"} | {
+    f"moving{number}": f"127.0.0.{50 + number}" for number in range(4)
+}
+FAR_FILES = 20
+
+
+@dataclass
+class Churn:
+    """A folder of sources that changes. `right` says of each client whether its requests pass now."""
+
+    folder: Path
+    size: Scale = field(default_factory=Scale)
+    right: dict[str, bool] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._random = random.Random(self.size.seed)
+        self._pods: dict[Path, list[Object]] = {}
+        self._far: deque[Path] = deque()
+        self._made = 0
+        self._wide_on = False
+
+    def write(self) -> None:
+        """Make the folder as it is before the first change."""
+        self.folder.mkdir(parents=True)
+        pods, rest = [], [_node(NODE, "127.0.0.1"), _node("far", "192.0.2.2")]
+        for item in scale(self.size):
+            (pods if item["kind"] == "Pod" else rest).append(item)
+        for start in range(0, len(pods), OBJECTS_PER_FILE):
+            path = self.folder / f"pods-{start // OBJECTS_PER_FILE:04}.yaml"
+            self._pods[path] = [{**pod, "spec": {"nodeName": NODE}} for pod in pods[start : start + OBJECTS_PER_FILE]]
+        for path, held in self._pods.items():
+            path.write_text(to_yaml(held))
+        for start in range(0, len(rest), OBJECTS_PER_FILE):
+            (self.folder / f"rest-{start // OBJECTS_PER_FILE:04}.yaml").write_text(
+                to_yaml(rest[start : start + OBJECTS_PER_FILE])
+            )
+        (self.folder / "judged.yaml").write_text(to_yaml(_judged()))
+        for client in CLIENTS:
+            self.right[client] = client == OPEN
+            self._put_client(client)
+        self.change_wide()
+        for _ in range(FAR_FILES):
+            self.add_addresses()
+
+    def change_endpoint(self) -> None:
+        """One endpoint of this node is another one from now on."""
+        path = self._random.choice(list(self._pods))
+        held = self._pods[path]
+        index = self._random.randrange(len(held))
+        held[index] = self._changed(held[index])
+        self._replace(path, held)
+
+    def move_client(self, client: str) -> None:
+        """A judged client changes its labels, and with them whether its requests pass."""
+        self.right[client] = not self.right[client]
+        self._put_client(client)
+
+    def change_wide(self) -> None:
+        """The policy for everybody lets the client WIDE pass, or no more."""
+        self._wide_on = not self._wide_on
+        self.right[WIDE] = self._wide_on
+        self._replace(self.folder / "wide.yaml", [_wide(self._wide_on)])
+
+    def add_addresses(self) -> None:
+        """A hundred endpoints of another node come; the oldest hundred go."""
+        labels = [pod["metadata"] for held in self._random.sample(list(self._pods.values()), 4) for pod in held]
+        chosen = self._random.sample(labels, min(OBJECTS_PER_FILE, len(labels)))
+        path = self.folder / f"far-{self._made:08}.yaml"
+        self._replace(path, [self._far_pod(metadata) for metadata in chosen])
+        self._far.append(path)
+        if len(self._far) > FAR_FILES:
+            self._far.popleft().unlink()
+
+    def _changed(self, pod: Object) -> Object:
+        """Of ten changes six are a replacement, three another workload's labels, one brings labels nobody had."""
+        self._made += 1
+        metadata = dict(pod["metadata"])
+        kind = self._random.randrange(10)
+        if kind < 6:
+            metadata["name"] = f"{metadata['labels']['app']}-r{self._made}"
+            return {**pod, "metadata": metadata, "status": {"podIPs": [{"ip": self._address(12)}]}}
+        labels = dict(metadata["labels"])
+        if kind < 9:
+            other = self._random.choice(self._pods[self._random.choice(list(self._pods))])
+            labels["tier"] = other["metadata"]["labels"]["tier"]
+        else:
+            labels["version"] = f"v{self._made}"
+        return {**pod, "metadata": {**metadata, "labels": labels}}
+
+    def _far_pod(self, metadata: Object) -> Object:
+        self._made += 1
+        name = f"{metadata['labels']['app']}-f{self._made}"
+        return {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {**metadata, "name": name},
+            "spec": {"nodeName": "far"},
+            "status": {"podIPs": [{"ip": self._address(64)}]},
+        }
+
+    def _address(self, first: int) -> str:
+        """One nobody has: they come round after four million."""
+        number = self._made % (1 << 22)
+        return f"10.{first + (number >> 16)}.{number >> 8 & 255}.{number & 255}"
+
+    def _put_client(self, client: str) -> None:
+        access = "yes" if self.right[client] and client != WIDE else "no"
+        labels = {"access": access, "client": client}
+        metadata = {"name": client, "namespace": NAMESPACE, "labels": labels}
+        status = {"podIPs": [{"ip": CLIENTS[client]}]}
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {"nodeName": NODE}, "status": status}
+        self._replace(self.folder / f"client-{client}.yaml", [pod])
+
+    def _replace(self, path: Path, objects: list[Object]) -> None:
+        staged = self.folder.parent / f"{path.name}.new"  # not in the folder that is watched
+        staged.write_text(to_yaml(objects))
+        os.replace(staged, path)
+
+
+def _node(name: str, address: str) -> Object:
+    status = {"addresses": [{"type": "InternalIP", "address": address}]}
+    return {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}, "status": status}
+
+
+def _judged() -> list[Object]:
+    """The server that judged clients call, and the policy that lets some of them pass."""
+    metadata = {"name": "server", "namespace": NAMESPACE, "labels": {"app": "server"}}
+    server = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {"nodeName": NODE}}
+    spec = {
+        "endpointSelector": {"matchLabels": {"app": "server"}},
+        "ingress": [
+            {
+                "fromEndpoints": [{"matchLabels": {"access": "yes"}}],
+                "toPorts": [{"ports": [{"port": "80", "protocol": "TCP"}], "rules": {"http": [{"path": "/.*"}]}}],
+            }
+        ],
+    }
+    policy = {"name": "judged", "namespace": NAMESPACE}
+    return [
+        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}},
+        {**server, "status": {"podIPs": [{"ip": "192.0.2.80"}]}},
+        {"apiVersion": "cilium.io/v2", "kind": "CiliumNetworkPolicy", "metadata": policy, "spec": spec},
+    ]
+
+
+def _wide(is_on: bool) -> Object:
+    peer = {"matchLabels": {"client": WIDE if is_on else "nobody", "io.kubernetes.pod.namespace": NAMESPACE}}
+    ports = [{"ports": [{"port": "80", "protocol": "TCP"}]}]
+    return {
+        "apiVersion": "cilium.io/v2",
+        "kind": "CiliumClusterwideNetworkPolicy",
+        "metadata": {"name": "wide"},
+        "spec": {"endpointSelector": {}, "ingress": [{"fromEndpoints": [peer], "toPorts": ports}]},
+    }
