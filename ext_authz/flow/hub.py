@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The newest flows, and the clients that follow them.
+
+Each client has a bounded queue. One that is too slow loses flows and is told how many; it never slows the others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from itertools import islice
+
+from ext_authz.flow.facts import Seen
+
+KEPT = 4096
+QUEUE_MAX = 8192
+CLIENTS_MAX = 64
+
+
+class TooManyClients(Exception):
+    """Another client would cost the rest."""
+
+
+class Follower:
+    """One client's queue of batches."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._batches: deque[Sequence[Seen]] = deque()
+        self._held = 0
+        self._ready = asyncio.Event()
+        self._ring_lost = hub.lost
+        self.lost = 0
+
+    def push(self, batch: Sequence[Seen]) -> None:
+        room = QUEUE_MAX - self._held
+        if len(batch) > room:
+            self.lost += len(batch) - room
+            batch = batch[:room]
+        if batch:
+            self._batches.append(batch)
+            self._held += len(batch)
+        self._ready.set()
+
+    def wake(self) -> None:
+        self._ready.set()
+
+    async def next(self) -> Sequence[Seen]:
+        """The next batch; empty if there is only news of losses, or the hub has closed."""
+        await self._ready.wait()
+        if not self._batches:
+            self._clear()
+            return ()
+        batch = self._batches.popleft()
+        self._held -= len(batch)
+        self._clear()
+        return batch
+
+    def _clear(self) -> None:
+        if not self._batches and not self._hub.closed:
+            self._ready.clear()
+
+    def losses(self) -> tuple[int, int]:
+        """Flows lost since the last call: in the rings, and by this client."""
+        rings, self._ring_lost = self._hub.lost - self._ring_lost, self._hub.lost
+        own, self.lost = self.lost, 0
+        return rings, own
+
+
+class Hub:
+    """Hands each batch to whoever follows."""
+
+    def __init__(self, kept: int = KEPT) -> None:
+        self._recent: deque[Seen] = deque(maxlen=kept)
+        self._followers: set[Follower] = set()
+        self.lost = 0  # in rings, ever
+        self.client_lost = 0
+        self.seen = 0
+        self.closed = False
+
+    def publish(self, batch: Sequence[Seen]) -> None:
+        self._recent.extend(batch)
+        self.seen += len(batch)
+        for follower in self._followers:
+            before = follower.lost
+            follower.push(batch)
+            self.client_lost += follower.lost - before
+
+    def lose(self, count: int) -> None:
+        self.lost += count
+        for follower in self._followers:
+            follower.wake()
+
+    def recent(self, count: int) -> list[Seen]:
+        """The newest `count` flows, the oldest first."""
+        return list(islice(self._recent, max(0, len(self._recent) - count), None))
+
+    def newest(self) -> list[Seen]:
+        """All that are kept, the oldest first."""
+        return list(self._recent)
+
+    def follow(self) -> Follower:
+        """
+        Raises:
+            TooManyClients: There are enough.
+        """
+        if len(self._followers) >= CLIENTS_MAX:
+            raise TooManyClients(f"{CLIENTS_MAX} clients follow already")
+        follower = Follower(self)
+        self._followers.add(follower)
+        return follower
+
+    def leave(self, follower: Follower) -> None:
+        self._followers.discard(follower)
+
+    def close(self) -> None:
+        """No more flows come: followers end when they have read what is there."""
+        self.closed = True
+        for follower in self._followers:
+            follower.wake()

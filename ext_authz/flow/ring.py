@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One ring that a producer handed over, read in batches. Everything in it is the producer's word."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from ext_authz.engine._engine import ffi, lib
+from ext_authz.engine.layout import record
+from ext_authz.flow.record import DOORS
+
+HELLO = record("idm_ring_hello")
+# What one look takes at most: enough to keep up, little enough that others get their turn.
+BATCH = 128 << 10
+WORKER_MAX = 4095
+
+_room = ffi.new("char[]", BATCH)
+
+
+class RingRefused(Exception):
+    """What was handed over is no ring of ours."""
+
+
+class Ring:
+    """
+    A mapped ring.
+
+    pid is the kernel's word of who handed it over; door and worker are the producer's own and only label its counts.
+    """
+
+    def __init__(self, hello: bytes, handle: int, pid: int) -> None:
+        """
+        Map a ring. The descriptor stays the caller's.
+
+        Raises:
+            RingRefused: The hello or the memory is not as it should be.
+        """
+        if len(hello) != HELLO.size:
+            raise RingRefused(f"a hello of {len(hello)} bytes")
+        said = HELLO.unpack_from(hello)
+        if said["magic"] != lib.IDM_RING_MAGIC or said["version"] != lib.IDM_RING_VERSION:
+            raise RingRefused(f"version {said['version']} of another protocol")
+        if said["door"] not in DOORS or said["worker"] > WORKER_MAX:
+            raise RingRefused(f"unknown door {said['door']} or worker {said['worker']}")
+        view = ffi.new("struct idm_ring_view **")
+        code = lib.idm_ring_open(handle, view)
+        if code:
+            raise RingRefused(f"not a sealed ring: {os.strerror(-code)}")
+        self._view = ffi.gc(view[0], lib.idm_ring_close)
+        self.door = DOORS[said["door"]]
+        self.worker: int = said["worker"]
+        self.size: int = said["data_size"]
+        self.pid = pid
+        self.malformed = 0
+        self.orphan = False  # its producer is gone
+        self._lost = lib.idm_ring_view_lost(self._view)
+
+    def take(self) -> bytes:
+        """The oldest whole records, one behind another; empty if there are none."""
+        size = lib.idm_ring_take(self._view, _room, BATCH)
+        if size == -errno.EBADMSG:
+            self.malformed += 1
+            return b""
+        return bytes(ffi.buffer(_room, size)) if size > 0 else b""
+
+    @property
+    def written(self) -> int:
+        return int(lib.idm_ring_view_written(self._view))
+
+    @property
+    def lost(self) -> int:
+        """Records that found the ring full, by the producer's count, since it was made."""
+        return int(lib.idm_ring_view_lost(self._view))
+
+    def new_losses(self) -> int:
+        """Records lost since the last call (or since it was handed over); a count that falls is nobody's."""
+        lost = self.lost
+        new, self._lost = max(0, lost - self._lost), lost
+        return new
+
+    def close(self) -> None:
+        """Unmap it now."""
+        ffi.release(self._view)

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What clients sent as JSON text: always valid, always ASCII, and without what may not be shown.
+
+Bytes that are no UTF-8 appear as \\xNN. Redaction is the default: query strings and fragments, user information of
+hosts, and the headers that carry credentials, each replaced by Hubble's word for it.
+"""
+
+from __future__ import annotations
+
+from json.encoder import encode_basestring_ascii as _quoted  # type: ignore[attr-defined]
+
+REDACTED = "HUBBLE_REDACTED"
+_SECRET_HEADERS = frozenset(
+    {"authorization", "proxy-authorization", "cookie", "set-cookie", "x-api-key", "x-auth-token", "x-csrf-token"}
+)
+_URL_HEADERS = frozenset({"referer", "location", "origin", ":path", "x-envoy-original-path", "x-original-url"})
+_WORDS_MAX = 4096
+
+
+def decode(data: bytes) -> str:
+    return data.decode("utf-8", "backslashreplace")
+
+
+def quoted(text: str) -> str:
+    """A JSON string."""
+    return _quoted(text)
+
+
+def redact_path(path: str) -> str:
+    """Without query and fragment; that there was one stays visible."""
+    for mark in "?#":
+        if mark in path:
+            path = f"{path[: path.index(mark)]}{mark}{REDACTED}"
+    return path
+
+
+def redact_host(host: str) -> str:
+    """Without user information, which an authority may carry."""
+    user, at, rest = host.rpartition("@")
+    return f"{REDACTED}@{rest}" if at else host
+
+
+def redact_header(name: str, value: str) -> str:
+    lower = name.lower()
+    if lower in _SECRET_HEADERS:
+        return REDACTED
+    return redact_path(value) if lower in _URL_HEADERS else value
+
+
+class Words:
+    """Texts that come again and again (methods, hosts), decoded, redacted and escaped once; without quotes."""
+
+    def __init__(self, redact: bool) -> None:
+        self._redact = redact
+        self._known: dict[bytes, str] = {}
+        self._hosts: dict[bytes, str] = {}
+
+    def word(self, data: bytes) -> str:
+        known = self._known.get(data)
+        if known is None:
+            known = _keep(self._known, data, quoted(decode(data))[1:-1])
+        return known
+
+    def host(self, data: bytes) -> str:
+        known = self._hosts.get(data)
+        if known is None:
+            text = decode(data)
+            known = _keep(self._hosts, data, quoted(redact_host(text) if self._redact else text)[1:-1])
+        return known
+
+    def path(self, data: bytes) -> str:
+        """The path as text, not yet escaped."""
+        text = decode(data)
+        return redact_path(text) if self._redact else text
+
+    def headers(self, lines: list[tuple[bytes, bytes]]) -> str:
+        """[{"key": ..., "value": ...}, ...]"""
+        made = []
+        for name, value in lines:
+            key, text = decode(name), decode(value)
+            made.append(f'{{"key":{quoted(key)},"value":{quoted(redact_header(key, text) if self._redact else text)}}}')
+        return f"[{','.join(made)}]"
+
+
+def _keep(known: dict[bytes, str], data: bytes, text: str) -> str:
+    if len(known) >= _WORDS_MAX:
+        known.clear()
+    known[data] = text
+    return text
