@@ -20,7 +20,6 @@ MODULES = (
     "ext_authz.doctor.abi",
     "ext_authz.doctor.privileges",
     "ext_authz.doctor.statedir",
-    "ext_authz.doctor.bootstrap",
 )
 
 
@@ -39,11 +38,10 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Patient:
-    """What is examined. config: an Envoy configuration, or None."""
+    """What is examined."""
 
     state: Path
     module: Path
-    config: Path | None = None
 
 
 Check = Callable[[Patient], Iterable[Finding]]

@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from ext_authz.doctor import abi, bootstrap, registry, statedir
+from ext_authz.doctor import abi, registry, statedir
 from ext_authz.doctor.abi import CALLBACK, HOOK, HOOKS, Symbols, imported, leaked, offered, read_symbols
 from ext_authz.doctor.registry import Finding, Grade, Patient
 from ext_authz.state import State
@@ -72,45 +71,6 @@ def test_what_is_no_module_fails(tmp_path: Path) -> None:
         if content is not None:
             bad.write_bytes(content)
         assert Grade.FAIL in grades(abi.module(Patient(tmp_path, bad)))
-
-
-# ---- an Envoy configuration of the user's ----
-
-
-def config(tmp_path: Path, value: object) -> Patient:
-    path = tmp_path / "envoy.json"
-    path.write_text(json.dumps(value))
-    return Patient(tmp_path, tmp_path, path)
-
-
-@pytest.mark.parametrize(
-    "rule",
-    [
-        {"on_header_present": {"metadata_namespace": "idmesh", "key": "address"}},
-        {"metadata": [{"metadata_namespace": "idmesh", "value": {}}]},
-        {"on_new_connection": [{"object_key": "idmesh"}]},
-        {"failure_mode_allow": True, "@type": "x/envoy.extensions.filters.http.ext_authz.v3.ExtAuthz"},
-    ],
-)
-def test_a_filter_that_could_speak_for_us_fails(tmp_path: Path, rule: object) -> None:
-    patient = config(tmp_path, {"static_resources": {"listeners": [{"filters": [{"typed_config": rule}]}]}})
-    assert grades(bootstrap.configuration(patient)) == {Grade.FAIL}
-
-
-def test_code_in_a_filter_warns(tmp_path: Path) -> None:
-    lua = {"@type": "type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua"}
-    assert grades(bootstrap.configuration(config(tmp_path, {"http_filters": [lua]}))) == {Grade.WARN}
-
-
-def test_a_harmless_configuration_is_fine(tmp_path: Path) -> None:
-    assert grades(bootstrap.configuration(config(tmp_path, {"static_resources": {}}))) == {Grade.OK}
-
-
-def test_a_configuration_that_cannot_be_read_fails(tmp_path: Path) -> None:
-    patient = config(tmp_path, {})
-    assert patient.config is not None
-    patient.config.write_text("a: [")
-    assert grades(bootstrap.configuration(patient)) == {Grade.FAIL}
 
 
 # ---- the state directory, the registry ----
