@@ -13,12 +13,14 @@ import sys
 from collections.abc import Callable
 
 from envoy.service.auth.v3 import external_auth_pb2
+from envoy.service.ext_proc.v3 import external_processor_pb2
 from google.rpc import status_pb2
 
 from ext_authz.service.listen import clear_stale, parse_address
 from ext_authz.service.loop import LoopServer, Metadata
 
 METHOD = "/envoy.service.auth.v3.Authorization/Check"
+PROCESS = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
 ALLOW = external_auth_pb2.CheckResponse(
     status=status_pb2.Status(), ok_response=external_auth_pb2.OkHttpResponse()
 ).SerializeToString()
@@ -28,11 +30,37 @@ def allow(_metadata: Metadata) -> Callable[[bytes], bytes]:
     return lambda _request: ALLOW
 
 
+CONTINUE = (
+    external_processor_pb2.ProcessingResponse(request_headers={}).SerializeToString(),
+    external_processor_pb2.ProcessingResponse(response_headers={}).SerializeToString(),
+    external_processor_pb2.ProcessingResponse(response_trailers={}).SerializeToString(),
+)
+
+
+class Pass:
+    """One stream: what comes first must be the request's headers, then the response's, then its trailers."""
+
+    __slots__ = ("_came",)
+
+    def __init__(self, _metadata: Metadata) -> None:
+        self._came = 0
+
+    def receive(self, _message: bytes) -> bytes:
+        self._came += 1
+        return CONTINUE[self._came - 1]
+
+    def is_settled(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        pass
+
+
 def main(arguments: list[str]) -> int:
     address = parse_address(arguments[0])
     clear_stale(address)
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
-    server = LoopServer({METHOD: allow})
+    server = LoopServer({METHOD: allow}, {PROCESS: Pass})
     server.bind(address.text)
     server.start()
     print("ready", flush=True)

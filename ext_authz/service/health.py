@@ -13,10 +13,11 @@ from collections.abc import Callable
 
 from grpc_health.v1 import health_pb2
 
+from ext_authz.service import checker, processor
 from ext_authz.service.loop import CallError, Metadata
 
 METHOD = "/grpc.health.v1.Health/Check"
-SERVICES = ("", "envoy.service.auth.v3.Authorization")
+SERVICES = ("", checker.SERVICE, processor.SERVICE)
 _NOT_FOUND = 5
 _STATUS = health_pb2.HealthCheckResponse
 

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-A unary gRPC server on grpcio's core: one thread, bytes in, bytes out.
+A gRPC server on grpcio's core: one thread, bytes in, bytes out; unary calls here, streams in streams.py.
 
 grpc.server() hands each call through a thread pool, two condition variables and a dozen objects, which costs
 several times what a decision does (`make bench ONLY=ext_authz` measures this loop with and without one). The core is
-reached through grpc._cython.cygrpc, which is not a public interface: everything that touches it is in this
-file, `check_core` says whether the installed grpcio still has what is used, and constraints.txt names the
+reached through grpc._cython.cygrpc, which is not a public interface: everything that touches it is in these two
+files, `check_core` says whether the installed grpcio still has what is used, and constraints.txt names the
 version it was tested with.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import time
@@ -20,6 +21,7 @@ from typing import Any
 from grpc._cython import cygrpc
 
 from ext_authz.logs import event
+from ext_authz.service.streams import Stream, StreamMethod, Streams
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +34,11 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", 4 << 20),
     ("grpc.http2.max_ping_strikes", 0),
 )
+# Streams open at once; each may hold one message that is being received.
+STREAMS_MAX = 20000
+# How long a drain leaves streams alone that may end at any time: most requests have their response by then.
+_LINGER_S = 1.0
+_DRAIN_LOOK_S = 0.1
 # Calls the core may announce before we ask for the next one.
 _BACKLOG = 16
 _REQUEST, _DONE, _SHUTDOWN = object(), object(), object()
@@ -72,13 +79,20 @@ class _Call:
 
 class LoopServer:
     """
-    Serves unary methods until stopped.
+    Serves methods until stopped.
 
     Methods run on the serving thread and must be quick. An exception in one ends that call with INTERNAL.
     """
 
-    def __init__(self, methods: Mapping[str, Method]) -> None:
+    def __init__(
+        self,
+        methods: Mapping[str, Method],
+        streams: Mapping[str, StreamMethod] | None = None,
+        streams_max: int = STREAMS_MAX,
+    ) -> None:
         self._methods = {name.encode(): method for name, method in methods.items()}
+        self._stream_methods = {name.encode(): method for name, method in (streams or {}).items()}
+        self.streams = Streams(streams_max, self._start)
         self._queue = cygrpc.CompletionQueue()
         self._server = cygrpc.Server(OPTIONS, False)
         self._server.register_completion_queue(self._queue)
@@ -86,6 +100,8 @@ class LoopServer:
         self._stopping = threading.Event()
         self._pending = 0  # batches whose events are still to come
         self._announced = 0
+        self._stopping_since = self._grace_s = 0.0
+        self._cut = 0  # streams that a drain ended unsettled
 
     def bind(self, address: str) -> int:
         """
@@ -110,14 +126,15 @@ class LoopServer:
         self._thread.start()
 
     def stop(self, grace_s: float) -> bool:
-        """Take no new calls, let those under way end for `grace_s`, cancel the rest. True if none was cancelled."""
+        """Take no new calls, let those under way end for `grace_s`, end the rest. True if none was cut off."""
+        self._stopping_since, self._grace_s = time.monotonic(), grace_s
         self._stopping.set()
         self._server.shutdown(self._queue, _SHUTDOWN)
-        clean = self._join(grace_s)
+        clean = self._join(grace_s + 1.0)
         if not clean:
             self._server.cancel_all_calls()
             self._join(2.0)
-        return clean
+        return clean and not self._cut
 
     def _join(self, timeout_s: float) -> bool:
         if self._thread is None:
@@ -129,12 +146,19 @@ class LoopServer:
         self._server.request_call(self._queue, self._queue, _REQUEST)
         self._announced += 1
 
+    def _start(self, call: Any, operations: tuple[Any, ...], tag: Any) -> None:
+        self._pending += 1
+        call.start_server_batch(operations, _DONE if tag is None else tag)
+
     def _serve(self) -> None:
         poll, shut = self._queue.poll, False
         while not (shut and self._pending == 0 and self._announced == 0):
-            happened = poll(time.time() + 1.0 if self._stopping.is_set() else None)
+            happened = poll(self._drain() if self._stopping.is_set() else None)
             tag = happened.tag
-            if type(tag) is _Call:
+            if type(tag) is Stream:
+                self._pending -= 1
+                tag.advance(happened)
+            elif type(tag) is _Call:
                 self._pending -= 1
                 self._answer(tag, happened)
             elif tag is _DONE:
@@ -148,24 +172,36 @@ class LoopServer:
             happened = tag = None
         self._server.destroy()
 
+    def _drain(self) -> float:
+        """End streams whose time has come; when to look again (unix time)."""
+        gone = time.monotonic() - self._stopping_since
+        if gone >= min(_LINGER_S, self._grace_s):
+            self.streams.settle()
+        if gone >= self._grace_s:
+            self._cut += self.streams.end_all()
+        return time.time() + _DRAIN_LOOK_S
+
     def _accept(self, happened: Any) -> None:
         """A call was announced (or, at shutdown, an announcement was given back): start to read its request."""
         if not happened.success:
             return
         if not self._stopping.is_set():
             self._announce()
-        method = self._methods.get(happened.call_details.method)
+        name, metadata, call = happened.call_details.method, happened.invocation_metadata, happened.call
         try:
-            answer = method(happened.invocation_metadata) if method else None
+            stream = self._stream_methods.get(name)
+            if stream:
+                self.streams.accept(call, functools.partial(stream, metadata))
+                return
+            method = self._methods.get(name)
+            answer = method(metadata) if method else None
         except Exception:
             event(log, logging.ERROR, "call metadata refused", error=True)
             answer = None
-        call = happened.call
         if answer is None:
             self._finish(call, _UNIMPLEMENTED, b"no such method", None)
             return
-        self._pending += 1
-        call.start_server_batch((cygrpc.ReceiveMessageOperation(0),), _Call(call, answer))
+        self._start(call, (cygrpc.ReceiveMessageOperation(0),), _Call(call, answer))
 
     def _answer(self, tag: _Call, happened: Any) -> None:
         request = happened.batch_operations[0].message()
@@ -186,5 +222,4 @@ class LoopServer:
             operations.append(cygrpc.SendMessageOperation(response, 0))
         operations.append(cygrpc.SendStatusFromServerOperation((), code, details, 0))
         operations.append(cygrpc.ReceiveCloseOnServerOperation(0))
-        self._pending += 1
-        call.start_server_batch(operations, _DONE)
+        self._start(call, tuple(operations), None)

@@ -17,16 +17,20 @@ import signal
 import socket
 import sys
 import time
+from collections import Counter
 from pathlib import Path
+from typing import TypeVar
 
 from ext_authz import logs
 from ext_authz.logs import event
-from ext_authz.service import checker, health
+from ext_authz.service import checker, health, processor, ring
 from ext_authz.service.checker import Checker
 from ext_authz.service.follow import Follower
 from ext_authz.service.health import Health
 from ext_authz.service.listen import Address, parse_address
-from ext_authz.service.loop import LoopServer
+from ext_authz.service.loop import STREAMS_MAX, LoopServer
+from ext_authz.service.processor import Processor
+from ext_authz.service.ring import Ring
 from ext_authz.service.store import Store
 from ext_authz.state import State, write_json
 
@@ -34,22 +38,40 @@ log = logging.getLogger(__name__)
 
 _LOOK_S = 0.25  # fallback where inotify is missing or lost an event
 _REPORT_S = 2.0
+_OFFER_S = 1.0
 _BIND_S = 10.0
+
+K = TypeVar("K")
 
 
 class Worker:
     """Everything one worker process holds."""
 
-    def __init__(self, state: State, address: Address, direction: str, group: int | None) -> None:
+    def __init__(
+        self,
+        state: State,
+        address: Address,
+        direction: str = "ingress",
+        group: int | None = None,
+        *,
+        streams_max: int = STREAMS_MAX,
+        flow_ring_bytes: int = ring.DEFAULT_BYTES,
+    ) -> None:
         self.state = state
         self.address = address
         self.group = group
         self.store = Store()
         self.follower = Follower(state.snapshot, self.store)
         self.checker = Checker(self.store, direction)
+        self.processor = Processor(self.checker)
+        self.ring = Ring(self.checker, state.root / "flows.sock", flow_ring_bytes)
         self.health = Health(lambda: self.store.revision > 0)
-        self.server = LoopServer({checker.METHOD: self.checker.method, health.METHOD: self.health.method})
-        self._reported: tuple[object, ...] = ()
+        self.server = LoopServer(
+            {checker.METHOD: self.checker.method, health.METHOD: self.health.method},
+            {processor.METHOD: self.processor.method},
+            streams_max,
+        )
+        self._reported: dict[str, object] = {}
 
     def start(self) -> None:
         self.follower.look()
@@ -60,12 +82,19 @@ class Worker:
 
     def report(self) -> None:
         """Say in the state directory which revision decides here; only if something changed."""
-        counts = dict(self.checker.counts)
-        now = (self.store.digest, self.store.revision, self.follower.rejected, tuple(counts.values()))
-        if now == self._reported:
+        page = self._page()
+        if page == self._reported:
             return
-        self._reported = now
-        page = {
+        self._reported = page
+        try:
+            write_json(self.state.readers / f"{os.getpid()}.json", {**page, "updated": time.time()})
+        except OSError as error:  # telling is not deciding
+            event(log, logging.WARNING, "cannot write the reader's page", reason=error)
+
+    def _page(self) -> dict[str, object]:
+        """`counts` and `drops` are both doors' together; `ext_proc` tells that door's share."""
+        streams = self.server.streams
+        return {
             "door": "ext-authz",
             "pid": os.getpid(),
             "address": self.address.text,
@@ -74,16 +103,20 @@ class Worker:
             "revision": self.store.revision,
             "digest": self.store.digest,
             "in_force_since": self.follower.loaded_at,
-            "updated": time.time(),
-            "counts": counts,
-            "drops": {str(reason): count for reason, count in self.checker.drops.copy().items()},
+            "counts": dict(_sum(self.checker.counts, self.processor.counts)),
+            "drops": _texts(_sum(self.checker.drops, self.processor.drops)),
+            "ext_proc": {
+                "counts": dict(self.processor.counts),
+                "drops": _texts(self.processor.drops.copy()),
+                "observed": self.processor.observed,
+                "streams": len(streams.open),
+                "streams_max": streams.most,
+                "streams_refused": streams.refused,
+            },
+            "flows": self.ring.counts(),
             "rejected": self.follower.rejected,
             "error": self.follower.problem,
         }
-        try:
-            write_json(self.state.readers / f"{os.getpid()}.json", page)
-        except OSError as error:  # telling is not deciding
-            event(log, logging.WARNING, "cannot write the reader's page", reason=error)
 
     def run(self, wake: socket.socket) -> None:
         """Serve until the wake socket speaks (a signal came)."""
@@ -91,11 +124,14 @@ class Worker:
         poller.register(wake, select.POLLIN)
         if self.follower.fileno() >= 0:
             poller.register(self.follower.fileno(), select.POLLIN)
-        reported = 0.0
+        reported = offered = 0.0
         while True:
             ready = poller.poll(_LOOK_S * 1000)
             if any(number == wake.fileno() for number, _ in ready):
                 return
+            if time.monotonic() - offered > _OFFER_S:
+                self.ring.offer()
+                offered = time.monotonic()
             if self.follower.look() or time.monotonic() - reported > _REPORT_S:
                 self.report()
                 reported = time.monotonic()
@@ -106,6 +142,17 @@ class Worker:
         with contextlib.suppress(OSError):
             os.unlink(self.state.readers / f"{os.getpid()}.json")
         event(log, logging.INFO, "stopped", drained=clean)
+
+
+def _sum(one: Counter[K], other: Counter[K]) -> Counter[K]:
+    """Counters.__add__ drops what is zero."""
+    total = one.copy()
+    total.update(other.copy())
+    return total
+
+
+def _texts(drops: Counter[int]) -> dict[str, int]:
+    return {str(reason): count for reason, count in drops.items()}
 
 
 def _bind(server: LoopServer, address: Address, group: int | None) -> None:
@@ -162,6 +209,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--direction", choices=("ingress", "egress", "both"), default="ingress")
     parser.add_argument("--group", type=int)
     parser.add_argument("--grace", type=float, default=5.0)
+    parser.add_argument("--streams", type=int, default=STREAMS_MAX, help="open at once; more are refused")
+    parser.add_argument("--flow-ring-bytes", type=int, default=ring.DEFAULT_BYTES, help="0: no flow records")
     parser.add_argument("--log", default="INFO")
     return parser.parse_args(arguments)
 
@@ -170,7 +219,14 @@ def main(arguments: list[str]) -> int:
     args = parse(arguments)
     logs.install(args.log)
     wake = _wake_on_signals()
-    worker = Worker(State(args.state), parse_address(args.listen), args.direction, args.group)
+    worker = Worker(
+        State(args.state),
+        parse_address(args.listen),
+        args.direction,
+        args.group,
+        streams_max=args.streams,
+        flow_ring_bytes=args.flow_ring_bytes,
+    )
     try:
         worker.start()
     except OSError as error:

@@ -324,7 +324,7 @@ def test_a_named_destination_is_looked_up_in_the_snapshot_in_force() -> None:
 def test_an_error_inside_denies_and_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     door = checker()
     answer = door.method(())
-    monkeypatch.setattr(door, "_note_error", lambda _result: 1 / 0)
+    monkeypatch.setattr(door, "note_error", lambda _result: 1 / 0)
     from envoy.service.auth.v3 import external_auth_pb2
 
     response = external_auth_pb2.CheckResponse.FromString(answer(b"\xff"))
