@@ -10,7 +10,18 @@ from pathlib import Path
 from ext_authz.cli import Failure
 from ext_authz.envoy_binary import MODULE
 from ext_authz.state import default_state
-from ext_authz.xds.setup import Direction, Door, Mode, Setup, SetupError, Target, UpstreamHttp, parse_target
+from ext_authz.xds.setup import (
+    Direction,
+    Door,
+    Evidence,
+    Mode,
+    Setup,
+    SetupError,
+    Target,
+    Tls,
+    UpstreamHttp,
+    parse_target,
+)
 
 _EPILOG = """\
 Whose policy judges what comes in: by default the upstream's, found by its address, at its port. If the upstream is
@@ -33,6 +44,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     _add_where(parser)
     _add_door(parser)
     _add_listener(parser)
+    _add_tls(parser)
     parser.set_defaults(run=run)
 
 
@@ -80,6 +92,27 @@ def _add_listener(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--access-log", default="", metavar="FILE", help="JSON access log with the decisions")
 
 
+def _add_tls(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--tls-cert", type=Path, metavar="FILE", help="the listener's certificate chain (PEM)")
+    parser.add_argument("--tls-key", type=Path, metavar="FILE", help="its private key (PEM)")
+    parser.add_argument("--tls-ca", type=Path, metavar="FILE", help="CA that signs the clients' certificates (PEM)")
+    parser.add_argument(
+        "--trust-domain", default="", metavar="NAME", help="SPIFFE trust domain whose certificates say who connects"
+    )
+    parser.add_argument(
+        "--require",
+        action="append",
+        default=[],
+        choices=[*map(str, Evidence)],
+        help="evidence of the peer that must be there; may be repeated",
+    )
+    parser.add_argument(
+        "--ignore-address",
+        action="store_true",
+        help="clients come through others' addresses: only certificates tell who they are",
+    )
+
+
 def run(args: argparse.Namespace) -> int:
     try:
         setup = _setup(args)
@@ -119,7 +152,21 @@ def _setup(args: argparse.Namespace) -> Setup:
         body=args.body,
         metadata=args.metadata,
         access_log=args.access_log,
+        tls=_tls(args),
+        trust_domain=args.trust_domain,
+        require=tuple(map(Evidence, args.require)),
+        address_ignored=args.ignore_address,
     )
+
+
+def _tls(args: argparse.Namespace) -> Tls | None:
+    if bool(args.tls_cert) != bool(args.tls_key):
+        raise SetupError("--tls-cert and --tls-key belong together")
+    if not args.tls_cert:
+        if args.tls_ca:
+            raise SetupError("--tls-ca needs --tls-cert and --tls-key")
+        return None
+    return Tls(args.tls_cert.absolute(), args.tls_key.absolute(), args.tls_ca.absolute() if args.tls_ca else None)
 
 
 def _workers(grpc: str, count: int) -> tuple[Target, ...]:

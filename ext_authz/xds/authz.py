@@ -25,6 +25,7 @@ from envoy_data_plane.envoy.type.v3 import HttpStatus, StatusCode
 from ext_authz.xds.clusters import http_options, static_cluster
 from ext_authz.xds.parts import NAME, seconds
 from ext_authz.xds.setup import Setup, UpstreamHttp
+from ext_authz.xds.tls import REPORT
 
 CLUSTER = "idmesh_authz"
 _MANY = 1 << 20  # a full breaker would deny requests that the service could still answer
@@ -87,8 +88,17 @@ def service(setup: Setup, more: Mapping[str, str] | None = None, *, timeout_ms: 
         words["idmesh-destination"] = destination
     if port:
         words["idmesh-port"] = str(port)
+    words |= _evidence(setup)
     return GrpcService(
         envoy_grpc=GrpcServiceEnvoyGrpc(cluster_name=CLUSTER),
         timeout=seconds(timeout_ms / 1000) if timeout_ms else None,
         initial_metadata=[HeaderValue(key=key, value=value) for key, value in (words | dict(more or {})).items()],
     )
+
+
+def _evidence(setup: Setup) -> dict[str, str]:
+    """What counts as evidence of the peer; the certificate is a format that Envoy fills in for each call."""
+    words = {"idmesh-require": ",".join(setup.require), "idmesh-address": "ignored" if setup.address_ignored else ""}
+    if setup.trust_domain:
+        words |= {"idmesh-trust-domain": setup.trust_domain, "idmesh-certificate": REPORT}
+    return {key: value for key, value in words.items() if value}

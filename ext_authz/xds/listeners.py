@@ -39,7 +39,7 @@ from envoy_data_plane.envoy.extensions.filters.network.tcp_proxy.v3 import TcpPr
 from envoy_data_plane.envoy.type.matcher.v3 import PathMatcher, RegexMatcher, StringMatcher
 from envoy_data_plane.google.protobuf import Any, Struct
 
-from ext_authz.xds import authz, procs
+from ext_authz.xds import authz, procs, tls
 from ext_authz.xds.clusters import UPSTREAM
 from ext_authz.xds.parts import NAME, address, door_config, module_of, seconds, struct
 from ext_authz.xds.setup import Door, Mode, RbacRule, Setup
@@ -57,8 +57,15 @@ def listener(setup: Setup) -> Listener:
         name=NAME,
         address=address(setup.listen),
         listener_filters=_listener_filters(setup),
-        filter_chains=[FilterChain(filters=filters)],
+        filter_chains=[_chain(setup, [*tls.report_filters(setup), *filters])],
     )
+
+
+def _chain(setup: Setup, filters: list[Filter]) -> FilterChain:
+    chain = FilterChain(filters=filters, transport_socket=tls.transport_socket(setup))
+    if setup.tls is not None:  # a client that never ends its handshake holds no connection for ever
+        chain.transport_socket_connect_timeout = seconds(tls.HANDSHAKE_SECONDS)
+    return chain
 
 
 def _listener_filters(setup: Setup) -> list[ListenerFilter]:
@@ -100,6 +107,8 @@ def _tcp_filters(setup: Setup) -> list[Filter]:
             dynamic_module_config=module_of(setup), filter_name=NAME, filter_config=struct(door_config(setup))
         )
         filters.append(Filter(name=NAME, typed_config=Any.pack(judge)))
+        if setup.trust_domain:  # otherwise tcp_proxy reads nothing, and the handshake that is waited for never ends
+            proxy.max_early_data_bytes = _EARLY_DATA_BYTES
     elif setup.door == Door.EXT_AUTHZ:
         # The filter asks at the client's first byte; without this a denied client would read a banner before.
         proxy.upstream_connect_mode = UpstreamConnectMode.ON_DOWNSTREAM_DATA

@@ -72,6 +72,9 @@ def door_config(setup: Setup) -> dict[str, Object]:
         "destination": destination,
         "port": port,
         "body": setup.body,
+        "trust_domain": setup.trust_domain,
+        "require": list(map(str, setup.require)),
+        "address": "ignored" if setup.address_ignored else "",
         # Metadata costs more than the decision: of allowed requests only if somebody logs it.
         "metadata": setup.metadata or ("all" if setup.access_log else ""),
     }

@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+
+_TRUST_DOMAIN = re.compile(r"[a-z0-9._-]{1,255}")
 
 
 class SetupError(ValueError):
@@ -41,6 +44,23 @@ class UpstreamHttp(StrEnum):
     HTTP1 = "http1"
     HTTP2 = "http2"
     SAME = "same"
+
+
+class Evidence(StrEnum):
+    """What a peer's identity may rest on."""
+
+    ADDRESS = "address"
+    DATAPATH = "datapath"
+    CERTIFICATE = "certificate"
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """Files in PEM. ca: who signs the clients' certificates; needed where certificates say who connects."""
+
+    certificate: Path
+    key: Path
+    ca: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +133,9 @@ class Setup:
     proxy_protocol_from: networks whose PROXY header is believed.
     sni: read the server name of TLS connections (delays server-first protocols).
     access_log: path of a JSON access log, with the decision in it.
+    trust_domain: the SPIFFE trust domain whose certificates say who connects.
+    require: evidence of the peer that must be there.
+    address_ignored: peers come through others' addresses, so only certificates tell who they are.
     """
 
     door: Door
@@ -138,6 +161,10 @@ class Setup:
     body: str = ""
     metadata: str = ""
     access_log: str = ""
+    tls: Tls | None = None
+    trust_domain: str = ""
+    require: tuple[Evidence, ...] = ()
+    address_ignored: bool = False
     rbac: tuple[RbacRule, ...] = ()
 
     def __post_init__(self) -> None:
@@ -158,6 +185,25 @@ class Setup:
             if not self.proxy_protocol_from or self.has_bootstrap
             else "only the module can tell trusted proxies (--listener-filter puts it in front)",
             *self._ext_proc_problems(),
+            *self._evidence_problems(),
+        ]
+
+    def _evidence_problems(self) -> list[str]:
+        verified = self.tls is not None and self.tls.ca is not None
+        judges = self.asks_service or self.door == Door.MODULE
+        return [
+            "" if not self.trust_domain or _TRUST_DOMAIN.fullmatch(self.trust_domain) else "not a SPIFFE trust domain",
+            # Without verification anybody could write the certificate that says who he is.
+            "" if not self.trust_domain or verified else "a trust domain needs TLS with the CA of its certificates",
+            "" if self.trust_domain or not verified else "a CA of clients' certificates needs their trust domain",
+            "" if not self.trust_domain or judges else f"the {self.door} door reads no certificates",
+            ""
+            if self.trust_domain or Evidence.CERTIFICATE not in self.require
+            else "certificates can be required only with a trust domain",
+            "" if self.trust_domain or not self.address_ignored else "an ignored address needs a trust domain instead",
+            ""
+            if not (self.address_ignored and Evidence.ADDRESS in self.require)
+            else "the address cannot be required and ignored",
         ]
 
     def _ext_proc_problems(self) -> list[str]:
