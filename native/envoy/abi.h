@@ -49,7 +49,8 @@ enum envoy_attribute { ENVOY_REQUEST_PROTOCOL = 10, ENVOY_RESPONSE_CODE = 15, EN
 enum envoy_http_status { ENVOY_HTTP_CONTINUE = 0, ENVOY_HTTP_STOP = 1, ENVOY_HTTP_STOP_ALL_WATERMARK = 4 };
 enum envoy_filter_status { ENVOY_CONTINUE = 0, ENVOY_STOP = 1 };
 enum envoy_close { ENVOY_CLOSE_NO_FLUSH = 1, ENVOY_CLOSE_RESET = 4 };
-enum envoy_connection_event { ENVOY_REMOTE_CLOSE = 0, ENVOY_LOCAL_CLOSE = 1 };
+/* ENVOY_CONNECTED comes when a TLS handshake is complete. */
+enum envoy_connection_event { ENVOY_REMOTE_CLOSE = 0, ENVOY_LOCAL_CLOSE = 1, ENVOY_CONNECTED = 2 };
 enum envoy_reset { ENVOY_RESET_LOCAL = 0 };
 enum envoy_metric { ENVOY_METRIC_OK = 0 };
 enum envoy_file_event { ENVOY_FILE_MOVED = 1, ENVOY_FILE_MODIFIED = 2 };
@@ -153,6 +154,9 @@ void CALLBACK(network_set_dynamic_metadata_string)(struct envoy_network *filter,
 						   struct idm_bytes key, struct idm_bytes value);
 void CALLBACK(network_filter_close_with_details)(struct envoy_network *filter, enum envoy_close how,
 						 struct idm_bytes details);
+bool CALLBACK(network_filter_is_ssl)(struct envoy_network *filter);
+/* After a hook returned ENVOY_STOP: the filters behind this one go on. */
+void CALLBACK(network_filter_continue_reading)(struct envoy_network *filter);
 struct envoy_network_scheduler *CALLBACK(network_filter_scheduler_new)(struct envoy_network *filter);
 /* From any thread; nothing happens once the filter is gone. */
 void CALLBACK(network_filter_scheduler_commit)(struct envoy_network_scheduler *scheduler, uint64_t event);

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "view.h"
 
@@ -63,6 +64,19 @@ static bool set_metadata(struct door *door, const char *text)
 	return false;
 }
 
+static bool add_required(struct door *door, const char *text)
+{
+	static const char *const names[] = {"address", "datapath", "certificate"};
+
+	for (unsigned int i = 0; i < 3; i++) {
+		if (!strcmp(text, names[i])) {
+			door->rules.required |= 1u << i; // the order of enum idm_evidence
+			return true;
+		}
+	}
+	return false;
+}
+
 static bool refuse_value(struct idm_error *why, const char *key, const char *wanted)
 {
 	snprintf(why->message, sizeof(why->message), "%s: must be %s", key, wanted);
@@ -87,14 +101,35 @@ static bool set_fields(struct door *door, const char *direction, const char *des
 	return true;
 }
 
+static bool set_evidence(struct door *door, const char *address, const struct text_list *require, struct idm_error *why)
+{
+	bool ignored = address && !strcmp(address, "ignored");
+
+	for (size_t i = 0; i < require->count; i++)
+		if (!add_required(door, require->items[i]))
+			return refuse_value(why, "require", "a list of address, datapath and certificate");
+	if (address && !ignored && strcmp(address, "evidence"))
+		return refuse_value(why, "address", "evidence or ignored");
+	door->rules.address_ignored = ignored;
+	if (door->trust_domain)
+		door->rules.trust_domain = (struct idm_bytes){door->trust_domain, strlen(door->trust_domain)};
+	if (!idm_peer_rules_valid(&door->rules))
+		return refuse_value(why, "trust_domain",
+				    "a SPIFFE trust domain where certificates are required or the address is ignored, "
+				    "and an ignored address is not required");
+	return true;
+}
+
 bool door_init(struct door *ret, struct idm_bytes config, bool upstream, struct idm_error *why)
 {
-	char *direction = NULL, *destination = NULL, *metadata = NULL;
+	char *direction = NULL, *destination = NULL, *metadata = NULL, *address = NULL;
+	struct text_list require = {0};
 	uint64_t port = 0;
 	const struct json_field fields[] = {
 		{"direction", JSON_TEXT, &direction}, {"destination", JSON_TEXT, &destination},
 		{"metadata", JSON_TEXT, &metadata},   {"port", JSON_NUMBER, &port},
-		{"body", JSON_TEXT, &ret->body},
+		{"body", JSON_TEXT, &ret->body},      {"trust_domain", JSON_TEXT, &ret->trust_domain},
+		{"require", JSON_LIST, &require},     {"address", JSON_TEXT, &address},
 	};
 	bool good;
 
@@ -103,7 +138,10 @@ bool door_init(struct door *ret, struct idm_bytes config, bool upstream, struct 
 	ret->metadata = SHOW_DENIED;
 	ret->destination = upstream ? DESTINATION_UPSTREAM : DESTINATION_LOCAL;
 	good = json_read(config, fields, sizeof(fields) / sizeof(*fields), why) &&
-	       set_fields(ret, direction, destination, metadata, port, upstream, why);
+	       set_fields(ret, direction, destination, metadata, port, upstream, why) &&
+	       set_evidence(ret, address, &require, why);
+	text_list_deinit(&require);
+	free(address);
 	free(direction);
 	free(destination);
 	free(metadata);
@@ -116,13 +154,15 @@ void door_deinit(struct door *door)
 {
 	free(door->endpoint);
 	free(door->body);
+	free(door->trust_domain);
 }
 
 bool connection_read(struct idm_bytes bytes, struct connection *ret)
 {
-	if (bytes.size < CONNECTION_HEAD || bytes.size > sizeof(*ret))
+	if (bytes.size < CONNECTION_HEAD || bytes.size > CONNECTION_HEAD + CONNECTION_SNI_MAX)
 		return false;
 	memcpy(ret, bytes.ptr, bytes.size);
+	ret->certificate = (struct idm_bytes){0};
 	return ret->magic == CONNECTION_MAGIC && bytes.size == CONNECTION_HEAD + ret->sni_size;
 }
 
@@ -209,7 +249,7 @@ static bool resolve_destination(struct door *door, const struct idm_snapshot *sn
 
 // One direction. True if the flow may go on.
 static bool judge(const struct idm_snapshot *snapshot, struct idm_flow *flow, uint32_t direction, const struct end *subject,
-		  const struct end *peer, struct decision *ret)
+		  const struct idm_peer *peer, struct decision *ret)
 {
 	struct idm_verdict *verdict = &ret->verdicts[ret->count];
 
@@ -221,7 +261,7 @@ static bool judge(const struct idm_snapshot *snapshot, struct idm_flow *flow, ui
 	flow->direction = direction;
 	flow->endpoint = subject->endpoint;
 	flow->subject_identity = subject->identity;
-	flow->peer = (struct idm_peer){.identity = peer->identity, .evidence = IDM_EVIDENCE_ADDRESS};
+	flow->peer = *peer;
 	ret->direction = (uint8_t)direction;
 	ret->count++;
 	if (idm_decide(snapshot, flow, verdict)) {
@@ -247,22 +287,50 @@ static bool is_local(const struct idm_snapshot *snapshot, uint32_t index)
 
 // Egress of the source where this node enforces it, then ingress of the destination.
 static bool judge_directions(struct door *door, const struct idm_snapshot *snapshot, struct idm_flow *flow,
-			     const struct end *source, const struct end *destination, struct decision *ret)
+			     const struct end *source, const struct idm_peer *peer, const struct end *destination,
+			     struct decision *ret)
 {
+	const struct idm_peer target = {.identity = destination->identity, .evidence = IDM_EVIDENCE_ADDRESS};
 	bool judged = door->egress && (!door->ingress || is_local(snapshot, source->endpoint));
 
-	if (judged && !judge(snapshot, flow, IDM_EGRESS, source, destination, ret))
+	if (judged && !judge(snapshot, flow, IDM_EGRESS, source, &target, ret))
 		return false;
 	// A destination that is no endpoint has no ingress policy; egress alone has judged the flow.
 	if (!door->ingress || (judged && destination->endpoint == IDM_NONE))
 		return true;
-	return judge(snapshot, flow, IDM_INGRESS, destination, source, ret);
+	return judge(snapshot, flow, IDM_INGRESS, destination, peer, ret);
+}
+
+static uint64_t now_ms(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_REALTIME, &now);
+	return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+}
+
+// Who connects, from all the evidence the configuration lets count.
+static bool find_peer(const struct door *door, const struct idm_snapshot *snapshot, const struct connection *connection,
+		      uint64_t now, struct idm_peer *peer, struct end *ret)
+{
+	static __thread struct idm_peer_cache cache;
+	const struct idm_peer_facts facts = {
+		.family = connection->peer.family,
+		.address = connection->peer.bytes,
+		.certificate = connection->certificate,
+		.now_ms = now,
+	};
+	uint32_t answer = idm_peer_judge(snapshot, &door->rules, &facts, &cache, peer, &ret->endpoint);
+
+	ret->identity = peer->identity;
+	return answer == IDM_PEER_FINE;
 }
 
 void door_decide(struct door *door, const struct idm_snapshot *snapshot, const struct connection *connection,
 		 const struct address *upstream, const struct idm_http *http, struct decision *ret)
 {
-	struct end source, destination = {0, IDM_NONE};
+	struct end source = {0, IDM_NONE}, destination = {0, IDM_NONE};
+	struct idm_peer peer;
 	struct idm_flow flow;
 
 	decision_init(ret);
@@ -272,14 +340,16 @@ void door_decide(struct door *door, const struct idm_snapshot *snapshot, const s
 		door_refuse(IDM_DROP_NOT_READY, false, ret);
 		return;
 	}
-	if (!resolve(snapshot, &connection->peer, &source)) {
+	memset(&flow, 0, sizeof(flow));
+	flow.now_ms = door->rules.trust_domain.size ? now_ms() : 0;
+	if (!find_peer(door, snapshot, connection, flow.now_ms, &peer, &source)) {
+		ret->source = source.identity;
 		door_refuse(IDM_DROP_UNKNOWN_SENDER, false, ret);
 		return;
 	}
-	memset(&flow, 0, sizeof(flow));
 	ret->source = source.identity;
 	ret->source_endpoint = source.endpoint;
-	ret->evidence = IDM_EVIDENCE_ADDRESS;
+	ret->evidence = peer.evidence;
 	if (!find_target(door, connection, upstream, &ret->target) ||
 	    !resolve_destination(door, snapshot, &ret->target, &destination)) {
 		door_refuse(IDM_DROP_NO_POLICY, false, ret);
@@ -298,5 +368,5 @@ void door_decide(struct door *door, const struct idm_snapshot *snapshot, const s
 		flow.flags |= IDM_FLOW_SNI;
 		flow.sni = (struct idm_bytes){connection->sni, connection->sni_size};
 	}
-	ret->allowed = judge_directions(door, snapshot, &flow, &source, &destination, ret);
+	ret->allowed = judge_directions(door, snapshot, &flow, &source, &peer, &destination, ret);
 }

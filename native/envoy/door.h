@@ -10,6 +10,10 @@
  *   upstream filter  the host that the load balancer chose
  * "port" overrides the port that policies see.
  *
+ * What the peer's identity may rest on (idmesh/peer.h): "trust_domain" makes certificates evidence, and is the word
+ * of whoever configures this listener that it verifies them; "require" lists evidence that must be there; "address":
+ * "ignored" (default "evidence") says that peers come through others' addresses.
+ *
  * "metadata" says whose decisions are written into dynamic metadata: "denied" (the default), "all" or "none". Writing
  * one costs several times what judging costs, so allowed requests have it only on demand.
  */
@@ -18,6 +22,7 @@
 
 #include "address.h"
 #include "idmesh/engine.h"
+#include "idmesh/peer.h"
 #include "json.h"
 
 enum destination { DESTINATION_LOCAL, DESTINATION_ADDRESS, DESTINATION_ENDPOINT, DESTINATION_UPSTREAM };
@@ -33,6 +38,8 @@ struct door {
 	uint16_t port;
 	enum show metadata;
 	char *body;
+	char *trust_domain;
+	struct idm_peer_rules rules; /* borrows trust_domain */
 };
 
 /**
@@ -52,7 +59,10 @@ struct connection {
 	struct address peer;
 	struct address local;
 	char sni[CONNECTION_SNI_MAX + 1];
+	struct idm_bytes certificate; /* borrowed from Envoy, not among the bytes; see idm_peer_facts */
 };
+/* Filter state in which Envoy's set_filter_state reports the certificate. */
+#define CERTIFICATE_KEY IDM_TEXT("idmesh.certificate")
 #define CONNECTION_HEAD offsetof(struct connection, sni)
 /* False unless the bytes are those of connection_bytes(). */
 bool connection_read(struct idm_bytes bytes, struct connection *ret);

@@ -100,11 +100,15 @@ static void count(struct envoy_http *envoy, const struct http_config *self, cons
 		CALLBACK(http_filter_increment_counter)(envoy, self->counters[COUNT_REDIRECTED], NULL, 0, 1);
 }
 
-static bool known_connection(struct envoy_http *envoy, struct connection *ret)
+static bool known_connection(struct envoy_http *envoy, const struct door *door, struct connection *ret)
 {
 	struct idm_bytes bytes;
 
-	return CALLBACK(http_get_filter_state_bytes)(envoy, MESH_KEY, &bytes) && connection_read(bytes, ret);
+	if (!CALLBACK(http_get_filter_state_bytes)(envoy, MESH_KEY, &bytes) || !connection_read(bytes, ret))
+		return false;
+	if (door->trust_domain && CALLBACK(http_get_filter_state_bytes)(envoy, CERTIFICATE_KEY, &bytes))
+		ret->certificate = bytes;
+	return true;
 }
 
 // A tunnel's bytes would pass unseen.
@@ -148,7 +152,7 @@ static void decide(struct envoy_http *envoy, struct http_config *self, const str
 		door_refuse(IDM_DROP_POLICY_DENIED, true, &ret->decision);
 		return;
 	}
-	ret->known = known_connection(envoy, &ret->connection);
+	ret->known = known_connection(envoy, &self->door, &ret->connection);
 	if (!ret->known) {
 		door_refuse(IDM_DROP_UNKNOWN_SENDER, false, &ret->decision);
 		return;
@@ -349,7 +353,7 @@ static void judge_again(struct http_stream *stream)
 	const struct idm_snapshot *snapshot = mesh_enter();
 	struct connection connection;
 	struct decision decision;
-	bool known = known_connection(stream->envoy, &connection);
+	bool known = known_connection(stream->envoy, &self->door, &connection);
 
 	decision_init(&decision);
 	if (known)

@@ -4,6 +4,9 @@
 // It answers before any byte moves, so a denied client of a server-first protocol sees no banner: it stands before
 // tcp_proxy, which connects upstream only after this filter let the connection on. Open connections are judged
 // again with each new policy.
+//
+// The filter name "idmesh.handshake" judges nothing: it holds the filters behind it back until the TLS handshake is
+// complete, so that set_filter_state behind it can report the client's certificate before anybody is judged.
 
 #include <stdlib.h>
 #include <string.h>
@@ -12,7 +15,10 @@
 #include "mesh.h"
 #include "record.h"
 
+#define HANDSHAKE "idmesh.handshake"
+
 struct network_config {
+	bool waits; // for the handshake, nothing else
 	struct door door;
 	size_t counters[COUNTS];
 };
@@ -24,6 +30,7 @@ struct network_connection {
 	struct mesh_open open;
 	struct record_open record; // of an allowed one, until its end is recorded
 	bool denied;
+	bool waiting; // for the handshake
 };
 
 static bool define_counters(struct network_config *self, struct envoy_network_config *envoy)
@@ -46,9 +53,9 @@ IDM_HOOK void *ON(network_filter_config_new)(struct envoy_network_config *envoy,
 	struct network_config *self = calloc(1, sizeof(*self));
 	struct idm_error why = {{0}};
 
-	(void)name;
 	if (!self)
 		return NULL;
+	self->waits = name.size == strlen(HANDSHAKE) && !memcmp(name.ptr, HANDSHAKE, name.size);
 	if (!door_init(&self->door, config, false, &why) || !mesh_required(&why) || !define_counters(self, envoy)) {
 		mesh_log(ENVOY_ERROR, "network filter refused: %s",
 			 why.message[0] ? why.message : "Envoy gave no stats");
@@ -68,15 +75,24 @@ static void count(const struct network_connection *self, const struct decision *
 		CALLBACK(network_filter_increment_counter)(self->envoy, counters[COUNT_REDIRECTED], 1);
 }
 
+static bool known_connection(struct network_connection *self, struct connection *ret)
+{
+	struct idm_bytes bytes;
+
+	if (!CALLBACK(network_get_filter_state_bytes)(self->envoy, MESH_KEY, &bytes) || !connection_read(bytes, ret))
+		return false;
+	if (self->config->door.trust_domain &&
+	    CALLBACK(network_get_filter_state_bytes)(self->envoy, CERTIFICATE_KEY, &bytes))
+		ret->certificate = bytes;
+	return true;
+}
+
 // One verdict on the connection, and what is known of it. False: nothing is.
 static bool decide(struct network_connection *self, const struct idm_snapshot *snapshot, struct connection *connection,
 		   struct decision *ret)
 {
-	struct idm_bytes bytes;
-
 	decision_init(ret);
-	if (!CALLBACK(network_get_filter_state_bytes)(self->envoy, MESH_KEY, &bytes) ||
-	    !connection_read(bytes, connection)) {
+	if (!known_connection(self, connection)) {
 		door_refuse(IDM_DROP_UNKNOWN_SENDER, false, ret);
 		return false;
 	}
@@ -181,6 +197,10 @@ IDM_HOOK void ON(network_filter_destroy)(struct network_connection *self)
 IDM_HOOK enum envoy_filter_status ON(network_filter_new_connection)(struct envoy_network *envoy,
 								    struct network_connection *self)
 {
+	if (self->config->waits) {
+		self->waiting = CALLBACK(network_filter_is_ssl)(envoy);
+		return self->waiting ? ENVOY_STOP : ENVOY_CONTINUE;
+	}
 	// Listed before it is judged: a policy that arrives in between judges it again.
 	self->scheduler = CALLBACK(network_filter_scheduler_new)(envoy);
 	if (self->scheduler)
@@ -203,7 +223,10 @@ IDM_HOOK enum envoy_filter_status ON(network_filter_read)(struct envoy_network *
 IDM_HOOK void ON(network_filter_event)(struct envoy_network *envoy, struct network_connection *self,
 				       enum envoy_connection_event event)
 {
-	(void)envoy;
+	if (event == ENVOY_CONNECTED && self->waiting) {
+		self->waiting = false;
+		CALLBACK(network_filter_continue_reading)(envoy);
+	}
 	if (event != ENVOY_REMOTE_CLOSE && event != ENVOY_LOCAL_CLOSE)
 		return;
 	mesh_open_remove(&self->open);

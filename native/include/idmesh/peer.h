@@ -11,9 +11,9 @@
  * All evidence that is there must agree, and what the configuration requires must be there. So a certificate left out
  * never lets its holder fall back to the address where certificates are required.
  *
- * A certificate counts only where the configuration names our trust domain. Envoy reports a certificate that it never
- * verified in the same way as one that it verified (tried in 1.38 to 1.40: no validation context, ACCEPT_UNTRUSTED,
- * a resumed session), so naming a trust domain is the configuration's word that its listener verifies.
+ * A certificate counts only where the configuration names our trust domain. With trust_chain_verification
+ * ACCEPT_UNTRUSTED, Envoy reports a certificate that nobody vouches for just as one that it verified (tried in 1.38 to
+ * 1.40), so naming a trust domain is the configuration's word that its listener verifies. The generator writes both.
  *
  * SPIFFE ids: spiffe://TRUST_DOMAIN/identity/N (Cilium's) is identity N, which must exist. One of the form
  * spiffe://TRUST_DOMAIN/ns/NS/sa/SA must agree with the labels of the identity found otherwise; where the address is
