@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Log lines as key=value: one line an event, control bytes escaped, secrets never written.
+Log lines as key=value, or as JSON: one line an event, control bytes escaped, secrets never written.
 
 What a client sends can reach a log (a path, a header), so every value is escaped here and nowhere else: a line
 can be neither split nor coloured by what it quotes.
@@ -8,13 +8,17 @@ can be neither split nor coloured by what it quotes.
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import re
 import sys
 import time
 from collections.abc import Mapping
 from typing import Any
 
+FORMATS = ("text", "json")
+FORMAT_VARIABLE = "IDMESH_LOG_FORMAT"  # read by every process of ours, so that a node's log is of one kind
 REDACTED = "[redacted]"
 _SECRET_KEYS = frozenset(
     {"authorization", "proxy-authorization", "cookie", "set-cookie", "password", "token", "secret"}
@@ -47,36 +51,71 @@ def redact(key: str, value: object) -> object:
 
 def pair(key: str, value: object) -> str:
     """key=value; quoted unless the value is one plain word."""
+    text = _clean(key, value)
+    if not _PLAIN.fullmatch(text):
+        text = '"' + escape(text.replace("\\", "\\\\").replace('"', '\\"')) + '"'
+    return f"{key}={text}"
+
+
+def _clean(key: str, value: object) -> str:
     if isinstance(value, float):
         value = f"{value:.6g}"
     value = redact(key, value)
     text = value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
-    text = _SECRET_TEXT.sub(rf"\1\2{REDACTED}", text)
-    if not _PLAIN.fullmatch(text):
-        text = '"' + escape(text.replace("\\", "\\\\").replace('"', '\\"')) + '"'
-    return f"{key}={text}"
+    return _SECRET_TEXT.sub(rf"\1\2{REDACTED}", text)
 
 
 class Formatter(logging.Formatter):
     """`time=... level=info at=ext_authz.agent msg="..." key=value ...`; fields come from `event`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
-        message = _SECRET_TEXT.sub(rf"\1\2{REDACTED}", record.getMessage())
-        parts = [f"time={stamp}", f"level={record.levelname.lower()}", pair("at", record.name), pair("msg", message)]
+        message = _clean("msg", record.getMessage())
+        parts = [
+            f"time={_stamp(record)}",
+            f"level={record.levelname.lower()}",
+            pair("at", record.name),
+            pair("msg", message),
+        ]
         parts += [pair(key, value) for key, value in getattr(record, "fields", {}).items()]
         if record.exc_info and record.exc_info[0]:
             parts += [pair("error", f"{record.exc_info[0].__name__}: {record.exc_info[1]}"), _where(record.exc_info[2])]
         return " ".join(parts)
 
 
+class JsonFormatter(logging.Formatter):
+    """The same fields as a JSON object; numbers stay numbers."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, object] = {
+            "time": _stamp(record),
+            "level": record.levelname.lower(),
+            "at": record.name,
+            "msg": _clean("msg", record.getMessage()),
+        }
+        for key, value in getattr(record, "fields", {}).items():
+            plain = isinstance(value, int | float) and redact(key, value) == value
+            line[key] = value if plain or value is None else _clean(key, value)
+        if record.exc_info and record.exc_info[0]:
+            line["error"] = _clean("error", f"{record.exc_info[0].__name__}: {record.exc_info[1]}")
+            line["trace"] = _frames(record.exc_info[2])
+        return json.dumps(line)
+
+
+def _stamp(record: logging.LogRecord) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
+
+
 def _where(trace: Any) -> str:
+    return pair("trace", _frames(trace))
+
+
+def _frames(trace: Any) -> str:
     frames = []
     while trace is not None:
         code = trace.tb_frame.f_code
         frames.append(f"{code.co_filename.rsplit('/', 1)[-1]}:{trace.tb_lineno}")
         trace = trace.tb_next
-    return pair("trace", ">".join(frames[-6:]))
+    return ">".join(frames[-6:])
 
 
 def event(
@@ -94,9 +133,9 @@ def event(
 
 
 def install(level: int | str = logging.INFO) -> None:
-    """Make every logger of this process write such lines to stderr."""
+    """Make every logger of this process write such lines to stderr; $IDMESH_LOG_FORMAT=json: as JSON."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(Formatter())
+    handler.setFormatter(JsonFormatter() if os.environ.get(FORMAT_VARIABLE) == "json" else Formatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)

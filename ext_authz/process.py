@@ -44,9 +44,10 @@ class Held:
 
     def wait(self, timeout_s: float) -> bool:
         """True if it has ended."""
-        if not self._ended and select.select([self._handle], [], [], timeout_s)[0]:
-            self._ended = True
-            self._collect()
+        with contextlib.suppress(OSError, ValueError):  # closed meanwhile, in another thread
+            if not self._ended and select.select([self._handle], [], [], timeout_s)[0]:
+                self._ended = True
+                self._collect()
         return self._ended
 
     def _collect(self) -> None:
@@ -70,10 +71,9 @@ class Held:
             self.wait(5.0)
 
     def close(self) -> None:
-        if self._handle >= 0:
-            os.close(self._handle)
-            self._handle = -1
-            self._ended = True
+        handle, self._handle, self._ended = self._handle, -1, True
+        if handle >= 0:
+            os.close(handle)
 
 
 def start_child(command: Sequence[str], *, stdout: int | None = None) -> Held:

@@ -19,6 +19,9 @@ from pathlib import Path
 from typing import Any
 
 
+SNAPSHOT_MAX = 4 << 30
+
+
 class StateError(Exception):
     """The state directory cannot be used as it is."""
 
@@ -59,6 +62,14 @@ class State:
         return self.root / "kept"
 
     @property
+    def applied(self) -> Path:
+        return self.root / "applied"
+
+    @property
+    def admin(self) -> Path:
+        return self.root / "admin.sock"
+
+    @property
     def lock(self) -> Path:
         return self.root / "lock"
 
@@ -69,10 +80,12 @@ class State:
         Raises:
             StateError: One is somebody else's, or others may write to it.
         """
-        for folder in (self.root, self.readers, self.kept):
-            folder.mkdir(
-                mode=0o755 if folder == self.root and os.geteuid() == 0 else 0o700, parents=True, exist_ok=True
-            )
+        for folder in (self.root, self.readers, self.kept, self.applied):
+            # Root's directory can be entered by others: the read socket's group must reach it, whatever the umask.
+            mode = 0o755 if folder == self.root and os.geteuid() == 0 else 0o700
+            if not folder.exists():
+                folder.mkdir(mode=mode, parents=True, exist_ok=True)
+                folder.chmod(mode)
             problem = folder_problem(folder)
             if problem:
                 raise StateError(problem)
@@ -151,7 +164,7 @@ def read_json(path: Path) -> Any:
         return None
 
 
-def read_owned(path: Path, limit: int = 4 << 30) -> bytes:
+def read_owned(path: Path, limit: int = SNAPSHOT_MAX) -> bytes:
     """
     Bytes of a regular file that only its owner (us, or root) may write.
 

@@ -9,11 +9,14 @@ the agent. One line of JSON on stdin asks for a look; one line on stdout answers
 from __future__ import annotations
 
 import argparse
+import ctypes
+import fcntl
 import gc
 import json
 import logging
 import os
 import select
+import signal
 import sys
 import time
 from dataclasses import asdict
@@ -21,7 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from ext_authz import logs
-from ext_authz.agent.sources import Sources, View
+from ext_authz.agent.applied import AppliedStore
+from ext_authz.agent.pressure import pressure
+from ext_authz.agent.sources import Sources, View, within
 from ext_authz.agent.standing import standing_warnings
 from ext_authz.compiler.compile import Compiled, Compiler
 from ext_authz.compiler.publish import FileTransport, Transport
@@ -29,12 +34,14 @@ from ext_authz.identity.allocator import FileAllocator
 from ext_authz.logs import event
 from ext_authz.memory import tidy
 from ext_authz.model.settings import parse_settings
-from ext_authz.model.types import Settings
+from ext_authz.model.types import PolicyError, Settings
 from ext_authz.state import State
 
 log = logging.getLogger(__name__)
 
 _SHOWN_MAX = 500
+_APPLIED_MAX = 5000
+_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 # At scale tidying takes longer than a change may wait: so late after the last one that the next rarely meets it.
 _IDLE_S = 5.0
 _SETTLE_S = 0.1
@@ -45,7 +52,7 @@ class Builder:
     """What the process holds between two looks."""
 
     def __init__(self, state: State, paths: dict[str, list[Path]], settings: Settings, node: str | None) -> None:
-        self._sources = Sources(state.kept, paths, settings, node)
+        self._sources = Sources(state.kept, paths, settings, node, AppliedStore(state.applied))
         self._transport: Transport = FileTransport(state.root)
         self._allocator = FileAllocator(state.identities)
         self._compiler = Compiler(self._allocator, revision=self._transport.revision)
@@ -59,7 +66,7 @@ class Builder:
         Returns:
             The report the agent shows. Whatever failed is in it; the snapshot in force then stays.
         """
-        started = time.monotonic()
+        looked, started = time.time(), time.monotonic()
         view = self._look()
         read = time.monotonic()
         compiled = self._compiler.compile(view.world)
@@ -70,6 +77,7 @@ class Builder:
             "revision": self._transport.revision,
             "digest": self._digest,
             "published": self._published,
+            "looked": looked,
             "changed": changed,
             "read_ms": round((read - started) * 1000, 3),
             "compile_ms": round((done - read) * 1000, 3),
@@ -114,8 +122,17 @@ class Builder:
             "standing": standing_warnings(world)[:_SHOWN_MAX],
             "kept": view.kept,
             "closed": world.closed,
+            "applied_errors": _applied_errors(view, errors),
+            "pressure": pressure(compiled.snapshot, self._allocator, view),
             "counts": {"policies": len(world.policies), "endpoints": len(world.endpoints), **view.counts},
         }
+
+
+def _applied_errors(view: View, errors: list[PolicyError]) -> dict[str, list[str]]:
+    """What is wrong with each source that was handed in, for whoever waits for the answer."""
+    names = [source.path for source in view.sources if source.role == "applied"]
+    found = {name: [error for error in errors if within(error.origin.file, name)] for name in names}
+    return {name: [json.dumps(e.record()) for e in of[:_APPLIED_MAX]] for name, of in found.items()}
 
 
 def _fresh(file: str) -> bool:
@@ -161,9 +178,24 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def _be_the_only_one(state: State) -> None:
+    """
+    Two publishers would take the same revision: that of a killed agent must be gone before we begin.
+
+    It ends with its agent; the lock waits for that.
+    """
+    agent = os.getppid()
+    ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+    if os.getppid() != agent:
+        sys.exit(1)
+    handle = os.open(state.root / "builder.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+
+
 def main(arguments: list[str]) -> int:
     args = parse(arguments)
     logs.install(args.log)
+    _be_the_only_one(State(args.state))
     settings = parse_settings(args.pairs, args.settings)
     serve(Builder(State(args.state), {"policies": args.policies, "endpoints": args.endpoints}, settings, args.node))
     return 0

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The agent: watches the sources, has them compiled, keeps workers and Envoy running, says how all of it is.
+The agent: watches the sources, has them compiled, keeps its children running, says how all of it is.
 
 It decides nothing. Its event loop only waits and starts things; what takes time runs in processes and threads.
 """
@@ -12,26 +12,30 @@ import contextlib
 import logging
 import os
 import signal
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ext_authz.agent.compiling import BuilderGone, Compiling
+from ext_authz.agent import administration
+from ext_authz.agent.administration import Administration
+from ext_authz.agent.applied import AppliedStore
+from ext_authz.agent.building import Building
+from ext_authz.agent.children import Children
+from ext_authz.agent.compiling import Compiling
 from ext_authz.agent.notify import notify, watchdog_interval_s
-from ext_authz.agent.proxy import Proxy
+from ext_authz.agent.propagation import Propagation
 from ext_authz.agent.watch import Watch, signature
 from ext_authz.logs import event
-from ext_authz.service.pool import Pool
 from ext_authz.state import State, write_json
 
 log = logging.getLogger(__name__)
 
-DEBOUNCE_S = 0.004
 POLL_S = 1.0
 _POLL_WITHOUT_INOTIFY_S = 0.1
 _TICK_S = 0.1
-_RETRY_S = 1.0
+_STATUS_S = 1.0
 
 
 @dataclass
@@ -41,104 +45,95 @@ class Node:
     state: State
     paths: list[Path]
     compiling: Compiling
-    pool: Pool | None = None
-    proxy: Proxy | None = None
-    grace_s: float = 5.0
-    report: dict[str, Any] = field(default_factory=dict)
-    failure: str = ""
+    children: Children = field(default_factory=Children)
     started: float = field(default_factory=time.time)
     worst_stall_ms: float = 0.0
-    _shown: tuple[int | str, ...] = ()
-    _told: list[dict[str, Any]] = field(default_factory=list)
-    _changed: asyncio.Event = field(default_factory=asyncio.Event)
-    _ended: asyncio.Event = field(default_factory=asyncio.Event)
+    _leaving: bool = False
+    _shown: dict[str, Any] = field(default_factory=dict)
+    _written: float = 0.0
+    _stale: bool = False
+
+    def __post_init__(self) -> None:
+        self.propagation = Propagation(self.state.readers)
+        self.building = Building(self.compiling, self.propagation, self._built)
+        self._ended = asyncio.Event()
+        self._writing = threading.Lock()
 
     async def run(self) -> None:
-        """Run until SIGTERM or SIGINT. SIGHUP, also that of a terminal that closes, has the sources read again."""
-        loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGHUP, self._changed.set)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._ended.set)
+        """
+        Run until a signal.
+
+        SIGTERM and SIGINT drain and end everything. SIGUSR2 leaves the children to the next agent. SIGHUP, also that
+        of a terminal that closes, has the sources read again.
+        """
+        self._handle_signals()
         watch = Watch(self.paths)
-        if watch.fileno() >= 0:
-            loop.add_reader(watch.fileno(), self._drain, watch)
+        self._read_when_ready(watch)
         tasks: list[asyncio.Task[None]] = []
+        server = None
         try:
             # The sources first: a reader that starts before the first snapshot would deny for nothing.
-            await self._build()
-            await self._start_children()
+            await self.building.build()
+            await asyncio.to_thread(self.children.start)
+            await asyncio.to_thread(self._write_status)
+            admin = Administration(AppliedStore(self.state.applied), self.building.rebuilt)
+            server = await administration.serve(self.state, admin)
             notify("READY=1", self._status_line())
-            for work in (self._build_loop(), self._poll_loop(watch), self._tick_loop()):
+            for work in (self.building.loop(), self._poll_loop(watch), self._tick_loop()):
                 tasks.append(asyncio.create_task(work))
             ending = asyncio.create_task(self._ended.wait())
             done, _ = await asyncio.wait([*tasks, ending], return_when=asyncio.FIRST_COMPLETED)
             for task in done - {ending}:
                 task.result()  # a loop that ended has failed: let it be seen
         finally:
+            notify("STOPPING=1")
+            await administration.stop(server, self.state)
             await self._stop(watch, tasks)
+
+    def _handle_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGHUP, self.building.look)
+        loop.add_signal_handler(signal.SIGUSR2, self._leave)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._ended.set)
+
+    def _leave(self) -> None:
+        event(log, logging.INFO, "leaving everything that runs to the next agent")
+        self._leaving = True
+        self._ended.set()
+
+    def _read_when_ready(self, watch: Watch) -> None:
+        loop = asyncio.get_running_loop()
+        if watch.fileno() >= 0:
+            loop.add_reader(watch.fileno(), self._drain, watch)
+        if self.propagation.fileno() >= 0:
+            loop.add_reader(self.propagation.fileno(), self._acknowledged)
 
     def _drain(self, watch: Watch) -> None:
         if watch.drain():
-            self._changed.set()
+            self.building.look()
 
-    async def _start_children(self) -> None:
-        if self.pool:
-            await asyncio.to_thread(self.pool.start)
-        if self.proxy:
-            await asyncio.to_thread(self.proxy.start)
-        await asyncio.to_thread(self._write_status)
+    def _acknowledged(self) -> None:
+        self._stale |= self.propagation.drain()
 
     async def _stop(self, watch: Watch, tasks: list[asyncio.Task[None]]) -> None:
-        notify("STOPPING=1")
         for task in tasks:
             task.cancel()
         for task in tasks:
             with contextlib.suppress(asyncio.CancelledError, Exception):
                 await task
-        # Envoy first: while it drains it still asks the workers.
-        if self.proxy:
-            await asyncio.to_thread(self.proxy.stop, self.grace_s)
-        if self.pool:
-            await asyncio.to_thread(self.pool.stop)
+        await asyncio.to_thread(self.children.leave if self._leaving else self.children.stop)
         await self.compiling.stop()
-        watch.close()
+        for source in (watch, self.propagation):
+            if source.fileno() >= 0:
+                asyncio.get_running_loop().remove_reader(source.fileno())
+            source.close()
         with contextlib.suppress(OSError):
             self.state.status.unlink()
 
-    async def _build_loop(self) -> None:
-        while True:
-            await self._changed.wait()
-            await asyncio.sleep(DEBOUNCE_S)
-            self._changed.clear()
-            await self._build()
-
-    async def _build(self) -> None:
-        try:
-            report = await self.compiling.build()
-        except BuilderGone as error:
-            self._failed(str(error))
-            return
-        failure = report.get("failure")
-        if failure:
-            self._failed(str(failure))
-            return
-        self.failure = ""
-        self.report = report
+    async def _built(self) -> None:
         await asyncio.to_thread(self._write_status)
-        if report.get("changed"):
-            names = ("revision", "digest", "read_ms", "compile_ms", "publish_ms", "error_count")
-            event(log, logging.INFO, "snapshot published", fields={name: report[name] for name in names})
-        if report["errors"] != self._told:
-            self._told = report["errors"]
-            for problem in report["errors"][:20]:
-                event(log, logging.WARNING, "source error", fields=problem)
         notify(self._status_line())
-
-    def _failed(self, reason: str) -> None:
-        event(log, logging.ERROR, "nothing compiled, the last snapshot stays", reason=reason)
-        self.failure = reason
-        self._write_status()
-        asyncio.get_running_loop().call_later(_RETRY_S, self._changed.set)
 
     async def _poll_loop(self, watch: Watch) -> None:
         """Finds what inotify did not tell."""
@@ -149,8 +144,10 @@ class Node:
             now = await asyncio.to_thread(signature, self.paths)
             if now != last:
                 last = now
-                self._changed.set()
+                self.building.look()
                 await asyncio.to_thread(watch.refresh)
+            if self.propagation.fileno() < 0:
+                self._acknowledged()
 
     async def _tick_loop(self) -> None:
         beat, beaten = watchdog_interval_s(), 0.0
@@ -159,43 +156,34 @@ class Node:
             await asyncio.sleep(_TICK_S)
             late = (time.monotonic() - before - _TICK_S) * 1000
             self.worst_stall_ms = max(self.worst_stall_ms, late)
-            await asyncio.to_thread(self._tend_children)
-            if self._children() != self._shown:
+            await asyncio.to_thread(self.children.tick)
+            waited = time.monotonic() - self._written > _STATUS_S
+            if self.children.page() != self._shown or (self._stale and waited):
                 await asyncio.to_thread(self._write_status)
             if beat and before - beaten >= beat:
                 notify("WATCHDOG=1")
                 beaten = before
 
-    def _tend_children(self) -> None:
-        if self.pool:
-            self.pool.tick()
-        if self.proxy:
-            self.proxy.tick()
-
-    def _children(self) -> tuple[int | str, ...]:
-        envoy = (self.proxy.process.pid,) if self.proxy and self.proxy.process else ()
-        return (*(self.pool.processes() if self.pool else ()), *envoy, self.proxy.trouble if self.proxy else "")
-
     def _write_status(self) -> None:
-        self._shown = self._children()
+        self._stale, self._written = False, time.monotonic()
+        self._shown = self.children.page()
         page = {
             "pid": os.getpid(),
             "started": self.started,
             "written": time.time(),
-            "failure": self.failure,
+            "failure": self.building.failure,
             "builder": {"pid": self.compiling.pid, "starts": self.compiling.starts},
-            "workers": self.pool.processes() if self.pool else [],
-            "addresses": [slot.address.text for slot in self.pool.slots] if self.pool else [],
-            "envoy": self.proxy.process.pid if self.proxy and self.proxy.process else None,
-            "envoy_trouble": self.proxy.trouble if self.proxy else "",
+            **self._shown,
             "worst_stall_ms": round(self.worst_stall_ms, 3),
-            **self.report,
+            "propagation": self.propagation.histogram.record(),
+            **self.building.report,
         }
         try:
-            write_json(self.state.status, page)
+            with self._writing:
+                write_json(self.state.status, page)
         except OSError as error:
             event(log, logging.WARNING, "cannot write the status page", reason=error)
 
     def _status_line(self) -> str:
-        errors = self.report.get("error_count", 0)
-        return f"STATUS=revision {self.report.get('revision', 0)}, {errors} source errors"
+        report = self.building.report
+        return f"STATUS=revision {report.get('revision', 0)}, {report.get('error_count', 0)} source errors"

@@ -12,15 +12,19 @@ Source: design.md "Fail closed, always".
 from __future__ import annotations
 
 import os
-from collections import Counter, defaultdict
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ext_authz.agent.applied import Applied, AppliedStore
+from ext_authz.agent.contents import FileCache
 from ext_authz.agent.kept import Kept, KeptStore
 from ext_authz.model import SUFFIXES
-from ext_authz.model.load import Loaded, Loader, read_bytes
+from ext_authz.model.load import Loaded, Loader
 from ext_authz.model.nodes import Document
 from ext_authz.model.objects import ParsedObject, read_document
+from ext_authz.model.parts import Part
 from ext_authz.model.types import ObjectRef, Origin, PolicyError, Settings, World
 
 _EMPTIED = "is suddenly empty: its objects keep their last good version (remove it to drop them)"
@@ -31,7 +35,7 @@ _NOBODY = ObjectRef("", "", "")
 class Source:
     """One path the user gave, as found at the last look."""
 
-    role: str  # policies | endpoints
+    role: str  # policies | endpoints | applied
     path: str
     files: int = 0
     objects: int = 0
@@ -53,6 +57,7 @@ class View:
     good: dict[str, list[Kept]] = field(default_factory=dict)
     hashes: dict[str, int] = field(default_factory=dict)
     unclean: set[str] = field(default_factory=set)  # files that hold something bad, or something kept
+    largest: int = 0  # bytes of the largest file
 
 
 @dataclass(slots=True)
@@ -69,10 +74,19 @@ class _Found:
 class Sources:
     """Look again and again; call `persist` once what a look gave is in force."""
 
-    def __init__(self, kept: Path, paths: dict[str, list[Path]], settings: Settings, node: str | None) -> None:
+    def __init__(
+        self,
+        kept: Path,
+        paths: dict[str, list[Path]],
+        settings: Settings,
+        node: str | None,
+        applied: AppliedStore | None = None,
+    ) -> None:
+        self._applied = applied
         self._paths = [(role, str(path.absolute())) for role, found in paths.items() for path in found]
         self._store = KeptStore(kept)
         self._loader = Loader(settings=settings, node=node)
+        self._files = FileCache()
         self._hashes: dict[str, int] = {}
         self._unclean: set[str] = set()
 
@@ -83,15 +97,17 @@ class Sources:
             source = Source(role, path)
             found.sources.append(source)
             self._read_source(source, found)
+        self._files.forget(found.contents)
         mender = _Mender(self._store, found)
         loaded = self._loader.load_contents(list(found.contents.items()), mender.mend)
         world = loaded.world
         for source in found.sources:
-            source.kept = sum(1 for kept in mender.used if _within(kept.file, source.path))
+            source.kept = sum(1 for kept in mender.used if within(kept.file, source.path))
             # Never read: nothing may be taken for allowed, and whom a rule denies by label may stand in there.
             if source.problem and not source.kept and (source.role == "policies" or source.path in found.unread):
                 world = replace(world, closed=True)
-        counts = {"objects": len(loaded.objects), "skipped": sum(loaded.skipped.values())}
+        objects = sum(len(listing.objects) for listing in loaded.listings)
+        counts = {"objects": objects, "skipped": sum(loaded.skipped.values())}
         errors = [*found.errors, *loaded.errors]
         view = View(world, errors, loaded.warnings, found.sources, mender.names, counts)
         self._remember(view, loaded, found, mender)
@@ -116,8 +132,8 @@ class Sources:
         if os.path.isdir(source.path):
             self._read_folder(source, found)
         else:
-            found.contents.setdefault(source.path, read_bytes(source.path, given=False))
-        own = [name for name in found.contents if _within(name, source.path)]
+            found.contents.setdefault(source.path, self._files.read(source.path))
+        own = [name for name in found.contents if within(name, source.path)]
         source.files = len(own)
         problem = self._source_problem(source, own, found)
         if any(isinstance(found.contents[name], PolicyError) for name in own) or (source.path in dict(found.lost)):
@@ -145,7 +161,7 @@ class Sources:
     def _read_folder(self, source: Source, found: _Found) -> None:
         known: dict[str, int] = defaultdict(int)
         for file in self._store.files():
-            if _within(file, source.path):
+            if within(file, source.path):
                 known[os.path.dirname(file)] += 1
 
         def fail(error: OSError) -> None:
@@ -156,7 +172,7 @@ class Sources:
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             files = sorted(name for name in names if name.endswith(SUFFIXES) and not name.startswith("."))
             for name in files:
-                found.contents.setdefault(os.path.join(base, name), read_bytes(os.path.join(base, name), given=False))
+                found.contents.setdefault(os.path.join(base, name), self._files.read(os.path.join(base, name)))
             if not files and known[base] and base != source.path:
                 self._lose(base, _EMPTIED, found)
 
@@ -169,22 +185,45 @@ class Sources:
         """
         Good objects as they are now, and what stands in for the others: of files that changed, or hold something bad.
         """
+        view.largest = max((len(held) for held in found.contents.values() if isinstance(held, bytes)), default=0)
         view.hashes = {name: hash(content) for name, content in found.contents.items() if isinstance(content, bytes)}
-        view.unclean = {thing.file for thing in loaded.objects if not thing.ok} | {kept.file for kept in mender.used}
+        view.unclean = {listing.file for listing in loaded.listings if listing.good < len(listing.objects)}
+        view.unclean |= {kept.file for kept in mender.used}
         changed = {name for name, known in view.hashes.items() if self._hashes.get(name) != known}
         changed |= view.unclean | self._unclean
         good: dict[str, list[Kept]] = {name: [] for name in changed}
-        for thing in loaded.objects:
-            if thing.ok and thing.file in changed:
-                good[thing.file].append(Kept(thing.ref, thing.file, thing.line, thing.text))
+        for listing in loaded.listings:
+            if listing.file in changed:
+                for thing in listing.objects:
+                    if thing.ok:
+                        good[thing.file].append(Kept(thing.ref, thing.file, thing.line, thing.text))
         now = {kept.ref for objects in good.values() for kept in objects}
         for kept in mender.used:
             if kept.ref not in now:
                 good[kept.file].append(kept)
         view.good = good
-        counted = Counter(thing.file for thing in loaded.objects if thing.ok)
         for source in found.sources:
-            source.objects = source.kept + sum(n for file, n in counted.items() if _within(file, source.path))
+            own = sum(listing.good for listing in loaded.listings if within(listing.file, source.path))
+            source.objects = source.kept + own
+
+
+def _take_applied(applied: Applied, found: _Found) -> None:
+    """What was handed in counts as it was then; a file that another source reads itself counts only there."""
+    source = Source("applied", applied.name, files=len(applied.files), problem=applied.problem)
+    if applied.problem:
+        # Whose it was is not known if even the name is lost: then nothing that was good may be dropped.
+        found.lost.append((applied.name or "/", applied.problem))
+        found.errors.append(PolicyError(Origin(applied.name or "/", 1, 1), _NOBODY, "", applied.problem))
+        found.unread.add(source.path)
+    elif not applied.files:
+        return
+    found.sources.append(source)
+    for path, content in applied.files:
+        if path in found.contents:
+            reason = f"is read by another source already: what was handed in as {applied.name} does not count"
+            found.errors.append(PolicyError(Origin(path, 1, 1), _NOBODY, "", reason))
+        else:
+            found.contents[path] = content
 
 
 class _Mender:
@@ -196,10 +235,13 @@ class _Mender:
         self.used: list[Kept] = []
         self.names: list[str] = []
 
-    def mend(self, objects: list[ParsedObject], refused: set[int], settings: Settings) -> list[ParsedObject] | None:
+    def mend(self, parts: Sequence[Part], refused: set[int], settings: Settings) -> list[ParsedObject] | None:
         """The objects that count, or None if nothing is to mend."""
+        self._add_emptied({part.file for part in parts if part.objects})
+        if not refused and not any(part.bad for part in parts) and not self._found.lost:
+            return None
+        objects = [parsed for part in parts for parsed in part.objects]
         bad = [parsed for parsed in objects if not parsed.skipped and (not parsed.ok or id(parsed) in refused)]
-        self._add_emptied(objects)
         if not bad and not self._found.lost:
             return None
         present = {parsed.ref for parsed in objects if parsed.ok and id(parsed) not in refused}
@@ -213,9 +255,8 @@ class _Mender:
         rest = [parsed for parsed in objects if id(parsed) not in covered]
         return rest + [parsed for kept in self.used for parsed in _parse(kept, settings)]
 
-    def _add_emptied(self, objects: list[ParsedObject]) -> None:
+    def _add_emptied(self, holding: set[str]) -> None:
         """A file that held objects and now holds none was torn or truncated: to drop them, remove the file."""
-        holding = {parsed.origin.file for parsed in objects}
         for file in self._store.files():
             if file in self._found.contents and file not in holding and self._store.of_file(file):
                 Sources._lose(file, _EMPTIED, self._found)
@@ -258,7 +299,7 @@ class _Mender:
     def _lost(self, present: set[ObjectRef], chosen: dict[ObjectRef, Kept]) -> None:
         for place, _ in self._found.lost:
             for file in self._store.files():
-                if _within(file, place):
+                if within(file, place):
                     chosen.update((kept.ref, kept) for kept in self._store.of_file(file) if kept.ref not in present)
 
 
@@ -266,5 +307,6 @@ def _parse(kept: Kept, settings: Settings) -> list[ParsedObject]:
     return read_document(Document(kept.text, max(0, kept.line - 1)), kept.file, settings)
 
 
-def _within(file: str, place: str) -> bool:
+def within(file: str, place: str) -> bool:
+    """True for the place itself and all below it."""
     return file == place or file.startswith(place.rstrip("/") + "/")

@@ -15,9 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from ext_authz import logs
+from ext_authz.agent.admin import admin_of
+from ext_authz.agent.children import Children
 from ext_authz.agent.compiling import Compiling
 from ext_authz.agent.node import Node
-from ext_authz.agent.proxy import Proxy, admin_of
+from ext_authz.agent.observing import Observing
+from ext_authz.agent.proxy import Proxy
 from ext_authz.cli import Failure
 from ext_authz.envoy_binary import MODULE, EnvoyNotFound, find_envoy
 from ext_authz.model.settings import SettingsError, parse_settings
@@ -50,7 +53,9 @@ def _add_sources(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--settings", metavar="FILE", help="agent settings as a YAML map")
     parser.add_argument("--node", metavar="NAME", help="name of the own Node")
-    parser.add_argument("--flows", metavar="FILE", help=argparse.SUPPRESS)
+    parser.add_argument("--flows", default="", metavar="FILE", help="write flow lines to FILE; -: to stdout")
+    parser.add_argument("--metrics", default="", metavar="ADDR", help="serve Prometheus metrics at HOST:PORT")
+    parser.add_argument("--log-format", choices=logs.FORMATS, help="of the log on stderr (text; IDMESH_LOG_FORMAT)")
     parser.add_argument("--datapath", choices=("auto", "on", "off"), default="auto", help=argparse.SUPPRESS)
 
 
@@ -75,7 +80,9 @@ def _add_doors(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     _check(args)
-    logs.install(os.environ.get("IDMESH_LOG", "").upper() or ("DEBUG" if args.verbose > 1 else "INFO"))
+    if args.log_format:
+        os.environ[logs.FORMAT_VARIABLE] = args.log_format  # for the processes that we start, too
+    logs.install(_log_level() if args.verbose < 2 else "DEBUG")
     state = State((args.state or default_state()).absolute())
     try:
         state.prepare()
@@ -90,8 +97,6 @@ def _check(args: argparse.Namespace) -> None:
     """Whatever can be wrong with the words is said before anything starts."""
     if args.datapath == "on":
         raise Failure("the BPF datapath is not part of this version")
-    if args.flows:
-        raise Failure("the flow log is not part of this version")
     if args.door and not (args.listen and args.upstream):
         raise Failure("--door needs --listen and --upstream")
     if args.workers < 1:
@@ -109,24 +114,31 @@ def _check(args: argparse.Namespace) -> None:
         parse_settings(args.pairs, args.settings)
         if args.grpc:
             parse_address(args.grpc).worker(args.workers - 1, args.workers)
+        if args.metrics and parse_address(args.metrics).path:
+            raise Failure("--metrics needs HOST:PORT")
     except (SettingsError, AddressError) as error:
         raise Failure(str(error)) from error
 
 
 def _make_node(args: argparse.Namespace, state: State) -> Node:
     pool = None
-    if args.door in ("ext-authz", "ext-proc") and not args.grpc:
+    if args.door == "ext-authz" and not args.grpc:
         args.grpc = f"unix:{state.root}/authz.sock"
     if args.grpc:
-        level = os.environ.get("IDMESH_LOG", "").upper() or "INFO"
-        pool = Pool(state, parse_address(args.grpc), args.workers, args.direction, _group(), args.grace, level)
+        address = parse_address(args.grpc)
+        pool = Pool(state, address, args.workers, args.direction, _group(), args.grace, _log_level())
     paths = [Path(path).absolute() for path in [*args.policies, *args.endpoints]]
-    compiling = Compiling(_builder_arguments(args, state))
-    return Node(state, paths, compiling, pool, _make_proxy(args, state), args.grace)
+    observer = Observing(state, args.flows, args.metrics, _log_level())
+    children = Children(pool, _make_proxy(args, state), observer)
+    return Node(state, paths, Compiling(_builder_arguments(args, state)), children)
+
+
+def _log_level() -> str:
+    return os.environ.get("IDMESH_LOG", "").upper() or "INFO"
 
 
 def _builder_arguments(args: argparse.Namespace, state: State) -> list[str]:
-    words = ["--state", str(state.root), "--log", os.environ.get("IDMESH_LOG", "").upper() or "INFO"]
+    words = ["--state", str(state.root), "--log", _log_level()]
     for option, values in (("--policies", args.policies), ("--endpoints", args.endpoints), ("--set", args.pairs)):
         words += [f"{option}={value}" for value in values]
     for option, value in (("--settings", args.settings), ("--node", args.node)):
@@ -152,7 +164,10 @@ def _make_proxy(args: argparse.Namespace, state: State) -> Proxy | None:
     words += [] if any("log-level" in word or word == "-l" for word in args.envoy_arg) else _QUIET
     words += args.envoy_arg
     environment = binary.environment(MODULE)
-    return Proxy(binary.path, config, state.root / "envoy.json", admin_of(_read_config(config)), words, environment)
+    admin = admin_of(_read_config(config))
+    return Proxy(
+        state, binary.path, config, admin, MODULE, arguments=words, environment=environment, grace_s=args.grace
+    )
 
 
 def _write_config(args: argparse.Namespace, state: State) -> Path:

@@ -124,6 +124,10 @@ class MemoryAllocator:
     def flush(self) -> None:
         """Nothing outlives this object."""
 
+    def used(self, scope: Scope) -> int:
+        """How many numbers of a range cannot be given now, those kept from reuse included."""
+        return self._next[scope] - scope.value[0] - len(self._free[scope])
+
     def _take(self, scope: Scope) -> int:
         # Fresh numbers first: the longer a number rests, the surer nobody remembers it.
         number, last = self._next[scope], scope.value[1]

@@ -106,7 +106,8 @@ class Pool:
         self._tend_leaving()
 
     def processes(self) -> list[int]:
-        return [slot.process.pid for slot in self.slots if slot.process and slot.process.running()]
+        held = [slot.process for slot in self.slots]  # at one moment: `tick` may run in another thread
+        return [process.pid for process in held if process and process.running()]
 
     def stop(self) -> None:
         """Drain all, then end what is left."""
