@@ -5,6 +5,7 @@
 
 #include "check.h"
 #include "http.h"
+#include "kept.h"
 
 static int check_matchers(struct idm_check *check, const struct idm_policies *table)
 {
@@ -205,5 +206,7 @@ int idm_check_l7(struct idm_check *check, struct idm_policies *policies)
 		r = check_http_sets(check, policies);
 	if (!r)
 		r = check_others(check, policies);
-	return r ? r : note_readers(policies);
+	if (!r)
+		r = note_readers(policies);
+	return r ? r : idm_kept_create(policies);
 }

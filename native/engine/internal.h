@@ -73,6 +73,7 @@ struct idm_policies {
 	bool has_pass;           // some entry passes: the walk needs floors
 	bool has_auth;           // some entry has an explicit mode: inheritance may matter
 	uint8_t *http_reads;     // per HTTP set: some rule looks at headers; owned by the table
+	struct idm_kept *kept;   // what flow records keep of them (kept.h), or NULL; owned by the table
 };
 
 /* One table in private memory, shared by the snapshots that hold equal bytes. */

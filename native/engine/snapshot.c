@@ -8,6 +8,7 @@
 
 #include "check.h"
 #include "crc.h"
+#include "kept.h"
 
 static const char *const table_names[IDM_TABLE_COUNT] = {"identities", "selectors", "policies"};
 
@@ -20,8 +21,10 @@ static void table_unref(struct idm_table *table)
 {
 	if (!table || atomic_fetch_sub_explicit(&table->refs, 1, memory_order_acq_rel) != 1)
 		return;
-	if (table->kind == IDM_TABLE_POLICIES)
+	if (table->kind == IDM_TABLE_POLICIES) {
 		free(table->policies.http_reads);
+		idm_kept_destroy(table->policies.kept);
+	}
 	if (table->data) {
 		// Values of Secrets live here.
 		explicit_bzero(table->data, table->size);

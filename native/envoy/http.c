@@ -192,7 +192,8 @@ static void tell(struct envoy_http *envoy, const struct http_config *self, const
 }
 
 // http: the request as the client sent it, whatever the verdict has changed of it since; NULL: unknown.
-static void record(struct http_stream *stream, const struct judgement *judgement, const struct idm_http *http)
+static void record(struct http_stream *stream, const struct idm_snapshot *snapshot, const struct judgement *judgement,
+		   const struct idm_http *http)
 {
 	const struct decision *decision = &judgement->decision;
 	bool grpc = judgement->readable && judgement->request.grpc;
@@ -223,7 +224,7 @@ static void record(struct http_stream *stream, const struct judgement *judgement
 		record.code = grpc ? 7 : 403;
 		record.flags |= grpc ? IDM_RECORD_GRPC_STATUS : 0;
 	}
-	record_write(judgement->ring, &record);
+	record_write(judgement->ring, snapshot, &record);
 }
 
 // An upgraded stream can be judged again only by facts that are kept: without them it may not live on.
@@ -272,7 +273,7 @@ static void settle(struct http_stream *stream, const struct idm_snapshot *snapsh
 	if (shown(&self->door, decision))
 		tell(stream->envoy, self, snapshot, decision, judgement->id);
 	if (judgement->ring)
-		record(stream, judgement, http);
+		record(stream, snapshot, judgement, http);
 	free(copy);
 }
 
@@ -326,8 +327,8 @@ static void follow(struct http_stream *stream, uint64_t judged)
 }
 
 // Only a change of mind is counted and recorded.
-static void record_again(struct http_stream *stream, const struct connection *connection,
-			 const struct decision *decision)
+static void record_again(struct http_stream *stream, const struct idm_snapshot *snapshot,
+			 const struct connection *connection, const struct decision *decision)
 {
 	struct idm_ring *ring = rings_mine();
 	uint8_t id[DECISION_ID_BYTES];
@@ -344,7 +345,7 @@ static void record_again(struct http_stream *stream, const struct connection *co
 		return;
 	report_id(id);
 	record.asked_ns = record.judged_ns = rings_clock();
-	record_write(ring, &record);
+	record_write(ring, snapshot, &record);
 }
 
 static void judge_again(struct http_stream *stream)
@@ -363,7 +364,7 @@ static void judge_again(struct http_stream *stream)
 		door_refuse(IDM_DROP_UNKNOWN_SENDER, false, &decision);
 	if (!decision.allowed) {
 		count(stream->envoy, self, &decision);
-		record_again(stream, known ? &connection : NULL, &decision);
+		record_again(stream, snapshot, known ? &connection : NULL, &decision);
 	}
 	mesh_leave();
 	if (!decision.allowed)

@@ -114,7 +114,8 @@ static void tell(struct network_connection *self, const struct idm_snapshot *sna
 							      report.pairs[i].value);
 }
 
-static void record(struct network_connection *self, struct record *record, bool again)
+static void record(struct network_connection *self, const struct idm_snapshot *snapshot, struct record *record,
+		   bool again)
 {
 	struct idm_ring *ring = rings_mine();
 
@@ -125,7 +126,7 @@ static void record(struct network_connection *self, struct record *record, bool 
 	record->flags = again ? IDM_RECORD_AGAIN : 0;
 	if (record->decision->allowed)
 		record_begin(record, &self->record);
-	record_write(ring, record);
+	record_write(ring, snapshot, record);
 }
 
 // first: the connection is new, and counts whatever the answer; later only a change of mind does.
@@ -142,7 +143,7 @@ static bool judge(struct network_connection *self, bool first)
 	if (first || !decision.allowed) {
 		report_id(id);
 		count(self, &decision);
-		record(self, &facts, !first);
+		record(self, snapshot, &facts, !first);
 		tell(self, snapshot, &decision, id, !first);
 	}
 	mesh_leave();

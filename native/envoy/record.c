@@ -93,8 +93,30 @@ static void set_texts(struct idm_flow_facts *facts, const struct record *record)
 	facts->traceparent = record->traceparent;
 }
 
-void record_write(struct idm_ring *ring, const struct record *record)
+// Only what rules name: other headers are nobody's business.
+static void set_headers(struct idm_flow_facts *facts, const struct idm_snapshot *snapshot, const struct record *record,
+			struct idm_header_line lines[IDM_KEPT_LINES_MAX])
 {
+	const struct decision *decision = record->decision;
+	uint32_t entries[IDM_KEPT_ENTRIES_MAX];
+	size_t count = 0;
+	int cut;
+
+	if (!snapshot || !record->http)
+		return;
+	for (unsigned int i = 0; i < decision->count; i++) {
+		entries[count++] = decision->verdicts[i].l4_entry;
+		entries[count++] = decision->verdicts[i].entry;
+	}
+	facts->headers = lines;
+	facts->header_count = idm_kept_headers(snapshot, entries, count, record->http, lines, &cut);
+	if (cut)
+		facts->fixed.flags |= IDM_RECORD_HEADERS_CUT;
+}
+
+void record_write(struct idm_ring *ring, const struct idm_snapshot *snapshot, const struct record *record)
+{
+	struct idm_header_line lines[IDM_KEPT_LINES_MAX];
 	struct idm_flow_facts facts;
 	struct idm_flow_record *fixed = &facts.fixed;
 
@@ -112,6 +134,7 @@ void record_write(struct idm_ring *ring, const struct record *record)
 	if (record->connection)
 		set_addresses(fixed, record->connection, &record->decision->target);
 	set_texts(&facts, record);
+	set_headers(&facts, snapshot, record, lines);
 	idm_ring_put(ring, &facts);
 }
 

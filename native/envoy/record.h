@@ -26,7 +26,8 @@ struct record {
 	struct idm_bytes protocol;
 	struct idm_bytes traceparent;
 };
-void record_write(struct idm_ring *ring, const struct record *record);
+/* snapshot: the one that decided, or NULL. */
+void record_write(struct idm_ring *ring, const struct idm_snapshot *snapshot, const struct record *record);
 
 /* What is kept of an allowed request or connection until it ends. */
 struct record_open {

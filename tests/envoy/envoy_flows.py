@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from envoy_harness import wait_until
-
 from ext_authz.engine._engine import ffi, lib
+
 from ext_authz.flow.record import Record, records
 
 ROOM = 1 << 20

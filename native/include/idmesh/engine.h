@@ -190,6 +190,19 @@ int idm_decide(const struct idm_snapshot *snapshot, const struct idm_flow *flow,
 /* True if some HTTP rule that could judge this flow reads headers (a door may spare fetching them). */
 int idm_reads_headers(const struct idm_snapshot *snapshot, const struct idm_flow *flow);
 
+#define IDM_KEPT_ENTRIES_MAX 4
+#define IDM_KEPT_LINES_MAX 32
+/**
+ * Headers of a request that the HTTP rules of some entries name: what a flow record keeps. Costs nothing where no rule
+ * reads headers. A value that any rule of the snapshot compares with a Secret is hidden: ptr NULL, size 1.
+ * @param[in] entries   A verdict's entry and l4_entry, of both directions; IDM_NONE is passed over.
+ * @param[out] lines    Borrowed from http, in its order.
+ * @param[out] cut      1 if lines may be missing.
+ * @return Number of lines.
+ */
+size_t idm_kept_headers(const struct idm_snapshot *snapshot, const uint32_t *entries, size_t entry_count,
+			const struct idm_http *http, struct idm_header_line lines[IDM_KEPT_LINES_MAX], int *cut);
+
 /**
  * Canonical form of an HTTP path: what Envoy 1.40 makes of it with normalize_path, merge_slashes and
  * UNESCAPE_AND_REDIRECT, stricter where a backend might read more into it. The query is kept.
