@@ -6,6 +6,10 @@ It travels as gRPC initial metadata of the filter's grpc_service (a client canno
 ingress, egress or both; `idmesh-destination` as in native/include/idmesh/check.h; `idmesh-port` the port that
 policies see, if not the destination's own; `idmesh-require` evidence that must be present; `idmesh-next: http` where
 an HTTP filter asks again; `idmesh-peer: source-address` where ext_proc may take the peer from that attribute.
+
+Certificates count where `idmesh-trust-domain` names ours; then `idmesh-certificate` must report, in each call, what
+Envoy's format as in native/include/idmesh/peer.h gives. `idmesh-address: ignored` says that peers come through others'
+addresses.
 """
 
 from __future__ import annotations
@@ -24,10 +28,11 @@ _EVIDENCE = {
     "datapath": lib.IDM_EVIDENCE_DATAPATH,
     "certificate": lib.IDM_EVIDENCE_CERTIFICATE,
 }
+_ADDRESSES = {"evidence": 0, "ignored": 1}
 _PEERS = {"metadata": 0, "source-address": 1}
 # Filters' configurations whose options are remembered.
 _KNOWN_MAX = 1024
-# cffi frees what nobody holds: the text of a destination lives as long as the options that point to it.
+# cffi frees what nobody holds: texts live as long as the options that point to them.
 _KEPT: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
 
@@ -55,17 +60,31 @@ class Options:
         return known
 
     def _read(self, words: dict[str, str]) -> Any:
-        destination = words.get("idmesh-destination", "").encode()
         options = ffi.new("struct idm_check_options *")
         options.direction = _DIRECTIONS[words.get("idmesh-direction", self._direction)]
-        options.required = sum({_EVIDENCE[word] for word in words.get("idmesh-require", "").split(",") if word})
         options.http_follows = words.get("idmesh-next") == "http"
         options.source_address = _PEERS[words.get("idmesh-peer", "metadata")]
         options.port = _port(words.get("idmesh-port", "0"))
-        kept = ffi.new("char[]", destination or b"\0")
-        options.destination.ptr, options.destination.size = kept, len(destination)
-        _KEPT[options] = kept
+        _KEPT[options] = [
+            _borrow(options.destination, words.get("idmesh-destination")),
+            _borrow(options.certificate, words.get("idmesh-certificate")),
+            _borrow(options.peer.trust_domain, words.get("idmesh-trust-domain")),
+        ]
+        options.peer.required = sum({_EVIDENCE[word] for word in words.get("idmesh-require", "").split(",") if word})
+        options.peer.address_ignored = _ADDRESSES[words.get("idmesh-address", "evidence")]
+        if not lib.idm_peer_rules_valid(ffi.addressof(options, "peer")):
+            raise ValueError("idmesh-require, idmesh-address and idmesh-trust-domain contradict each other")
         return options
+
+
+def _borrow(place: Any, text: str | None) -> Any:
+    """Point to a text; whoever gets its memory must hold it as long as the place is read."""
+    if text is None:
+        return None
+    data = text.encode()
+    kept = ffi.new("char[]", data)
+    place.ptr, place.size = kept, len(data)
+    return kept
 
 
 def _port(text: str) -> int:

@@ -22,7 +22,7 @@ from cffi import FFI
 
 MODULE = "ext_authz.engine._engine"
 # snapshot.h first: the others include it.
-HEADERS = ("snapshot.h", "matcher.h", "engine.h", "flow.h", "check.h", "process.h")
+HEADERS = ("snapshot.h", "matcher.h", "engine.h", "peer.h", "flow.h", "check.h", "process.h")
 SOURCE_DIRS = ("native/engine", "native/automata", "native/flow", "native/service")
 C_FLAGS = ("-std=gnu11", "-O3", "-fvisibility=hidden", "-fno-semantic-interposition", "-Wall", "-Wextra")
 ROOT = Path(globals().get("__file__", "native/ffi/build.py")).resolve().parent.parent.parent

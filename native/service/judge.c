@@ -166,37 +166,44 @@ static int find_destination(const struct idm_snapshot *snapshot, const struct id
 	return resolve(snapshot, request->destination.text, &judged->destination);
 }
 
-// All evidence that is there must agree; a named identity never stands without saying what it rests on.
-static int find_peer(const struct idm_snapshot *snapshot, const struct idm_check_options *options,
-		     const struct request *request, struct judged *judged)
-{
-	const struct request_metadata *metadata = &request->metadata;
-	struct idm_bytes address = metadata->address.size ? metadata->address : request->source.text;
-
-	if (resolve(snapshot, address, &judged->source))
-		return IDM_CHECK_NO_PEER;
-	judged->peer.identity = judged->source.identity;
-	judged->peer.evidence = IDM_EVIDENCE_ADDRESS;
-	if (metadata->has_identity) {
-		if (!metadata->evidence || metadata->identity != judged->source.identity)
-			return IDM_CHECK_DISAGREE;
-		if (metadata->domain && metadata->domain != idm_snapshot_domain(snapshot))
-			return IDM_CHECK_DISAGREE;
-		judged->peer.evidence |= metadata->evidence;
-		judged->peer.domain = metadata->domain;
-		judged->peer.expiry_ms = metadata->expiry_ms;
-	}
-	if ((judged->peer.evidence & options->required) != options->required)
-		return IDM_CHECK_DISAGREE;
-	return IDM_CHECK_FINE;
-}
-
 static uint64_t now_ms(void)
 {
 	struct timespec now;
 
 	clock_gettime(CLOCK_REALTIME, &now);
 	return (uint64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+static uint32_t error_of(uint32_t answer)
+{
+	if (answer == IDM_PEER_FINE)
+		return IDM_CHECK_FINE;
+	return answer == IDM_PEER_NO_ADDRESS ? IDM_CHECK_NO_PEER : IDM_CHECK_DISAGREE;
+}
+
+// Who connects, from all the evidence that the filter's configuration lets count.
+static uint32_t find_peer(const struct idm_snapshot *snapshot, const struct idm_check_options *options,
+			  const struct request *request, struct name_cache *cache, struct judged *judged)
+{
+	const struct request_metadata *metadata = &request->metadata;
+	struct end *source = &judged->source;
+	struct idm_peer_facts facts = {
+		.told = metadata->has_identity,
+		.told_identity = metadata->identity,
+		.told_evidence = metadata->evidence,
+		.told_domain = metadata->domain,
+		.certificate = options->certificate,
+		.now_ms = options->peer.trust_domain.size ? now_ms() : 0,
+	};
+	uint32_t answer;
+
+	if (resolve(snapshot, metadata->address.size ? metadata->address : request->source.text, source))
+		return IDM_CHECK_NO_PEER;
+	facts.family = source->family;
+	facts.address = source->address;
+	answer = idm_peer_judge(snapshot, &options->peer, &facts, &cache->peers, &judged->peer, &source->endpoint);
+	source->identity = judged->peer.identity;
+	return error_of(answer);
 }
 
 static void fill_flow(const struct request *request, const struct judged *judged, uint32_t direction,
@@ -312,7 +319,7 @@ void judge(const struct idm_snapshot *snapshot, const struct idm_check_options *
 		refuse(ret, IDM_CHECK_NO_SNAPSHOT, IDM_DROP_NOT_READY);
 		return;
 	}
-	error = find_peer(snapshot, options, request, ret);
+	error = find_peer(snapshot, options, request, cache, ret);
 	if (error) {
 		refuse(ret, error, IDM_DROP_UNKNOWN_SENDER);
 		return;

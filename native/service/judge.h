@@ -6,12 +6,13 @@
 #include "idmesh/check.h"
 #include "authz_request.h"
 
-/* Last endpoint looked up by name, so that a route's fixed destination costs one comparison. */
+/* Last endpoint looked up by name, so that a route's fixed destination costs one comparison; and peers by name. */
 struct name_cache {
 	uint8_t digest[32];
 	char name[256];
 	size_t name_size;
 	uint32_t endpoint;
+	struct idm_peer_cache peers;
 };
 
 /* One end of the connection in the snapshot. */

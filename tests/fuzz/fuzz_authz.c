@@ -113,7 +113,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	if (size < 3)
 		return 0;
 	options.direction = data[0] % 4;
-	options.required = data[0] >> 2 & 7;
+	options.peer.required = data[0] >> 2 & 7;
 	options.http_follows = data[0] >> 5 & 1;
 	if (data[0] & 0x40)
 		options.destination = (struct idm_bytes){named, sizeof(named) - 1};

@@ -13,6 +13,7 @@
 
 #include "idmesh/engine.h"
 #include "idmesh/flow.h"
+#include "idmesh/peer.h"
 
 /* Room a response may need at most: header changes, texts of the rule, body. */
 #define IDM_CHECK_RESPONSE_MAX 65536
@@ -21,12 +22,14 @@
 /* What Envoy's configuration says about the filter that asks (never the client). */
 struct idm_check_options {
 	uint32_t direction; /* idm_direction or IDM_CHECK_BOTH */
-	uint32_t required;  /* mask of idm_evidence that must be present */
 	uint32_t http_follows; /* 1: an HTTP filter behind this network filter asks again */
 	uint32_t port; /* that policies see; 0: the destination's own */
 	uint32_t source_address; /* 1: ext_proc may take the peer from source.address (no X-Forwarded-For is believed) */
 	/* NAMESPACE/NAME[:PORT], ADDRESS or ADDRESS:PORT of the destination; empty: the connection's own. */
 	struct idm_bytes destination;
+	struct idm_peer_rules peer;
+	/* What Envoy reports of the client's certificate, filled in for this call; see idm_peer_facts. */
+	struct idm_bytes certificate;
 };
 
 /* Why a request was denied without asking the engine. */

@@ -126,7 +126,7 @@ def _http(http: external_auth_pb2.CheckRequest, method: str, path: str, headers:
 
 def ask(asked: Checker, made: external_auth_pb2.CheckRequest | bytes, **words: str) -> external_auth_pb2.CheckResponse:
     """Answer through the same way as the server: the filter's words become gRPC metadata (direction="both")."""
-    answer = asked.method([(f"idmesh-{name}", value) for name, value in words.items()])
+    answer = asked.method([(f"idmesh-{name.replace('_', '-')}", value) for name, value in words.items()])
     data = made if isinstance(made, bytes) else made.SerializeToString()
     return external_auth_pb2.CheckResponse.FromString(answer(data))
 
