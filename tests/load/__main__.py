@@ -18,7 +18,7 @@ from tests.load import machine
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
-TABLES = ("engine", "hostile", "module", "ext_authz", "scale")
+TABLES = ("engine", "hostile", "module", "ext_authz", "scale", "churn")
 
 
 def main() -> int:

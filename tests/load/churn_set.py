@@ -38,7 +38,9 @@ class Churn:
 
     def __post_init__(self) -> None:
         self._random = random.Random(self.size.seed)
+        self._staging = self.folder.parent.parent / "staging"
         self._pods: dict[Path, list[Object]] = {}
+        self._texts: dict[Path, list[str]] = {}
         self._far: deque[Path] = deque()
         self._made = 0
         self._wide_on = False
@@ -46,6 +48,7 @@ class Churn:
     def write(self) -> None:
         """Make the folder as it is before the first change."""
         self.folder.mkdir(parents=True)
+        self._staging.mkdir()
         pods, rest = [], [_node(NODE, "127.0.0.1"), _node("far", "192.0.2.2")]
         for item in scale(self.size):
             (pods if item["kind"] == "Pod" else rest).append(item)
@@ -53,11 +56,11 @@ class Churn:
             path = self.folder / f"pods-{start // OBJECTS_PER_FILE:04}.yaml"
             self._pods[path] = [{**pod, "spec": {"nodeName": NODE}} for pod in pods[start : start + OBJECTS_PER_FILE]]
         for path, held in self._pods.items():
-            path.write_text(to_yaml(held))
+            self._texts[path] = [_pod_text(pod) for pod in held]
+            self._replace(path, self._texts[path])
         for start in range(0, len(rest), OBJECTS_PER_FILE):
-            (self.folder / f"rest-{start // OBJECTS_PER_FILE:04}.yaml").write_text(
-                to_yaml(rest[start : start + OBJECTS_PER_FILE])
-            )
+            path = self.folder / f"rest-{start // OBJECTS_PER_FILE:04}.yaml"
+            path.write_text(to_yaml(rest[start : start + OBJECTS_PER_FILE]))
         (self.folder / "judged.yaml").write_text(to_yaml(_judged()))
         for client in CLIENTS:
             self.right[client] = client == OPEN
@@ -72,7 +75,8 @@ class Churn:
         held = self._pods[path]
         index = self._random.randrange(len(held))
         held[index] = self._changed(held[index])
-        self._replace(path, held)
+        self._texts[path][index] = _pod_text(held[index])
+        self._replace(path, self._texts[path])
 
     def move_client(self, client: str) -> None:
         """A judged client changes its labels, and with them whether its requests pass."""
@@ -83,14 +87,14 @@ class Churn:
         """The policy for everybody lets the client WIDE pass, or no more."""
         self._wide_on = not self._wide_on
         self.right[WIDE] = self._wide_on
-        self._replace(self.folder / "wide.yaml", [_wide(self._wide_on)])
+        self._replace(self.folder / "wide.yaml", [to_yaml([_wide(self._wide_on)])])
 
     def add_addresses(self) -> None:
         """A hundred endpoints of another node come; the oldest hundred go."""
         labels = [pod["metadata"] for held in self._random.sample(list(self._pods.values()), 4) for pod in held]
         chosen = self._random.sample(labels, min(OBJECTS_PER_FILE, len(labels)))
         path = self.folder / f"far-{self._made:08}.yaml"
-        self._replace(path, [self._far_pod(metadata) for metadata in chosen])
+        self._replace(path, [_pod_text(self._far_pod(metadata)) for metadata in chosen])
         self._far.append(path)
         if len(self._far) > FAR_FILES:
             self._far.popleft().unlink()
@@ -114,13 +118,8 @@ class Churn:
     def _far_pod(self, metadata: Object) -> Object:
         self._made += 1
         name = f"{metadata['labels']['app']}-f{self._made}"
-        return {
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": {**metadata, "name": name},
-            "spec": {"nodeName": "far"},
-            "status": {"podIPs": [{"ip": self._address(64)}]},
-        }
+        status = {"podIPs": [{"ip": self._address(64)}]}
+        return {"metadata": {**metadata, "name": name}, "spec": {"nodeName": "far"}, "status": status}
 
     def _address(self, first: int) -> str:
         """One nobody has: they come round after four million."""
@@ -128,17 +127,28 @@ class Churn:
         return f"10.{first + (number >> 16)}.{number >> 8 & 255}.{number & 255}"
 
     def _put_client(self, client: str) -> None:
-        access = "yes" if self.right[client] and client != WIDE else "no"
+        access = "granted" if self.right[client] and client != WIDE else "none"
         labels = {"access": access, "client": client}
         metadata = {"name": client, "namespace": NAMESPACE, "labels": labels}
         status = {"podIPs": [{"ip": CLIENTS[client]}]}
-        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {"nodeName": NODE}, "status": status}
-        self._replace(self.folder / f"client-{client}.yaml", [pod])
+        pod = {"metadata": metadata, "spec": {"nodeName": NODE}, "status": status}
+        self._replace(self.folder / f"client-{client}.yaml", [_pod_text(pod)])
 
-    def _replace(self, path: Path, objects: list[Object]) -> None:
-        staged = self.folder.parent / f"{path.name}.new"  # not in the folder that is watched
-        staged.write_text(to_yaml(objects))
+    def _replace(self, path: Path, texts: list[str]) -> None:
+        staged = self._staging / path.name
+        staged.write_text("---\n".join(texts))
         os.replace(staged, path)
+
+
+def _pod_text(pod: Object) -> str:
+    """A pod as YAML; ten times faster than the library, so that making changes takes nothing from the node."""
+    metadata = pod["metadata"]
+    labels = "".join(f"    {key}: {value}\n" for key, value in metadata["labels"].items())
+    addresses = "".join(f"  - ip: {item['ip']}\n" for item in pod["status"]["podIPs"])
+    return (
+        f"apiVersion: v1\nkind: Pod\nmetadata:\n  name: {metadata['name']}\n  namespace: {metadata['namespace']}\n"
+        f"  labels:\n{labels}spec:\n  nodeName: {pod['spec']['nodeName']}\nstatus:\n  podIPs:\n{addresses}"
+    )
 
 
 def _node(name: str, address: str) -> Object:
@@ -154,7 +164,7 @@ def _judged() -> list[Object]:
         "endpointSelector": {"matchLabels": {"app": "server"}},
         "ingress": [
             {
-                "fromEndpoints": [{"matchLabels": {"access": "yes"}}],
+                "fromEndpoints": [{"matchLabels": {"access": "granted"}}],
                 "toPorts": [{"ports": [{"port": "80", "protocol": "TCP"}], "rules": {"http": [{"path": "/.*"}]}}],
             }
         ],
