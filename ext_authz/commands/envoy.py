@@ -69,6 +69,9 @@ def _add_door(parser: argparse.ArgumentParser) -> None:
         "--listener-filter", action="store_true", help="the module's listener filter says who connects (--state)"
     )
     parser.add_argument("--observe", action="store_true", help="look on and deny nothing (ext-proc)")
+    parser.add_argument(
+        "--flow-ring-bytes", type=int, metavar="N", help="each Envoy worker's ring of flow records; 0: none (module)"
+    )
     parser.add_argument("--second-point", action="store_true", help="judge again on the chosen upstream host (module)")
     parser.add_argument("--body", default="", help="what a denied client reads (module)")
     parser.add_argument(
@@ -152,6 +155,7 @@ def _setup(args: argparse.Namespace) -> Setup:
         body=args.body,
         metadata=args.metadata,
         access_log=args.access_log,
+        flow_ring_bytes=args.flow_ring_bytes,
         tls=_tls(args),
         trust_domain=args.trust_domain,
         require=tuple(map(Evidence, args.require)),

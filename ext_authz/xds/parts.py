@@ -56,10 +56,13 @@ def module_of(setup: Setup) -> DynamicModuleConfig:
 
 def bootstrap_extension(setup: Setup) -> TypedExtensionConfig:
     """Loads and watches the snapshot for all filters of the process."""
+    wanted: dict[str, Object] = {"state": str(setup.state)}
+    if setup.flow_ring_bytes is not None:
+        wanted["flow_ring_bytes"] = setup.flow_ring_bytes
     extension = DynamicModuleBootstrapExtension(
         dynamic_module_config=module_of(setup),
         extension_name=NAME,
-        extension_config=struct({"state": str(setup.state)}),
+        extension_config=struct(wanted),
     )
     return TypedExtensionConfig(name=NAME, typed_config=Any.pack(extension))
 

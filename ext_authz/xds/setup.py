@@ -132,6 +132,7 @@ class Setup:
     second_point: judge again on the chosen upstream host (module only).
     proxy_protocol_from: networks whose PROXY header is believed.
     sni: read the server name of TLS connections (delays server-first protocols).
+    flow_ring_bytes: size of each Envoy worker's ring of flow records, 0 for none (module; empty: its default).
     access_log: path of a JSON access log, with the decision in it.
     trust_domain: the SPIFFE trust domain whose certificates say who connects.
     require: evidence of the peer that must be there.
@@ -161,6 +162,7 @@ class Setup:
     body: str = ""
     metadata: str = ""
     access_log: str = ""
+    flow_ring_bytes: int | None = None
     tls: Tls | None = None
     trust_domain: str = ""
     require: tuple[Evidence, ...] = ()
@@ -184,6 +186,7 @@ class Setup:
             ""
             if not self.proxy_protocol_from or self.has_bootstrap
             else "only the module can tell trusted proxies (--listener-filter puts it in front)",
+            "" if self.flow_ring_bytes is None or self.has_bootstrap else "only the module has rings of its own",
             *self._ext_proc_problems(),
             *self._evidence_problems(),
         ]
