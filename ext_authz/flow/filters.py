@@ -94,9 +94,7 @@ def _label(values: Sequence[str]) -> Condition:
         selectors = [parse_selector(value) for value in values]
     except SelectorError as error:
         raise FilterError(f"label: {error}") from None
-    return lambda facts: any(
-        selects(end.labels) for selects in selectors for end in (facts.source, facts.destination)
-    )
+    return lambda facts: any(selects(end.labels) for selects in selectors for end in (facts.source, facts.destination))
 
 
 def _path(value: str) -> Condition:

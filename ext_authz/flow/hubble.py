@@ -16,10 +16,10 @@ import time
 from collections import OrderedDict
 from ipaddress import ip_address
 
-from ext_authz.engine.layout import NONE
+from ext_authz.engine.types import VerdictCode
 from ext_authz.flow.facts import End, Facts, Seen
 from ext_authz.flow.names import Names
-from ext_authz.flow.record import DOORS, Flags, FlowType, Record
+from ext_authz.flow.record import Flags, FlowType, Record
 from ext_authz.flow.shape import Shape, make_end, make_shape
 from ext_authz.flow.text import Words, quoted
 
@@ -31,7 +31,8 @@ _ICMP = {1: "ICMPv4", 58: "ICMPv6"}
 _HEX = frozenset(b"0123456789abcdef")
 _RESPONSE, _END, _REQUEST = FlowType.RESPONSE, FlowType.END, FlowType.REQUEST
 _ENDS = (FlowType.RESPONSE, FlowType.END)
-_DROPPED = 2
+_DROPPED = int(VerdictCode.DROPPED)
+_NO_ID = bytes(16)
 
 
 class Formatter:
@@ -56,22 +57,29 @@ class Formatter:
     def open_requests(self) -> int:
         return len(self._open)
 
-    def format(self, record: Record) -> Seen:
-        kind = record.type
-        if kind in _ENDS:
-            opened = self._open.pop(record.decision, None)
-            return self._line(record, opened or record, opened is not None)
-        if record.verdict != _DROPPED:
+    def opened(self, record: Record) -> Record:
+        """
+        The request or connection whose end a record is, or the record itself. Once for each record, in their order.
+
+        The end of what was not seen (or is long ago) stands for itself: its line says what is known.
+        """
+        if record.type in _ENDS:
+            return self._open.pop(record.decision, record)
+        if record.verdict != _DROPPED and record.decision != _NO_ID:
             self._open[record.decision] = record
             if len(self._open) > OPEN_MAX:
                 self._open.popitem(last=False)
-        return self._line(record, record, True)
+        return record
 
-    def _line(self, record: Record, opened: Record, known: bool) -> Seen:
+    def format(self, record: Record, opened: Record) -> Seen:
+        """
+        Raises:
+            RecordError, ValueError: The record says something impossible.
+        """
         shape = self._shape(record, opened)
         stamp = self._time(record.time_ns)
         uuid = record.decision.hex()
-        middle, summary, path, method = self._texts(record, opened, known)
+        middle, summary, path, method = self._texts(record, opened)
         ports = opened.source_port, opened.destination_port
         addresses = opened.source_address, opened.destination_address
         if shape.reply:
@@ -79,7 +87,7 @@ class Formatter:
         line = (
             f'{{"flow":{{"time":"{stamp}","uuid":"{uuid}",{shape.head}{self._network(opened, addresses, ports)}'
             f'{shape.ends},"node_name":{self._node}{middle}{shape.tail}{_trace(opened.traceparent)}{shape.extensions}'
-            f"{self._measures(record, opened, shape)}}}}}"
+            f"{self._measures(record, opened)}}}}}"
             f',"Summary":"{summary}"}},"node_name":{self._node},"time":"{stamp}"}}'
         )
         source, destination = (shape.destination, shape.source) if shape.reply else (shape.source, shape.destination)
@@ -140,7 +148,7 @@ class Formatter:
         icmp = _ICMP.get(protocol)
         return f'{made}"l4":{{"{icmp}":{{"type":{ports[1]}}}}},' if icmp else made
 
-    def _texts(self, record: Record, opened: Record, known: bool) -> tuple[str, str, str, str]:
+    def _texts(self, record: Record, opened: Record) -> tuple[str, str, str, str]:
         """The l7 message, the summary, and path and method for filters."""
         kind = record.type
         if kind not in (_REQUEST, _RESPONSE):
@@ -149,7 +157,7 @@ class Formatter:
         method, protocol = words.word(opened.method), words.word(opened.http_protocol)
         path = words.path(opened.path)
         url = ""
-        if known and (opened.host or opened.path):
+        if opened.host or opened.path:
             url = f"{'https' if opened.sni else 'http'}://{words.host(opened.host)}{quoted(path)[1:-1]}"
         code = record.code
         status = 200 if record.flags & Flags.GRPC_STATUS else code
@@ -170,7 +178,7 @@ class Formatter:
             return f"{name} ended after {record.latency_ns // 1_000_000}ms"
         return f"{name} to {self._words.word(opened.sni)}" if opened.sni else name
 
-    def _measures(self, record: Record, opened: Record, shape: Shape) -> str:
+    def _measures(self, record: Record, opened: Record) -> str:
         """What changes from record to record among our own fields."""
         made = f',"decision_ns":{opened.decision_ns}'
         if record.type == _END:
@@ -188,6 +196,3 @@ def _trace(traceparent: bytes) -> str:
     if len(parts) < 4 or len(parts[1]) != 32 or not _HEX.issuperset(parts[1]) or parts[1] == b"0" * 32:
         return ""
     return f',"trace_context":{{"parent":{{"trace_id":"{parts[1].decode()}"}}}}'
-
-
-__all__ = ["DOORS", "NONE", "OPEN_MAX", "Formatter"]

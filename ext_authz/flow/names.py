@@ -71,9 +71,7 @@ class Identities:
     def endpoint(self, index: int) -> str:
         """NAMESPACE/NAME, or nothing if there is no such endpoint."""
         item = _item(self._table, IdentitiesSection.ENDPOINTS, "idm_endpoint", index)
-        return (
-            _text(self._table, IdentitiesSection.STRINGS, item["name_offset"], item["name_size"]) if item else ""
-        )
+        return _text(self._table, IdentitiesSection.STRINGS, item["name_offset"], item["name_size"]) if item else ""
 
     @cached_property
     def _numbers(self) -> list[int]:
@@ -96,7 +94,7 @@ class Policies:
             found = self._rule(item["rule"]) if item else None
             if found:
                 return (found,)
-        item = _item(self._table, PoliciesSection.ENTRIES, "idm_entry", entry) if entry != NONE else None
+        item = _item(self._table, PoliciesSection.ENTRIES, "idm_entry", entry) if entry != NONE else {}
         if not item:
             return ()
         origins = section_bytes(self._table, PoliciesSection.ORIGINS).cast("I")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+from struct import Struct
 
 from ext_authz.engine._engine import ffi, lib
 from ext_authz.engine.layout import record
@@ -14,6 +15,9 @@ HELLO = record("idm_ring_hello")
 # What one look takes at most: enough to keep up, little enough that others get their turn.
 BATCH = 128 << 10
 WORKER_MAX = 4095
+
+_COUNT = Struct("<Q")
+_HEAD, _TAIL = (ffi.offsetof("struct idm_ring_head", name) for name in ("head", "tail"))
 
 _room = ffi.new("char[]", BATCH)
 
@@ -29,7 +33,7 @@ class Ring:
     pid is the kernel's word of who handed it over; door and worker are the producer's own and only label its counts.
     """
 
-    def __init__(self, hello: bytes, handle: int, pid: int) -> None:
+    def __init__(self, hello: bytes, handle: int, pid: int, told_lost: int = 0) -> None:
         """
         Map a ring. The descriptor stays the caller's.
 
@@ -54,7 +58,8 @@ class Ring:
         self.pid = pid
         self.malformed = 0
         self.orphan = False  # its producer is gone
-        self._lost = lib.idm_ring_view_lost(self._view)
+        self._handle = os.dup(handle)
+        self.told_lost = told_lost
 
     def take(self) -> bytes:
         """The oldest whole records, one behind another; empty if there are none."""
@@ -74,11 +79,23 @@ class Ring:
         return int(lib.idm_ring_view_lost(self._view))
 
     def new_losses(self) -> int:
-        """Records lost since the last call (or since it was handed over); a count that falls is nobody's."""
+        """Records lost since the last call; at first since the ring was made, or `told_lost`."""
         lost = self.lost
-        new, self._lost = max(0, lost - self._lost), lost
+        new, self.told_lost = max(0, lost - self.told_lost), lost
         return new
+
+    @property
+    def used(self) -> int:
+        """Bytes that wait to be read."""
+        try:
+            head, tail = (_COUNT.unpack(os.pread(self._handle, _COUNT.size, at))[0] for at in (_HEAD, _TAIL))
+        except OSError:  # closed meanwhile
+            return 0
+        return min(max(0, head - tail), self.size)
 
     def close(self) -> None:
         """Unmap it now."""
-        ffi.release(self._view)
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1
+            ffi.release(self._view)

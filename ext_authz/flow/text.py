@@ -8,7 +8,7 @@ hosts, and the headers that carry credentials, each replaced by Hubble's word fo
 
 from __future__ import annotations
 
-from json.encoder import encode_basestring_ascii as _quoted  # type: ignore[attr-defined]
+from json.encoder import encode_basestring_ascii as _quoted
 
 REDACTED = "HUBBLE_REDACTED"
 _SECRET_HEADERS = frozenset(
@@ -37,7 +37,7 @@ def redact_path(path: str) -> str:
 
 def redact_host(host: str) -> str:
     """Without user information, which an authority may carry."""
-    user, at, rest = host.rpartition("@")
+    _, at, rest = host.rpartition("@")
     return f"{REDACTED}@{rest}" if at else host
 
 

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+From rings to lines: batches are taken, named, formatted, handed to the clients and written.
+
+One task does it all, a bounded piece at a time, and lets others run between; what may take long (loading a snapshot,
+writing) runs in a thread. While it waits the rings fill, and what does not fit there is counted by their producers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from ext_authz.engine.types import SnapshotError
+from ext_authz.flow.counts import Counts
+from ext_authz.flow.facts import Seen
+from ext_authz.flow.hub import Hub
+from ext_authz.flow.hubble import Formatter
+from ext_authz.flow.intake import Intake
+from ext_authz.flow.names import Names
+from ext_authz.flow.quiet import Quiet
+from ext_authz.flow.record import Record, RecordError, records
+from ext_authz.flow.sink import NoSink, Sink
+
+log = logging.getLogger(__name__)
+
+BUSY_S, IDLE_S = 0.002, 0.05
+# A snapshot is loaded for at most a tenth of the time, and records wait for their names no longer than this.
+_NAMES_WAIT_S = 0.2
+_LOAD_PAUSE_S = 0.1
+
+
+class Reading:
+    """Reads all rings of an intake until told to stop."""
+
+    def __init__(self, intake: Intake, names: Names, formatter: Formatter, hub: Hub, sink: Sink) -> None:
+        self._intake = intake
+        self._names = names
+        self._formatter = formatter
+        self._hub = hub
+        self._sink = sink
+        self._quiet = Quiet(log)
+        self._load_due = 0.0
+        self._loading = asyncio.Lock()
+        self.counts = Counts()
+
+    async def run(self) -> None:
+        """For ever; a ring that has something is looked at again soon, an idle one twenty times a second."""
+        pause = BUSY_S
+        while True:
+            size = await self.turn()
+            pause = BUSY_S if size else min(pause * 2, IDLE_S)
+            await asyncio.sleep(0 if size > 64 << 10 else pause)
+
+    async def turn(self) -> int:
+        """One look at every ring; bytes taken."""
+        taken = 0
+        for ring in self._intake.rings:
+            before = ring.malformed
+            data = ring.take()
+            if ring.malformed != before:
+                self.counts.malformed += 1
+                self._quiet.warn("a ring was damaged, what stood in it is skipped", door=ring.door, pid=ring.pid)
+            if data:
+                await self._process(data)
+                taken += len(data)
+            lost = ring.new_losses()
+            if lost:
+                self._hub.lose(lost)
+                self._quiet.warn("flows lost, a ring was full", lost, door=ring.door, pid=ring.pid)
+        if not taken:
+            self._intake.drop_orphans()
+        return taken
+
+    async def drain(self, limit_s: float = 2.0) -> None:
+        """What stands in the rings now; producers that go on writing are not waited for."""
+        until = time.monotonic() + limit_s
+        while await self.turn() and time.monotonic() < until:
+            pass
+
+    async def follow_names(self) -> None:
+        """Load the published snapshot if it is another one. A bad one leaves the names as they were."""
+        async with self._loading:
+            if not self._names.changed():
+                return
+            started = time.monotonic()
+            try:
+                await asyncio.to_thread(self._names.load)
+            except (OSError, SnapshotError, MemoryError) as error:
+                self._quiet.warn("snapshot refused, names stay as they were", reason=error)
+            took = time.monotonic() - started
+            self._load_due = time.monotonic() + max(_LOAD_PAUSE_S, 9 * took)
+            self._formatter.forget_names()
+
+    async def _names_for(self, revision: int) -> None:
+        if revision <= self._names.newest or not self._names.changed():
+            return
+        wait = self._load_due - time.monotonic()
+        if wait > _NAMES_WAIT_S:
+            return
+        if wait > 0:
+            await asyncio.sleep(wait)
+        await self.follow_names()
+
+    async def _process(self, data: bytes) -> None:
+        found: list[Record] = []
+        for item in records(data):
+            if isinstance(item, RecordError):
+                self.counts.malformed += 1
+                self._quiet.warn("a record was malformed", reason=item)
+            else:
+                found.append(item)
+        await self._names_for(max((record.revision for record in found), default=0))
+        batch = self._format(found)
+        if not batch:
+            return
+        self._hub.publish(batch)
+        if not isinstance(self._sink, NoSink):
+            await self._write(batch)
+
+    def _format(self, found: list[Record]) -> list[Seen]:
+        batch = []
+        for record in found:
+            try:
+                opened = self._formatter.opened(record)
+                seen = self._formatter.format(record, opened)
+            except (RecordError, ValueError) as error:
+                self.counts.malformed += 1
+                self._quiet.warn("a record was malformed", reason=error)
+                continue
+            self.counts.add(record, opened, seen)
+            batch.append(seen)
+        return batch
+
+    async def _write(self, batch: list[Seen]) -> None:
+        data = "\n".join([seen.line for seen in batch]).encode() + b"\n"
+        try:
+            await asyncio.to_thread(self._sink.write, data)
+        except OSError as error:
+            self.counts.unwritten += len(batch)
+            self._quiet.warn("flows could not be written", len(batch), reason=error)
