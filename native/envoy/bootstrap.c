@@ -337,6 +337,7 @@ IDM_HOOK void ON(bootstrap_extension_timer_fired)(struct envoy_bootstrap_config 
 	changed = count_flows(self);
 	if (status_refresh(&self->status, mesh_oldest_revision()) || changed)
 		show(self);
+	mesh_end();
 	CALLBACK(bootstrap_extension_timer_enable)(timer, POLL_MS);
 }
 

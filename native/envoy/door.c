@@ -179,7 +179,7 @@ void decision_init(struct decision *ret)
 	ret->evidence = 0;
 	ret->source = ret->destination = 0;
 	ret->source_endpoint = ret->destination_endpoint = IDM_NONE;
-	ret->revision = 0;
+	ret->revision = ret->expiry_ms = 0;
 	ret->target = (struct address){0};
 }
 
@@ -350,6 +350,7 @@ void door_decide(struct door *door, const struct idm_snapshot *snapshot, const s
 	ret->source = source.identity;
 	ret->source_endpoint = source.endpoint;
 	ret->evidence = peer.evidence;
+	ret->expiry_ms = peer.expiry_ms;
 	if (!find_target(door, connection, upstream, &ret->target) ||
 	    !resolve_destination(door, snapshot, &ret->target, &destination)) {
 		door_refuse(IDM_DROP_NO_POLICY, false, ret);

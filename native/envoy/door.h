@@ -81,6 +81,7 @@ struct decision {
 	uint32_t source_endpoint; /* indexes, or IDM_NONE */
 	uint32_t destination_endpoint;
 	uint64_t revision;
+	uint64_t expiry_ms; /* when the source's evidence ends; 0: never */
 	struct address target; /* the destination that was judged, with the port that policies see */
 };
 /* Nothing known and nothing judged yet. */

@@ -172,6 +172,7 @@ struct outcome {
 	bool upgrade;
 	bool grpc;
 	uint64_t revision;
+	uint64_t expiry_ms;
 	uint8_t id[DECISION_ID_BYTES];
 };
 
@@ -293,6 +294,7 @@ static void judge(struct http_stream *stream, struct outcome *ret)
 	mesh_leave();
 	ret->allowed = judgement.decision.allowed;
 	ret->revision = judgement.decision.revision;
+	ret->expiry_ms = judgement.decision.expiry_ms;
 	ret->upgrade = judgement.request.upgrade;
 	ret->grpc = judgement.request.grpc;
 	if (!ret->allowed)
@@ -311,14 +313,16 @@ static void again(void *subject)
 	CALLBACK(http_filter_scheduler_commit)(stream->scheduler, EVENT_AGAIN);
 }
 
-// From now on a new policy judges it again; so does one that came since it was judged.
-static void follow(struct http_stream *stream, uint64_t judged)
+// From now on a new policy judges it again, and the end of the peer's certificate; so does a policy that came since
+// it was judged.
+static void follow(struct http_stream *stream, uint64_t judged, uint64_t expiry_ms)
 {
 	const struct idm_snapshot *snapshot;
 	bool changed;
 
 	if (!stream->open.next)
 		mesh_open_add(&stream->open, again, stream);
+	mesh_open_ends(&stream->open, expiry_ms);
 	snapshot = mesh_enter();
 	changed = !snapshot || idm_snapshot_revision(snapshot) != judged;
 	mesh_leave();
@@ -382,7 +386,7 @@ static enum envoy_http_status answer(struct http_stream *stream)
 		return ENVOY_HTTP_STOP;
 	}
 	if (outcome.upgrade)
-		follow(stream, outcome.revision);
+		follow(stream, outcome.revision, outcome.expiry_ms);
 	return ENVOY_HTTP_CONTINUE;
 }
 

@@ -6,10 +6,12 @@
 #include <pthread.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 
 static struct idm_store *store;
 static pthread_mutex_t open_lock = PTHREAD_MUTEX_INITIALIZER;
-static struct mesh_open open_list = {&open_list, &open_list, NULL, NULL};
+static struct mesh_open open_list = {&open_list, &open_list, NULL, NULL, 0};
+static size_t ending; // those of the list that end, also under the lock
 // Made at a thread's first decision: Envoy does not tell us of its workers one by one.
 static __thread struct idm_reader *reader;
 
@@ -83,10 +85,36 @@ void mesh_open_remove(struct mesh_open *open)
 	if (!open->next)
 		return;
 	pthread_mutex_lock(&open_lock);
+	ending -= open->ends_ms != 0;
+	open->ends_ms = 0;
 	open->next->previous = open->previous;
 	open->previous->next = open->next;
 	pthread_mutex_unlock(&open_lock);
 	open->next = NULL;
+}
+
+void mesh_open_ends(struct mesh_open *open, uint64_t when_ms)
+{
+	if (open->ends_ms == when_ms)
+		return;
+	pthread_mutex_lock(&open_lock);
+	ending += (when_ms != 0) - (open->ends_ms != 0);
+	open->ends_ms = when_ms;
+	pthread_mutex_unlock(&open_lock);
+}
+
+void mesh_end(void)
+{
+	struct timespec now;
+	uint64_t now_ms;
+
+	clock_gettime(CLOCK_REALTIME, &now);
+	now_ms = (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+	pthread_mutex_lock(&open_lock);
+	for (struct mesh_open *open = open_list.next; ending && open != &open_list; open = open->next)
+		if (open->ends_ms && open->ends_ms <= now_ms)
+			open->again(open->subject);
+	pthread_mutex_unlock(&open_lock);
 }
 
 void mesh_log(enum envoy_log_level level, const char *format, ...)

@@ -38,10 +38,15 @@ struct mesh_open {
 	struct mesh_open *previous;
 	void (*again)(void *subject);
 	void *subject;
+	uint64_t ends_ms; /* unix time when the evidence of its peer ends; 0: never */
 };
 void mesh_open_add(struct mesh_open *open, void (*again)(void *), void *subject);
 /* Afterwards `again` is not running and will not be called. No-op if it was never added. */
 void mesh_open_remove(struct mesh_open *open);
+/* It was added: judge it again at that unix time, or within a second of it. 0: never. */
+void mesh_open_ends(struct mesh_open *open, uint64_t when_ms);
+/* Main thread, each second: have all judged again whose peer's evidence has ended. */
+void mesh_end(void);
 
 /* Into Envoy's log, as "idmesh: ...". */
 __attribute__((format(printf, 2, 3))) void mesh_log(enum envoy_log_level level, const char *format, ...);

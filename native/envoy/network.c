@@ -147,6 +147,7 @@ static bool judge(struct network_connection *self, bool first)
 		tell(self, snapshot, &decision, id, !first);
 	}
 	mesh_leave();
+	mesh_open_ends(&self->open, decision.expiry_ms);
 	return decision.allowed;
 }
 
