@@ -57,7 +57,7 @@ def listener(setup: Setup) -> Listener:
         name=NAME,
         address=address(setup.listen),
         listener_filters=_listener_filters(setup),
-        filter_chains=[_chain(setup, [*tls.report_filters(setup), *filters])],
+        filter_chains=[_chain(setup, [*tls.certificate_filters(setup), *filters])],
     )
 
 

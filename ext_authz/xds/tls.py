@@ -2,9 +2,10 @@
 """
 TLS towards clients: the listener verifies their certificates, and what it verified is reported to whoever judges.
 
-Envoy shows filters no sign of whether it verified a certificate, so a trust domain is configured only where this
+Envoy reports certificates that nobody vouches for like verified ones, so a trust domain is configured only where this
 context stands: a trusted CA, certificates required, SPIFFE ids of the trust domain only, and no resumed sessions, which
-Envoy does not verify again.
+are not verified again. Envoy's RBAC filter alone is told whether a certificate was verified: it closes connections
+whose was not, should somebody weaken the context later.
 
 The module cannot read when a certificate ends. Envoy's formatter can: set_filter_state reports it once a connection,
 and a filter of the module before it holds everybody back until the handshake is complete.
@@ -12,14 +13,22 @@ and a filter of the module before it holds everybody back until the handshake is
 
 from __future__ import annotations
 
-from envoy_data_plane.envoy.config.core.v3 import DataSource, SubstitutionFormatString, TransportSocket
+from envoy_data_plane.envoy.config.core.v3 import (
+    DataSource,
+    SubstitutionFormatString,
+    TransportSocket,
+    TypedExtensionConfig,
+)
 from envoy_data_plane.envoy.config.listener.v3 import Filter
+from envoy_data_plane.envoy.config.rbac.v3 import Permission, Policy, Principal, Rbac
 from envoy_data_plane.envoy.extensions.filters.common.set_filter_state.v3 import (
     FilterStateValue,
     FilterStateValueSharedWithUpstream,
 )
 from envoy_data_plane.envoy.extensions.filters.network.dynamic_modules.v3 import DynamicModuleNetworkFilter
+from envoy_data_plane.envoy.extensions.filters.network.rbac.v3 import Rbac as NetworkRbac
 from envoy_data_plane.envoy.extensions.filters.network.set_filter_state.v3 import Config as SetFilterState
+from envoy_data_plane.envoy.extensions.rbac.principals.mtls_authenticated.v3 import Config as MtlsAuthenticated
 from envoy_data_plane.envoy.extensions.transport_sockets.tls.v3 import (
     CertificateValidationContext,
     CommonTlsContext,
@@ -77,10 +86,25 @@ def _validation(setup: Setup) -> CertificateValidationContext | None:
     )
 
 
-def report_filters(setup: Setup) -> list[Filter]:
-    """What the module needs to stand before everything else; the services are told in their calls."""
-    if not setup.trust_domain or setup.door != Door.MODULE:
+def certificate_filters(setup: Setup) -> list[Filter]:
+    """What must stand before whoever judges."""
+    if not setup.trust_domain:
         return []
+    return [*(_report_filters(setup) if setup.door == Door.MODULE else []), _verified_filter()]
+
+
+def _verified_filter() -> Filter:
+    verified = Any.pack(MtlsAuthenticated(any_validated_client_certificate=True))
+    principal = Principal(
+        custom=TypedExtensionConfig(name="envoy.rbac.principals.mtls_authenticated", typed_config=verified)
+    )
+    policy = Policy(permissions=[Permission(any=True)], principals=[principal])
+    rbac = NetworkRbac(rules=Rbac(policies={"verified": policy}), stat_prefix=f"{NAME}.")
+    return Filter(name="envoy.filters.network.rbac", typed_config=Any.pack(rbac))
+
+
+def _report_filters(setup: Setup) -> list[Filter]:
+    """For the module; the services are told in their calls."""
     wait = DynamicModuleNetworkFilter(
         dynamic_module_config=module_of(setup), filter_name=f"{NAME}.handshake", filter_config=struct({})
     )
