@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ext_authz.doctor.config.finding import Finding, check, error, warning
-from ext_authz.doctor.config.node import Node
-from ext_authz.doctor.config.view import NAME, Door, Filter, View
+from ext_authz.doctor.config.view import NAME, Filter, View
 
 _WHY = "the services take the peer from it, logs the verdict: what a client can write there could make him another"
 # Fields of Envoy's filters that say where something is written.
@@ -89,23 +88,3 @@ def per_route_writers(view: View) -> Iterator[Finding]:
             if _snake(name) in _PLACES and ours(node.text):
                 what = f'a route\'s filter configuration writes "{node.text}"'
                 yield error("metadata-writer", node, what, _WHY, "write under another name there")
-
-
-@check
-def filter_names(view: View) -> Iterator[Finding]:
-    """A foreign ext_authz or ext_proc writes metadata under its own filter's name."""
-    doors: list[Door] = list(view.doors)
-    names = {door.filter.name for door in doors}
-    own = {id(door.filter) for door in doors}
-    for item in view.filters:
-        if id(item) not in own and item.is_("ext_authz.v3", "ext_proc.v3") and _clashes(item, names):
-            what = f"{item.label} has a name of ours: the metadata of both arrive in one place"
-            yield error("metadata-writer", _name(item), what, _WHY, "give it another name")
-
-
-def _clashes(item: Filter, names: set[str]) -> bool:
-    return bool(item.name) and (ours(item.name) or item.name in names)
-
-
-def _name(item: Filter) -> Node:
-    return item.entry.get("name")
