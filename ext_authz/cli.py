@@ -16,12 +16,15 @@ COMMANDS = (
     "explain",
     "test",
     "run",
+    "apply",
     "envoy",
     "demo",
     "status",
+    "flows",
     "identity",
     "endpoint",
     "doctor",
+    "systemd",
 )
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 

@@ -98,6 +98,8 @@ class Sources:
             found.sources.append(source)
             self._read_source(source, found)
         self._files.forget(found.contents)
+        for applied in self._applied.read() if self._applied else ():
+            _take_applied(applied, found)
         mender = _Mender(self._store, found)
         loaded = self._loader.load_contents(list(found.contents.items()), mender.mend)
         world = loaded.world

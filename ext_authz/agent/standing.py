@@ -7,6 +7,7 @@ Nothing here is wrong; all of it lets traffic pass that a reader of the policies
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any
 
 from ext_authz.model.types import ObjectRef, Policy, Rule, Settings, World
@@ -18,7 +19,7 @@ def standing_warnings(world: World) -> list[dict[str, Any]]:
     for policy in world.policies:
         for rule in policy.rules:
             found += _rule(policy, rule)
-    audited = [endpoint for endpoint in world.endpoints if endpoint.audit]
+    audited = filter(attrgetter("audit"), world.endpoints)
     found += [_record("audit: denials of this endpoint pass", object=endpoint.name) for endpoint in audited]
     if world.closed:
         found.append(_record("the node is closed: the subjects of a policy cannot be read"))

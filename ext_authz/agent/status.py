@@ -28,6 +28,13 @@ class Reader:
     error: str
     address: str = ""
     counts: dict[str, int] = field(default_factory=dict)
+    age_s: float | None = None  # since this revision is in force there; None: it does not say
+    flows: dict[str, int] = field(default_factory=dict)  # written and lost, of its rings
+
+    @staticmethod
+    def silent(pid: int, page: dict[str, Any]) -> Reader:
+        """A worker that has not reported yet."""
+        return Reader(pid, "service", 0, "", int(page.get("revision") or 0), False, 0, "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +56,8 @@ def read_status(state: State) -> Status:
     found = read_json(state.status)
     page: dict[str, Any] = found if isinstance(found, dict) else {}
     readers = read_readers(state, page)
+    if page:
+        page["pressure"] = {**(page.get("pressure") or {}), "flows": _flows(readers)}
     problems = [] if pid is not None else [f"no node is running with the state directory {state.root}"]
     return Status(pid, page, readers, problems + _problems(pid, page, readers))
 
@@ -64,11 +73,17 @@ def read_readers(state: State, page: dict[str, Any]) -> list[Reader]:
     return readers
 
 
+def _flows(readers: list[Reader]) -> dict[str, int]:
+    """Records of all rings of those that run."""
+    return {name: sum(reader.flows.get(name, 0) for reader in readers) for name in ("written", "lost")}
+
+
 def _reader(report: dict[str, Any], page: dict[str, Any]) -> Reader | None:
     try:
         revision, digest = int(report.get("revision") or 0), str(report.get("digest") or "")
         published = int(page.get("revision") or 0)
         behind = revision < published or (revision == published and digest != str(page.get("digest") or digest))
+        since = report.get("in_force_since")
         late = time.time() - float(page.get("published") or 0) > GRACE_S
         return Reader(
             pid=int(report["pid"]),
@@ -81,6 +96,8 @@ def _reader(report: dict[str, Any], page: dict[str, Any]) -> Reader | None:
             error=str(report.get("error") or ""),
             address=str(report.get("address") or ""),
             counts=dict(report.get("counts") or {}),
+            age_s=round(max(0.0, time.time() - float(since)), 3) if since else None,
+            flows={name: int(count) for name, count in dict(report.get("flows") or {}).items()},
         )
     except (KeyError, TypeError, ValueError):
         return None
@@ -107,6 +124,9 @@ def _problems(pid: int | None, page: dict[str, Any], readers: list[Reader]) -> l
         problems.append("nothing is published yet")
     if pid is not None and page.get("envoy_trouble"):
         problems.append(str(page["envoy_trouble"]))
+    observer = page.get("observer")
+    if pid is not None and isinstance(observer, dict) and observer.get("trouble"):
+        problems.append(str(observer["trouble"]))
     if page.get("closed"):
         problems.append("the node is closed: everything is denied")
     for reader in readers:

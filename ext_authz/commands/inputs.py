@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 from ext_authz.cli import Failure
 from ext_authz.compiler.compile import Compiled, Compiler
@@ -74,12 +75,16 @@ def compile_sources(loaded: Loaded, identities: Path | None = None, revision: in
 
 def error_text(error: PolicyError) -> str:
     """FILE:LINE:COL: KIND NAMESPACE/NAME: FIELD: reason"""
-    origin, ref = error.origin, error.ref
-    name = "/".join(part for part in (ref.namespace, ref.name) if part)
-    warning = "warning: " if error.severity == "warning" else ""
-    place = f"{origin.file}:{origin.line}:{origin.column}"
-    what = f"{ref.kind or 'Document'} {name or '-'}: {error.field or '-'}"
-    return printable(f"{place}: {what}: {warning}{error.reason}")
+    return record_text(error.record())
+
+
+def record_text(record: dict[str, Any]) -> str:
+    """The same of an error's record."""
+    name = "/".join(part for part in (record["namespace"], record["name"]) if part)
+    warning = "warning: " if record["severity"] == "warning" else ""
+    place = f"{record['file']}:{record['line']}:{record['col']}"
+    what = f"{record['kind'] or 'Document'} {name or '-'}: {record['field'] or '-'}"
+    return printable(f"{place}: {what}: {warning}{record['reason']}")
 
 
 def print_problems(problems: Iterable[PolicyError], as_json: bool = False) -> None:

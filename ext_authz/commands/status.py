@@ -58,6 +58,7 @@ def as_lines(status: Status) -> list[str]:
         lines.append(f"holds     {counts}")
     lines += [f"source    {_source(source)}" for source in page.get("sources", [])]
     lines += [f"reader    {_reader(reader)}" for reader in status.readers]
+    lines += _figures(page)
     for error in page.get("errors", [])[:20]:
         lines.append(f"error     {_place(error)}")
     more = int(page.get("error_count") or 0) - 20
@@ -69,6 +70,31 @@ def as_lines(status: Status) -> list[str]:
     return lines if status.problems else [*lines, "well"]
 
 
+def _figures(page: dict[str, Any]) -> list[str]:
+    """Propagation and pressure."""
+    lines = []
+    spread = page.get("propagation") or {}
+    if spread.get("count"):
+        p50, p99 = (1000 * float(spread[name]) for name in ("p50", "p99"))
+        lines.append(f"spread    p50 {p50:.1f} ms, p99 {p99:.1f} ms from event to reader ({spread['count']} counted)")
+    pressure = dict(page.get("pressure") or {})
+    flows = pressure.pop("flows", {})
+    rows = [(name, row) for name, row in pressure.items() if "used" in row]
+    rows += [(f"{kind} numbers", row) for kind, row in pressure.get("identities", {}).items()]
+    lines += [f"pressure  {name.replace('_', ' ')}: {_used(row)}" for name, row in rows if row["used"]]
+    if flows.get("written") or flows.get("lost"):
+        lines.append(f"flows     {flows['written']} records written, {flows['lost']} lost")
+    observer = page.get("observer") or {}
+    if observer.get("pid"):
+        lines.append(f"observer  pid {observer['pid']}")
+    return lines
+
+
+def _used(row: dict[str, Any]) -> str:
+    used, limit = row["used"], row["limit"]
+    return f"{used} of {limit} ({100 * used / limit:.1f}%)" if limit else str(used)
+
+
 def _source(source: dict[str, Any]) -> str:
     text = f"{source['role']} {source['path']}: {source['files']} files, {source['objects']} objects"
     return f"{text}: {source['problem']}" if source.get("problem") else text
@@ -77,8 +103,9 @@ def _source(source: dict[str, Any]) -> str:
 def _reader(reader: Any) -> str:
     counts = " ".join(f"{name}={count}" for name, count in reader.counts.items())
     where = f" {reader.address}" if reader.address else ""
-    state = f"STALE, {reader.lag} behind" if reader.stale else "current"
-    return f"{reader.door} pid {reader.pid}{where}: revision {reader.revision}, {state} {counts}".rstrip()
+    state = f"STALE, {reader.lag} behind" if reader.stale else f"{reader.lag} behind" if reader.lag else "current"
+    age = f" for {reader.age_s:.0f} s" if reader.age_s is not None else ""
+    return f"{reader.door} pid {reader.pid}{where}: revision {reader.revision}{age}, {state} {counts}".rstrip()
 
 
 def _place(error: dict[str, Any]) -> str:

@@ -12,82 +12,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 from checks import OTHER, POLICY, WORLD, allowed, facts, request
-from service_run import Client, environment, wait_until
+from node_run import Running
+from service_run import environment, wait_until
 
-from ext_authz.agent.status import read_status
-from ext_authz.commands.status import as_record
 from ext_authz.service.pool import is_worker
-from ext_authz.state import State
-
-
-@dataclass
-class Running:
-    """A node of the test's own."""
-
-    folder: Path
-    words: list[str] = field(default_factory=list)
-    process: subprocess.Popen[bytes] | None = None
-    extra: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def state(self) -> State:
-        return State(self.folder / "state")
-
-    @property
-    def client(self) -> Client:
-        return Client(f"unix:{self.folder}/a.sock.0")
-
-    def write(self, name: str, text: str) -> None:
-        """As editors and mounts do it: by rename."""
-        path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        staged = path.with_name(f".{path.name}")
-        staged.write_text(text)
-        staged.rename(path)
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "ext_authz.cli", "run", "--state", str(self.state.root)]
-        command += ["--policies", str(self.folder / "policies"), "--endpoints", str(self.folder / "endpoints")]
-        command += ["--grpc", f"unix:{self.folder}/a.sock", *self.words]
-        with open(self.folder / "log", "ab") as log:
-            self.process = subprocess.Popen(command, env=environment() | self.extra, stderr=log, cwd=self.folder)
-        wait_until(self._ready, "the node", 20)
-
-    def _ready(self) -> bool:
-        code, status = self.status()
-        workers = set(status.get("workers") or ())
-        return code != 2 and bool(workers) and workers <= {reader["pid"] for reader in status["readers"]}
-
-    def command(self, *words: str) -> tuple[int, str]:
-        command = [sys.executable, "-m", "ext_authz.cli", *words, "--state", str(self.state.root)]
-        done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
-        return done.returncode, done.stdout
-
-    def status(self) -> tuple[int, dict[str, Any]]:
-        """As the command gives it, without starting a process for it."""
-        found = read_status(self.state)
-        return 2 if found.pid is None else int(not found.healthy), as_record(found)
-
-    def stop(self) -> int:
-        assert self.process is not None
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(20)
-
-    def end(self) -> None:
-        """Whatever state it is in: nothing of it is left."""
-        if self.process and self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
-        for page in self.state.readers.glob("*.json"):
-            pid = int(page.stem)
-            if is_worker(pid, self.state.root):
-                os.kill(pid, signal.SIGKILL)
 
 
 @pytest.fixture
