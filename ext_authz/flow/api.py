@@ -76,10 +76,9 @@ class ReadService(node_pb2_grpc.ReadServicer):
                 return
 
     async def GetStatus(self, request: Any, context: Any) -> Any:
-        status = self._status
-        if status is None:
-            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this process does not know the node's status")
-        record = await asyncio.to_thread(status)
+        if self._status is None:
+            return await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this process does not know the node's status")
+        record = await asyncio.to_thread(self._status)
         return node_pb2.GetStatusReply(json=json.dumps(record).encode())
 
 
