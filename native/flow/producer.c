@@ -171,11 +171,10 @@ static void put_headers(struct pen *pen, const struct idm_flow_facts *facts, str
 
 	record->header_count = 0;
 	for (size_t i = 0; i < facts->header_count; i++) {
-		if (!put_header(pen, &facts->headers[i])) {
+		if (put_header(pen, &facts->headers[i]))
+			record->header_count++;
+		else
 			pen->flags |= IDM_RECORD_HEADERS_CUT;
-			break;
-		}
-		record->header_count++;
 	}
 	record->headers_size = (uint16_t)(pen->next - start);
 }

@@ -3,7 +3,7 @@
 # Builds the engine with sanitizers and runs its C tests.
 #
 #   run.sh asan [SECONDS]       unit tests and fuzzers (a few seconds of each) under address and undefined behaviour
-#   run.sh tsan [SECONDS]       readers under reload, under the thread sanitizer
+#   run.sh tsan [SECONDS]       readers under reload and the flow ring's two ends, under the thread sanitizer
 #   run.sh fuzz SECONDS         every fuzzer for SECONDS; 0: until interrupted. New finds go to build/fuzz.
 set -eu
 
@@ -15,7 +15,7 @@ cc=${CC:-clang}
 flags="-std=gnu11 -g -O1 -fno-omit-frame-pointer -Wall -Wextra -Werror"
 flags="$flags -I$root/native/include -I$root/native/engine -I$root/native/automata -I$root/native/ffi -I$root/tests/fuzz"
 engine="$root/native/engine/*.c $root/native/automata/*.c $root/native/flow/*.c $root/native/service/*.c"
-fuzzers="snapshot engine matcher automata authz"
+fuzzers="snapshot engine matcher automata authz ring"
 for name in $fuzzers; do mkdir -p "$root/build/fuzz/$name"; done
 mkdir -p "$out"
 export IDMESH_SEEDS="$seeds/snapshot"
@@ -56,12 +56,16 @@ asan)
 	engine fuzzer-no-link,address,undefined
 	build units "$root/tests/native/units.c" address,undefined
 	"$out/units"
+	build ring "$root/tests/native/ring.c" address,undefined
+	(cd "$out" && ./ring)
 	for name in $fuzzers; do fuzz "$name" "${2:-5}"; done
 	;;
 tsan)
 	engine thread
 	build stress "$root/tests/native/stress.c" thread
 	"$out/stress" "${2:-10}" "$seeds"/snapshot/*.snapshot
+	build ring_stress "$root/tests/native/ring_stress.c" thread
+	"$out/ring_stress" 2
 	;;
 fuzz)
 	engine fuzzer-no-link,address,undefined
