@@ -8,13 +8,15 @@ from collections.abc import Iterator
 from ext_authz.doctor.config.checks_writers import REPORT_KEY, reports
 from ext_authz.doctor.config.finding import Finding, check, error, warning
 from ext_authz.doctor.config.node import Node
-from ext_authz.doctor.config.view import NAME, Chain, Door, Kind, View
+from ext_authz.doctor.config.view import MANAGER, NAME, Chain, Door, Filter, Kind, View
 
 _CONTEXTS = (
     "validation_context",
     "validation_context_sds_secret_config",
     "combined_validation_context",
 )
+_JUDGES = ("dynamic_modules", "ext_authz", "_proxy")
+_AUTHORITIES = ("trusted_ca", "custom_validator_config", "ca_certificate_provider_instance")
 _WHY = "Envoy then verifies nobody: no certificate counts as evidence, and where one is required everything is denied"
 
 
@@ -73,12 +75,33 @@ def report(view: View) -> Iterator[Finding]:
 
 
 def _reported(chain: Chain) -> bool:
-    names = [
-        "wait" if item.module and item.config.get("filter_name").text == f"{NAME}.handshake" else "report"
-        for item in chain.filters[:2]
-        if item.module or reports(item)
-    ]
-    return names == ["wait", "report"]
+    """True if one waits and, behind it, one reports, before anybody judges."""
+    judges = [index for index, item in enumerate(chain.filters) if item.is_(MANAGER, *_JUDGES) and not _waits(item)]
+    front = chain.filters[: judges[0]] if judges else chain.filters
+    roles = ["wait" if _waits(item) else "report" for item in front if _waits(item) or reports(item)]
+    return roles == ["wait", "report"]
+
+
+def _waits(item: Filter) -> bool:
+    return item.module and item.config.get("filter_name").text == f"{NAME}.handshake"
+
+
+@check
+def verified_only(view: View) -> Iterator[Finding]:
+    """Envoy shows the doors no sign of whether it verified a certificate; its RBAC filter knows."""
+    for chain in view.chains:
+        doors = [door for door in chain.all_doors if wants_certificate(door)]
+        if doors and not any(_authenticated(item) for item in chain.filters):
+            what = "no network RBAC filter closes connections whose certificate was not verified"
+            why = "the doors cannot tell: a later change of this listener's TLS makes any certificate count, unnoticed"
+            remedy = "take the filter envoy.filters.network.rbac from what `idmesh envoy --trust-domain` prints"
+            yield warning("certificate", chain.node.get("filters"), what, why, remedy)
+
+
+def _authenticated(item: Filter) -> bool:
+    return item.is_("network.rbac") and any(
+        node.type.endswith("mtls_authenticated.v3.Config") for _, node in item.config.walk()
+    )
 
 
 def _context(common: Node) -> Iterator[Finding]:
@@ -95,8 +118,6 @@ def _context(common: Node) -> Iterator[Finding]:
             what = "allow_expired_certificate is true"
             yield warning("certificate", found, what, "a stolen key is good forever", "remove it")
     plain = common.get("validation_context")
-    if plain and not any(
-        plain.get(name) for name in ("trusted_ca", "custom_validator_config", "ca_certificate_provider")
-    ):
+    if plain and not any(plain.get(name) for name in _AUTHORITIES):
         what = "validation_context has no trusted_ca"
         yield error("certificate", plain, what, _WHY, "name the CA of the trust domain in trusted_ca")

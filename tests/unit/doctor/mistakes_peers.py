@@ -50,6 +50,13 @@ def validation(tree: Tree) -> Tree:
     return dict.__getitem__(context(tree), "validationContext")
 
 
+def without(name: str) -> Plant:
+    def plant(tree: Tree) -> None:
+        chain(tree)["filters"] = [item for item in chain(tree)["filters"] if item["name"] != name]
+
+    return plant
+
+
 PEERS: dict[str, Mistake] = {
     # who connects
     "no listener filter": (MODULE, put(listener, listenerFilters=[]), E, "listener-filter-missing", "listenerFilters"),
@@ -280,15 +287,16 @@ PEERS: dict[str, Mistake] = {
     ),
     "certificates not reported": (
         "module-http-mtls",
-        lambda tree: chain(tree)["filters"].pop(1),
+        without("envoy.filters.network.set_filter_state"),
         E,
         "certificate",
         "filters",
     ),
-    "handshake not waited for": (
-        "module-http-mtls",
-        lambda tree: chain(tree)["filters"].pop(0),
-        E,
+    "handshake not waited for": ("module-tcp-mtls", without("idmesh.handshake"), E, "certificate", "filters"),
+    "unverified certificates": (
+        "ext-authz-http-mtls",
+        without("envoy.filters.network.rbac"),
+        W,
         "certificate",
         "filters",
     ),
