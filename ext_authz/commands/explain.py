@@ -5,17 +5,23 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ext_authz.cli import Failure
 from ext_authz.commands.inputs import add_source_arguments, compile_sources, load_sources, print_problems
 from ext_authz.compiler.compile import Compiled
 from ext_authz.engine.engine import Engine
 from ext_authz.engine.types import Direction, Flow, Http
-from ext_authz.explain import UnknownEnd, View, explain, find_end
+from ext_authz.explain import Side, UnknownEnd, View, explain, find_end
 from ext_authz.explain.names import PROTOCOLS
 from ext_authz.explain.sides import result_text, side_record, side_text
 from ext_authz.identity.allocator import AllocationError
+from ext_authz.logs import escape
 from ext_authz.model.types import PolicyError
+
+if TYPE_CHECKING:
+    from ext_authz.commands.decision import Recorded
 
 _NUMBERS = {name.upper(): number for number, name in PROTOCOLS.items()}
 
@@ -24,39 +30,97 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser("explain", help="why a flow passes or not", description=__doc__)
     add_source_arguments(parser)
     ends = "NAMESPACE/NAME, an address, an identity number or a reserved name"
-    parser.add_argument("--from", required=True, metavar="X", dest="source", help=ends)
-    parser.add_argument("--to", required=True, metavar="Y", dest="destination", help=ends)
-    parser.add_argument("--port", required=True, metavar="N[/PROTO]", help="destination port (TCP), or ICMP type")
+    parser.add_argument("--from", metavar="X", dest="source", help=ends)
+    parser.add_argument("--to", metavar="Y", dest="destination", help=ends)
+    parser.add_argument("--port", metavar="N[/PROTO]", help="destination port (TCP), or ICMP type")
     parser.add_argument("--http", metavar='"GET host/path"', help="a request on that connection")
     parser.add_argument(
         "-H", "--header", action="append", default=[], metavar='"Name: value"', dest="headers", help="repeatable"
     )
     parser.add_argument("--dns", metavar="NAME", help="a DNS query on that connection")
     parser.add_argument("--sni", metavar="NAME", help="server name of the TLS client hello")
+    parser.add_argument(
+        "--decision", metavar="ID", help="instead of all that: a recorded flow, from the node or --file"
+    )
+    parser.add_argument("--state", type=Path, metavar="DIR", help="of the node (--decision; /run/idmesh for root)")
+    parser.add_argument("--file", type=Path, metavar="FILE", help="a file of flow lines (--decision)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """0 allowed, 1 denied, 2 if it cannot be told."""
+    _check(args)
+    try:
+        recorded, sides = _explain_recorded(args) if args.decision else (None, _explain_asked(args))
+    except UnknownEnd as error:
+        raise Failure(str(error)) from error
+    result = result_text(sides)
+    if args.json:
+        print(
+            json.dumps({"result": result, "sides": [side_record(side) for side in sides], **_record(recorded, result)})
+        )
+    else:
+        lines = [line for side in sides for line in side_text(side)] + [result]
+        print("\n".join(_lines(recorded, lines, result)))
+    return 0 if result == "allowed" else 1
+
+
+def _explain_asked(args: argparse.Namespace) -> list[Side]:
     facts = read_facts(args)
+    view = _open_view(args)
+    return explain(view, find_end(view, args.source), find_end(view, args.destination), facts)
+
+
+def _explain_recorded(args: argparse.Namespace) -> tuple[Recorded, list[Side]]:
+    # Here, because asking the node needs gRPC, and explaining does not.
+    from ext_authz.commands.decision import facts_of, find_decision, find_recorded_end
+
+    recorded = find_decision(args.decision, args.state, args.file)
+    facts = facts_of(recorded)
+    view = _open_view(args)
+    source, destination = (find_recorded_end(view, recorded, which) for which in ("source", "destination"))
+    return recorded, explain(view, source, destination, facts)
+
+
+def _check(args: argparse.Namespace) -> None:
+    asked = {"--from": args.source, "--to": args.destination, "--port": args.port}
+    if not args.decision:
+        missing = [name for name, value in asked.items() if value is None]
+        if missing:
+            raise Failure(f"{', '.join(missing)}: missing (or give --decision)")
+        return
+    more = {"--http": args.http, "-H": args.headers, "--dns": args.dns, "--sni": args.sni}
+    given = [name for name, value in (asked | more).items() if value]
+    if given:
+        raise Failure(f"--decision says what {', '.join(given)} would: give one of them")
+    if args.state and args.file:
+        raise Failure("--state asks a node, --file does not: give one of them")
+
+
+def _open_view(args: argparse.Namespace) -> View:
     loaded = load_sources(args)
     try:
         compiled = compile_sources(loaded)
     except AllocationError as error:
         raise Failure(str(error)) from error
     _refuse(compiled, args.json)
-    view = View(Engine.open(compiled.snapshot))
-    try:
-        sides = explain(view, find_end(view, args.source), find_end(view, args.destination), facts)
-    except UnknownEnd as error:
-        raise Failure(str(error)) from error
-    result = result_text(sides)
-    if args.json:
-        print(json.dumps({"result": result, "sides": [side_record(side) for side in sides]}))
-    else:
-        print("\n".join([line for side in sides for line in side_text(side)] + [result]))
-    return 0 if result == "allowed" else 1
+    return View(Engine.open(compiled.snapshot))
+
+
+def _lines(recorded: Recorded | None, lines: list[str], result: str) -> list[str]:
+    if recorded is None:
+        return lines
+    same = "as recorded" if recorded.passed == (result == "allowed") else "unlike recorded"
+    notes = [escape(f"note: {note}") for note in recorded.notes]
+    return [escape(f"recorded: {recorded.text()}"), *lines[:-1], *notes, f"{result}, {same}"]
+
+
+def _record(recorded: Recorded | None, result: str) -> dict[str, Any]:
+    if recorded is None:
+        return {}
+    same = recorded.passed == (result == "allowed")
+    return {"recorded": recorded.flow, "as_recorded": same, "notes": recorded.notes}
 
 
 def read_facts(args: argparse.Namespace) -> Flow:
