@@ -9,12 +9,16 @@ beats a prefix of one address, and an address claimed by two different workloads
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import count
 
 from ext_authz.compiler.placed import Placed
-from ext_authz.compiler.resolved import Address, HostRow
+from ext_authz.compiler.resolved import Address, HostRow, HostRows
 from ext_authz.identity import reserved
 from ext_authz.identity.assign import NODE_KINDS
 from ext_authz.model.types import Endpoint, ObjectRef, Origin, PolicyError
+
+
+_NUMBERS = count(1)
 
 
 class HostTable:
@@ -28,7 +32,7 @@ class HostTable:
         self._warnings: dict[Address, PolicyError] = {}
         # In the order of the claims, not a set: rows are packed in this order, and equal worlds give equal bytes.
         self._stale: dict[Address, None] = {}
-        self._tuple: tuple[HostRow, ...] | None = None
+        self._made: HostRows | None = None
 
     def claim(self, address: Address, placed: Placed) -> None:
         self._claims.setdefault(address, []).append(placed)
@@ -71,18 +75,27 @@ class HostTable:
             if any(placed.endpoint.kind != "external" for placed in claims)
         }
 
-    def rows(self) -> tuple[HostRow, ...]:
-        if self._stale or self._tuple is None:
+    def rows(self) -> HostRows:
+        if self._stale or self._made is None:
+            gone, new = [], []
             for address in self._stale:
                 self._warnings.pop(address, None)
-                row = self._row(address)
+                row, before = self._row(address), self._rows.get(address)
+                if row == before:
+                    continue
+                if before is not None:
+                    gone.append(before)
                 if row is None:
-                    self._rows.pop(address, None)
+                    del self._rows[address]
                 else:
                     self._rows[address] = row
+                    new.append(row)
             self._stale.clear()
-            self._tuple = tuple(self._rows.values())
-        return self._tuple
+            made = HostRows(self._rows.values())
+            made.base = self._made.number if self._made is not None else 0
+            made.number, made.gone, made.new = next(_NUMBERS), gone, new
+            self._made = made
+        return self._made
 
     def warnings(self) -> tuple[PolicyError, ...]:
         return tuple(self._warnings.values())

@@ -24,7 +24,7 @@ from ext_authz.identity.allocator import Allocator
 from ext_authz.identity.assign import Assigner, subject_labels
 from ext_authz.identity.ipcache import PrefixLabels, PrefixTable, Uses, flatten
 from ext_authz.identity.labels import Label, LabelSet
-from ext_authz.model.types import CidrGroup, Endpoint, NamedPort, Network, PolicyError, Settings
+from ext_authz.model.types import CidrGroup, Endpoint, Endpoints, NamedPort, Network, PolicyError, Settings
 
 
 @dataclass(slots=True)
@@ -61,6 +61,9 @@ class Placer:
         self._sets: dict[int, LabelSet] = {}
         self._named: dict[int, Counter[NamedPort]] = {}
         self._subjects: dict[int, Counter[LabelSet]] = {}
+        self._subject_of: dict[int, LabelSet] = {}
+        self._rows_changed = True  # some identity's named ports
+        self._endpoint_rows: list[EndpointRow] = []
         self._uses: Uses | None = None
         self._labels = PrefixLabels(Uses(), settings)
         self._learned: Learned = {}
@@ -83,27 +86,25 @@ class Placer:
         """Take in the endpoints; True if any changed. Raises AllocationError."""
         if endpoints is self._endpoints:
             return False
-        if endpoints == self._endpoints:
-            self._rename(endpoints)
-            return False
-        known = self._by_id
-        wanted = dict(zip(map(id, endpoints), endpoints, strict=True))
-        gone = sorted((known[number] for number in known.keys() - wanted.keys()), key=_index)
-        coming = wanted.keys() - known.keys()
-        new = [endpoint for endpoint in endpoints if id(endpoint) in coming]
-        self._replace(*self._keep_equal(gone, new))
+        gone, new = self._difference(endpoints)
+        gone, new = self._keep_equal(gone, new)
         self._endpoints = endpoints
+        if not gone and not new:
+            return False
+        self._replace(gone, new)
         self._assigner.trim(len(endpoints))
         return True
 
-    def _rename(self, endpoints: tuple[Endpoint, ...]) -> None:
-        """The same endpoints as other objects."""
-        renamed: dict[int, Placed] = {}
-        for old, new in zip(self._endpoints, endpoints, strict=True):
-            placed = self._by_id[id(old)]
-            placed.endpoint = new
-            renamed[id(new)] = placed
-        self._by_id, self._endpoints = renamed, endpoints
+    def _difference(self, endpoints: tuple[Endpoint, ...]) -> tuple[list[Placed], list[Endpoint]]:
+        """Endpoints that are no longer there, as objects, and such that were not there."""
+        known, before = self._by_id, self._endpoints
+        if isinstance(endpoints, Endpoints) and isinstance(before, Endpoints) and len(before) == len(known):
+            now, then = {id(held) for held in endpoints.lists}, {id(held) for held in before.lists}
+            gone = [known[id(endpoint)] for held in before.lists if id(held) not in now for endpoint in held]
+            return gone, [endpoint for held in endpoints.lists if id(held) not in then for endpoint in held]
+        wanted = {id(endpoint): endpoint for endpoint in endpoints}
+        gone = [placed for number, placed in known.items() if number not in wanted]
+        return gone, [endpoint for number, endpoint in wanted.items() if number not in known]
 
     def owned(self) -> set[Address]:
         """Addresses of endpoints and nodes: they keep their identity, whatever prefix or name covers them."""
@@ -155,6 +156,7 @@ class Placer:
         row = EndpointRow(endpoint.name, identity, endpoint.local, endpoint.audit, ports)
         placed = Placed(endpoint, len(self._slots), addresses, ports, labels, identity, subject, row)
         self._slots.append(placed)
+        self._endpoint_rows.append(row)
         self._by_id[id(endpoint)] = placed
         if outside:
             self._outside[id(placed)] = placed
@@ -169,15 +171,19 @@ class Placer:
         self._sets[number] = placed.labels
         if placed.named_ports:
             self._named.setdefault(number, Counter()).update(placed.named_ports)
+            self._rows_changed = True
         if placed.subject is not None:
             self._subjects.setdefault(number, Counter())[placed.subject] += 1
+            self._choose_subject(number)
 
     def _remove(self, placed: Placed) -> None:
         del self._by_id[id(placed.endpoint)]
         last = self._slots.pop()
+        self._endpoint_rows.pop()
         if last is not placed:
             last.index = placed.index
             self._slots[last.index] = last
+            self._endpoint_rows[last.index] = last.row
             self._hosts.moved(last)
         for address in placed.addresses:
             self._hosts.leave(address, placed)
@@ -189,11 +195,20 @@ class Placer:
         self._members[number] -= 1
         if placed.named_ports:
             self._named[number] = +(self._named[number] - Counter(placed.named_ports))
+            self._rows_changed = True
         if placed.subject is not None:
             self._subjects[number] = +(self._subjects[number] - Counter((placed.subject,)))
+            self._choose_subject(number)
         if not self._members[number]:
             for table in (self._members, self._sets, self._named, self._subjects):
                 table.pop(number, None)
+
+    def _choose_subject(self, number: int) -> None:
+        sets = self._subjects[number]
+        if sets:
+            self._subject_of[number] = max(sets, key=_texts) if len(sets) > 1 else next(iter(sets))
+        else:
+            self._subject_of.pop(number, None)
 
     def _set_prefixes(self, uses: Uses) -> None:
         self._labels = PrefixLabels(uses, self._settings)
@@ -237,6 +252,7 @@ class Placer:
                 placed.identity = identity
                 endpoint = placed.endpoint
                 placed.row = EndpointRow(endpoint.name, identity, endpoint.local, endpoint.audit, placed.named_ports)
+                self._endpoint_rows[placed.index] = placed.row
             self._hosts.set_outside(placed, self._outside_identity)
 
     def _collect(self) -> None:
@@ -245,13 +261,17 @@ class Placer:
             self._assigner.number_of(labels): labels for labels in {known[1] for known in self._named_sets.values()}
         }
         label_sets |= self._sets
-        subjects = {number: label_sets[number] for number in reserved.SUBJECTS}
-        subjects |= {number: max(sets, key=_texts) for number, sets in self._subjects.items() if sets}
+        subjects = {number: label_sets[number] for number in reserved.SUBJECTS} | self._subject_of
+        # What is equal stays the same object, so that nobody need look at it again.
+        last = self.places
+        label_sets = last.label_sets if label_sets == last.label_sets else label_sets
+        is_same = label_sets is last.label_sets and not self._rows_changed
+        self._rows_changed = False
         self.places = Places(
             label_sets=label_sets,
-            subjects=subjects,
-            identities=self._identity_rows(label_sets),
-            endpoints=tuple([placed.row for placed in self._slots]),
+            subjects=last.subjects if subjects == last.subjects else subjects,
+            identities=last.identities if is_same else self._identity_rows(label_sets),
+            endpoints=tuple(self._endpoint_rows),
             hosts=self._hosts.rows(),
             ranges4=self._ranges[4],
             ranges6=self._ranges[6],
@@ -297,10 +317,6 @@ def _sorted_ports(ports: Iterable[NamedPort]) -> tuple[NamedPort, ...]:
 
 def _network_key(network: Network) -> tuple[int, int, int]:
     return network.version, int(network.network_address), network.prefixlen
-
-
-def _index(placed: Placed) -> int:
-    return placed.index
 
 
 def _texts(labels: LabelSet) -> tuple[str, ...]:

@@ -220,8 +220,10 @@ class _State:
         uses = self._uses.uses(world.cidr_groups, world.endpoints)
         learned = self._uses.learned(world.dns_cache, owned)
         changed: set[int] = set()
+        before = placer.places.label_sets
         if placer.update(uses, learned, generation, endpoints_changed):
-            self._membership.set_identities(placer.places.label_sets)
+            if placer.places.label_sets is not before:
+                self._membership.set_identities(placer.places.label_sets)
             changed = self._selection.set_subjects(placer.places.subjects)
         if selectors_changed or not self._began:
             self._membership.set_selectors({*self._used, *self._kept})

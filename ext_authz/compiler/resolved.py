@@ -52,6 +52,15 @@ class HostRow:
     endpoint: int | None = None
 
 
+class HostRows(tuple[HostRow, ...]):
+    """Rows with how they differ from others: of those numbered `base`, `gone` left and `new` came."""
+
+    number: int
+    base: int
+    gone: list[HostRow]
+    new: list[HostRow]
+
+
 @dataclass(frozen=True, slots=True)
 class RangeRow:
     """Addresses from `first` up to the next row's first have this identity."""

@@ -27,11 +27,13 @@ class Selection:
     def set_subjects(self, subjects: Mapping[int, LabelSet]) -> set[int]:
         """Make these the subjects; returns those that are new, changed or gone."""
         before = self._subjects
+        if subjects is before:
+            return set()
         changed = {number for number, labels in subjects.items() if before.get(number) != labels}
         changed |= before.keys() - subjects.keys()
         if changed:
             self._membership.set_identities(subjects)
-            self._subjects = dict(subjects)
+        self._subjects = subjects
         return changed
 
     def change_rules(self, added: Iterable[ExpandedRule], removed: Iterable[ExpandedRule]) -> set[int]:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from ext_authz.compiler.assemble import Table, pack_table
 from ext_authz.compiler.entries import PROTOCOLS
 from ext_authz.compiler.pools import Pool, Strings, numbers, packer
-from ext_authz.compiler.resolved import Address, EndpointRow, HostRow, IdentityRow, RangeRow, Resolved
+from ext_authz.compiler.resolved import Address, EndpointRow, HostRow, HostRows, IdentityRow, RangeRow, Resolved
 from ext_authz.compiler.slots import Slots
 from ext_authz.engine import layout
 from ext_authz.model.types import NamedPort
@@ -84,23 +84,30 @@ class _Hosts:
 
     def __init__(self) -> None:
         self._rows: dict[int, HostRow] = {}  # by id(); the row is kept, so that the id stays its own
+        self._number = 0
         self._hashed: dict[Address, tuple[bytes, int, bytes, int]] = {}
         self.slots = Slots(layout.record("idm_host").size)
 
-    def set(self, rows: Iterable[HostRow]) -> Slots:
+    def set(self, rows: Sequence[HostRow]) -> Slots:
         """Make these the rows."""
-        before, now = self._rows, {id(row): row for row in rows}
-        self._rows = now
-        for gone in before.keys() - now.keys():
-            self.slots.remove(self._hash(before[gone].address)[0])
-        # In the order of the rows, not of a set: equal worlds give equal bytes.
-        new = [row for number, row in now.items() if number not in before] if len(before) else list(now.values())
-        self.slots.reserve(len(now))
+        if isinstance(rows, HostRows) and rows.base and rows.base == self._number:
+            gone, new = rows.gone, rows.new
+            for row in gone:
+                del self._rows[id(row)]
+            self._rows.update((id(row), row) for row in new)
+        else:
+            before, self._rows = self._rows, {id(row): row for row in rows}
+            gone = [row for number, row in before.items() if number not in self._rows]
+            new = [row for number, row in self._rows.items() if number not in before]
+        self._number = rows.number if isinstance(rows, HostRows) else 0
+        for row in gone:
+            self.slots.remove(self._hash(row.address)[0])
+        self.slots.reserve(len(self._rows))
         for row in new:
             key, hash64, packed, family = self._hash(row.address)
             endpoint = layout.NONE if row.endpoint is None else row.endpoint
             self.slots.put(key, hash64, _host(packed, row.identity, endpoint, family))
-        if len(self._hashed) > 2 * len(now) + 1000:
+        if len(self._hashed) > 2 * len(self._rows) + 1000:
             self._hashed.clear()
         return self.slots
 
@@ -122,6 +129,7 @@ class IdentityPools:
         self._endpoints = _Column(layout.record("idm_endpoint").size)
         self._hosts = _Hosts()
         self._last: tuple[object, ...] = ()
+        self._packed = b""  # the identities
         self._fresh_size = 0
 
     @property
@@ -139,11 +147,12 @@ class IdentityPools:
         if previous is not None and _are_same(now, self._last):
             return previous
         slots = self._hosts.set(resolved.hosts)
-        identities = b"".join(self._identities.make(resolved.identities, self._pack_identity))
+        if not self._last or resolved.identities is not self._last[0]:
+            self._packed = b"".join(self._identities.make(resolved.identities, self._pack_identity))
         endpoints = self._endpoints.set(resolved.endpoints, self._pack_endpoint)
         sections: list[bytes | bytearray] = [
             _meta(resolved.world4, resolved.world6, slots.longest),
-            identities,
+            self._packed,
             self._labels.data,
             self._named.data,
             endpoints,

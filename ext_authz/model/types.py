@@ -10,10 +10,11 @@ Source: reference policy-semantics sections 1 to 4, 11 to 14 and 17.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from ipaddress import IPv4Network, IPv6Network
+from itertools import chain
 
 Network = IPv4Network | IPv6Network
 
@@ -414,6 +415,23 @@ class Isolated:
     reason: str
     selector: LabelSelector
     subject_kind: str = "endpoint"
+
+
+class Endpoints(tuple[Endpoint, ...]):
+    """
+    Endpoints with the lists they were put together from, so that who knew the last ones need not look at all.
+
+    A list that is the same object holds the same endpoints; no endpoint stands in two.
+    """
+
+    lists: tuple[list[Endpoint], ...]
+
+    @classmethod
+    def joined(cls, lists: Iterable[list[Endpoint]]) -> Endpoints:
+        held = tuple(lists)
+        made = cls(chain.from_iterable(held))
+        made.lists = held
+        return made
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from ext_authz.model.types import (
     CidrGroup,
     CidrGroupPeer,
     Endpoint,
+    Endpoints,
     ObjectRef,
     Policy,
     PolicyError,
@@ -63,6 +64,7 @@ class WorldBuilder:
         self._node = node
         self._strict = strict
         self._surroundings: Surroundings | None = None
+        self._nodes: list[Endpoint] = []
         self._names = Union()
         self._addresses = Union()
 
@@ -100,21 +102,22 @@ class WorldBuilder:
 
     def _endpoints(
         self, parts: Sequence[Part], records: dict[type, list[Any]], joined: Joined, settings: Settings
-    ) -> list[Endpoint]:
+    ) -> Sequence[Endpoint]:
         around = self._around(parts, records, settings)
         if joined.refused:  # some pod may be among the refused: sort the parts out anew
             parts = [Part([p for part in parts for p in part.good if id(p) not in joined.refused])]
-        found: list[Endpoint] = []
-        for part in parts:
-            found.extend(part.endpoints(around))
+        lists = [part.endpoints(around) for part in parts]
         nodes = _node_endpoints(records, self._node)
-        found.extend(nodes)
+        if nodes != self._nodes:
+            self._nodes = nodes
         own = [address for node in nodes for address in node.addresses]
         self._addresses.set([part.addresses for part in parts])
         twins = any(part.claims != len(part.addresses) for part in parts) or len(set(own)) != len(own)
         if twins or self._addresses.shared or any(address in self._addresses for address in own):
+            found = [endpoint for held in (*lists, nodes) for endpoint in held]
             _refuse_contested(found, joined)
-        return found
+            return found
+        return Endpoints.joined([*lists, self._nodes])
 
     def _around(self, parts: Sequence[Part], records: dict[type, list[Any]], settings: Settings) -> Surroundings:
         """The same object as long as nothing of it changed, so that parts need not look."""
@@ -172,7 +175,7 @@ def _node_endpoints(records: dict[type, list[Any]], own: str | None) -> list[End
 
 def _world(
     records: dict[type, list[Any]],
-    endpoints: list[Endpoint],
+    endpoints: Sequence[Endpoint],
     parts: Sequence[Part],
     joined: Joined,
     settings: Settings,
@@ -187,7 +190,7 @@ def _world(
         isolated += [replace(item, reason=joined.refused[id(p)]) for p in refused for item in p.isolated]
     return World(
         policies=tuple(policies),
-        endpoints=tuple(endpoints),
+        endpoints=endpoints if isinstance(endpoints, Endpoints) else tuple(endpoints),
         services=_services(records),
         cidr_groups=tuple(records.get(CidrGroup, ())),
         secrets=tuple(records.get(Secret, ())),
