@@ -23,7 +23,7 @@ from envoy_data_plane.envoy.extensions.upstreams.http.v3 import (
 )
 from envoy_data_plane.google.protobuf import Any
 
-from ext_authz.xds.parts import NAME, address, module_of, seconds, struct
+from ext_authz.xds.parts import NAME, address, evidence_config, module_of, seconds, struct
 from ext_authz.xds.setup import Setup, Target, UpstreamHttp
 
 UPSTREAM = "upstream"
@@ -72,7 +72,7 @@ def _second_point(setup: Setup) -> list[HttpFilter]:
     judge = DynamicModuleFilter(
         dynamic_module_config=module_of(setup),
         filter_name=f"{NAME}.upstream",
-        filter_config=struct({"direction": str(setup.direction)}),
+        filter_config=struct({"direction": str(setup.direction), **evidence_config(setup)}),
     )
     return [
         HttpFilter(name=f"{NAME}.upstream", typed_config=Any.pack(judge)),

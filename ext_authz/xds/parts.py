@@ -67,6 +67,16 @@ def bootstrap_extension(setup: Setup) -> TypedExtensionConfig:
     return TypedExtensionConfig(name=NAME, typed_config=Any.pack(extension))
 
 
+def evidence_config(setup: Setup) -> dict[str, Object]:
+    """What the peer's identity may rest on; the same at both points of decision."""
+    wanted: dict[str, Object] = {
+        "trust_domain": setup.trust_domain,
+        "require": list(map(str, setup.require)),
+        "address": "ignored" if setup.address_ignored else "",
+    }
+    return {key: value for key, value in wanted.items() if value}
+
+
 def door_config(setup: Setup) -> dict[str, Object]:
     """What native/envoy/door.h reads; only what differs from its defaults."""
     destination, port = setup.resolved_destination
@@ -75,9 +85,7 @@ def door_config(setup: Setup) -> dict[str, Object]:
         "destination": destination,
         "port": port,
         "body": setup.body,
-        "trust_domain": setup.trust_domain,
-        "require": list(map(str, setup.require)),
-        "address": "ignored" if setup.address_ignored else "",
+        **evidence_config(setup),
         # Metadata costs more than the decision: of allowed requests only if somebody logs it.
         "metadata": setup.metadata or ("all" if setup.access_log else ""),
     }

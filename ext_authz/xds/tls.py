@@ -112,7 +112,6 @@ def _report_filters(setup: Setup) -> list[Filter]:
         object_key=REPORT_KEY,
         factory_key="envoy.string",
         format_string=SubstitutionFormatString(text_format_source=DataSource(inline_string=REPORT)),
-        read_only=True,
         shared_with_upstream=FilterStateValueSharedWithUpstream.ONCE,
     )
     report = SetFilterState(on_new_connection=[value])
