@@ -12,7 +12,7 @@ from ext_authz.xds import authz
 from ext_authz.xds.clusters import upstream_cluster
 from ext_authz.xds.listeners import listener
 from ext_authz.xds.parts import NAME, address, bootstrap_extension
-from ext_authz.xds.setup import Setup
+from ext_authz.xds.setup import Setup, Target
 
 
 def bootstrap(setup: Setup) -> Bootstrap:
@@ -21,10 +21,18 @@ def bootstrap(setup: Setup) -> Bootstrap:
         clusters.append(authz.authz_cluster(setup))
     return Bootstrap(
         node=Node(id=NAME, cluster=NAME),
-        admin=Admin(address=address(setup.admin)) if setup.admin else None,
+        admin=_admin(setup.admin) if setup.admin else None,
         bootstrap_extensions=[bootstrap_extension(setup)] if setup.has_bootstrap else [],
         static_resources=BootstrapStaticResources(listeners=[listener(setup)], clusters=clusters),
     )
+
+
+def _admin(target: Target) -> Admin:
+    """Whoever reaches it may end Envoy: its socket is the owner's alone, whatever the umask."""
+    made = address(target)
+    if made.pipe:
+        made.pipe.mode = 0o600
+    return Admin(address=made)
 
 
 def render(setup: Setup) -> str:

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -22,7 +24,7 @@ from envoy_harness import CLIENT, OTHER, ROOT, SERVER, WORLD, policy, wait_until
 
 from ext_authz.agent.status import read_status
 from ext_authz.envoy_binary import EnvoyBinary
-from ext_authz.service.pool import is_worker
+from ext_authz.process import find_processes
 from ext_authz.state import State
 
 RULES = "[{path: '/public/.*'}]"
@@ -37,6 +39,7 @@ class Run:
     envoy: EnvoyBinary
     backend: Backend
     process: subprocess.Popen[bytes] | None = None
+    umask: int = -1
 
     @property
     def state(self) -> State:
@@ -52,7 +55,9 @@ class Run:
         command += ["--policies", str(self.folder / "policies"), "--endpoints", str(self.folder / "endpoints")]
         environment = dict(os.environ, PYTHONPATH=str(ROOT), IDMESH_ENVOY=str(self.envoy.path))
         with open(self.folder / "log", "ab") as log:
-            self.process = subprocess.Popen([*command, *words], env=environment, stderr=log, stdout=log)
+            self.process = subprocess.Popen(
+                [*command, *words], env=environment, stderr=log, stdout=log, umask=self.umask
+            )
         wait_until(lambda: self.status(CLIENT, "/public/x") == 200, (self.folder / "log").read_text()[-1500:], 20)
 
     def door(self, name: str) -> list[str]:
@@ -83,19 +88,13 @@ class Run:
 
     def end(self) -> None:
         """Nothing may be left, whatever the test did."""
-        left = self.pids()
         if self.process and self.process.poll() is None:
             self.process.kill()
             self.process.wait()
-        for pid in left:
-            if is_worker(pid, self.state.root) or self._is_envoy(pid):
+        folder = os.fsencode(self.folder)
+        for pid in find_processes(lambda words: any(folder in word for word in words)):
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-
-    def _is_envoy(self, pid: int) -> bool:
-        try:
-            return str(self.folder).encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
-        except OSError:
-            return False
 
 
 @pytest.fixture
@@ -162,17 +161,95 @@ def test_a_killed_envoy_is_started_again(run: Run) -> None:
     wait_until(lambda: run.status(CLIENT, "/public/x") == 200, "its listener")
 
 
-def test_a_killed_agent_leaves_envoy_deciding_and_the_next_takes_over(run: Run) -> None:
-    run.start(*run.door("ext-authz"))
+class Held:
+    """One connection that stays open."""
+
+    def __init__(self, run: Run, source: str = CLIENT) -> None:
+        self.connection = http.client.HTTPConnection(SERVER, run.port, timeout=5, source_address=(source, 0))
+        self.connection.connect()
+        assert self.connection.sock is not None
+        self.port = self.connection.sock.getsockname()[1]
+
+    def status(self, path: str) -> int:
+        self.connection.request("GET", path)
+        answer = self.connection.getresponse()
+        answer.read()
+        assert self.connection.sock is not None, "the server closed it"
+        assert self.connection.sock.getsockname()[1] == self.port
+        return answer.status
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGUSR2])
+@pytest.mark.parametrize("door", ["module", "ext-authz"])
+def test_a_connection_outlives_the_agent_and_the_next_adopts_what_runs(
+    run: Run, door: str, number: signal.Signals
+) -> None:
+    run.start(*run.door(door))
+    assert run.process is not None
+    before, held = run.pids(), Held(run)
+    assert held.status("/public/x") == 200
+    run.process.send_signal(number)
+    assert run.process.wait(20) == (-number if number == signal.SIGKILL else 0)
+    assert held.status("/public/x") == 200
+    assert held.status("/private") == 403
+    run.start(*run.door(door))
+    wait_until(lambda: run.pids() == before, "the adoption")
+    assert held.status("/public/x") == 200
+    run.write("[{path: /elsewhere}]")
+    wait_until(lambda: held.status("/public/x") == 403, "the next agent's own policy")
+    assert run.stop() == 0
+    assert all(_ended(pid) for pid in before)
+
+
+def test_an_adopted_envoy_that_is_killed_is_started_again(run: Run) -> None:
+    run.start(*run.door("module"))
+    assert run.process is not None
+    run.process.kill()
+    run.process.wait()
+    run.start(*run.door("module"))
+    before = run.pids()[0]
+    os.kill(before, signal.SIGKILL)
+    wait_until(lambda: run.pids() and run.pids()[0] != before, "another Envoy")
+    wait_until(lambda: run.status(CLIENT, "/public/x") == 200, "its listener")
+    assert not (run.state.readers / f"{before}.json").exists()
+
+
+def test_an_envoy_of_another_configuration_is_succeeded_and_drained(run: Run) -> None:
+    """Its connections are asked to leave, and none is cut while a request is on its way."""
+    run.start(*run.door("module"))
+    assert run.process is not None
+    orphan, held = run.pids()[0], Held(run)
+    assert held.status("/public/x") == 200
+    run.process.kill()
+    run.process.wait()
+    run.start(*run.door("module"), "--concurrency", "2", "--grace", "20")
+    wait_until(lambda: run.pids() and run.pids()[0] != orphan, "the successor")
+    assert run.status(CLIENT, "/private") == 403
+    held.connection.request("GET", "/public/x")
+    answer = held.connection.getresponse()
+    assert (answer.status, answer.read()) == (200, b"backend")
+    assert answer.getheader("connection") == "close"
+    wait_until(lambda: _ended(orphan), "the orphan's end", 20)
+    assert run.status(CLIENT, "/public/x") == 200
+
+
+def test_an_envoy_that_was_never_recorded_is_found_and_ended(run: Run) -> None:
+    """An agent may be killed between the start of Envoy and its note of it."""
+    run.start(*run.door("module"))
     assert run.process is not None
     orphan = run.pids()[0]
     run.process.kill()
     run.process.wait()
-    assert run.status(CLIENT, "/public/x") == 200
-    assert run.status(CLIENT, "/private") == 403
-    run.start(*run.door("ext-authz"))
-    wait_until(lambda: run.status(CLIENT, "/private") == 403, "the next")
-    wait_until(lambda: _ended(orphan), "the orphan's end")
+    (run.state.root / "envoy.json").unlink()
+    run.start(*run.door("module"))
+    wait_until(lambda: _ended(orphan), "the orphan's end", 20)
+    wait_until(lambda: run.status(CLIENT, "/private") == 403, "the successor")
+
+
+def test_only_its_owner_reaches_envoys_admin_interface(run: Run) -> None:
+    run.umask = 0
+    run.start(*run.door("module"))
+    assert stat.S_IMODE((run.state.root / "envoy-admin.sock").stat().st_mode) == 0o600
 
 
 def _ended(pid: int) -> bool:
