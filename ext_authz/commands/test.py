@@ -20,7 +20,7 @@ from ext_authz.cli import Failure
 from ext_authz.play.results import Line, Outcome, PlayError, Report, probe_title
 
 WAYS = ("engine", "module", "ext-authz", "ext-proc", "bpf", "host")
-DOORS = ("module", "ext-authz")
+DOORS = ("module", "ext-authz", "ext-proc")
 # Where the world of refused documents comes from if their file has none.
 BASE_WORLD = "base"
 NEIGHBOUR = "policy.yaml"

@@ -39,6 +39,8 @@ def http_filter(setup: Setup) -> ExternalProcessor:
         message_timeout=seconds(setup.authz_timeout_ms / 1000),
         processing_mode=_mode(),
         request_attributes=_attributes(setup),
+        # What Envoy answers without asking (a redirect to the plain path) is told from an upstream's answer by this.
+        response_attributes=["response.code_details"],
         metadata_options=MetadataOptions(forwarding_namespaces=_untyped(NAME), receiving_namespaces=_untyped(METADATA)),
         mutation_rules=_mutation_rules(),
         # A header that policy changes must not send the request elsewhere than where it was judged to go.

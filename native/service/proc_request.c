@@ -239,3 +239,37 @@ int proc_read_response(const struct proc_message *message, struct proc_response 
 	*ret = (struct proc_response){ .is_last = message->kind == PROC_RESPONSE_TRAILERS };
 	return fields_each(message->content, read_response_field, ret);
 }
+
+// ---- who answered ----
+
+static int read_details_field(const struct wire_field *field, void *into)
+{
+	struct idm_bytes *details = into;
+	struct value value;
+	struct pair pair;
+
+	if (!wire_is(field, 1))
+		return 0;
+	if (fields_pair(field->bytes, &pair) || fields_value(pair.value, &value))
+		return -EINVAL;
+	return fields_equal(pair.key, "response.code_details") ? set_once(details, value.text) : 0;
+}
+
+static int read_own_attributes(const struct wire_field *field, void *into)
+{
+	struct pair pair;
+
+	if (!wire_is(field, 9))
+		return 0;
+	if (fields_pair(field->bytes, &pair))
+		return -EINVAL;
+	return fields_equal(pair.key, FILTER) ? fields_each(pair.value, read_details_field, into) : 0;
+}
+
+bool proc_is_own_answer(const struct proc_message *message)
+{
+	struct idm_bytes details = { 0 };
+
+	return !fields_each(message->all, read_own_attributes, &details) && details.size &&
+	       !fields_equal(details, "via_upstream");
+}

@@ -45,4 +45,7 @@ int proc_read_request(const struct proc_message *message, bool source_address, s
 /* Read a response's headers or trailers. 0 or -EINVAL. */
 int proc_read_response(const struct proc_message *message, struct proc_response *ret);
 
+/* True if the attribute response.code_details says that no upstream answered. */
+bool proc_is_own_answer(const struct proc_message *message);
+
 #endif

@@ -113,8 +113,8 @@ static void judge_message(struct idm_checker *checker, const struct idm_snapshot
 	}
 }
 
-// A denial ends the stream with an error behind its answer: Envoy has closed it by then, unless its configuration
-// made it disregard the answer, and then the error is what keeps the request from passing.
+// A denial ends the stream with an error behind its answer: Envoy has closed it by then, and one that disregarded the
+// answer could not take the stream's end for leave to go on.
 static void request_headers(struct idm_checker *checker, struct idm_stream *stream,
 			    const struct idm_check_options *options, const struct proc_message *message, char *room,
 			    size_t room_size, struct idm_process_result *ret)
@@ -157,6 +157,13 @@ static bool in_order(const struct idm_stream *stream, uint32_t kind)
 	default: // the response's body and trailers
 		return !(stream->flags & RESPONSE_ENDED);
 	}
+}
+
+// Envoy answers some requests before it shows them to anybody: malformed ones, and paths that it wants spelled plainly.
+static bool is_own_answer(const struct idm_stream *stream, const struct proc_message *message)
+{
+	return message->kind == PROC_RESPONSE_HEADERS && !(stream->flags & (JUDGED | RESPONSE_BEGAN)) &&
+	       proc_is_own_answer(message);
 }
 
 // A response of gRPC is known when its trailers are.
@@ -209,6 +216,12 @@ int idm_process(struct idm_checker *checker, struct idm_stream *stream, const st
 		return -EINVAL;
 	}
 	ret->observed = read.observed;
+	if (is_own_answer(stream, &read)) {
+		stream->flags |= RESPONSE_BEGAN;
+		if (!read.observed)
+			write_empty(&read, room, room_size, &ret->check);
+		return 0;
+	}
 	if ((read.streams_bodies && !read.observed) || !in_order(stream, read.kind)) {
 		end(ret, GRPC_FAILED_PRECONDITION);
 		return -EINVAL;

@@ -67,7 +67,7 @@ def test_oracle_cannot_compute_conflicts_either(case: InvalidCase) -> None:
 
 @pytest.mark.needs_envoy
 @pytest.mark.needs_namespaces
-@pytest.mark.parametrize("door", ["module", "ext-authz"])
+@pytest.mark.parametrize("door", ["module", "ext-authz", "ext-proc"])
 def test_door_answers_as_the_table(door: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "ext_authz.cli", "test", POLICY.path, MORE.path, "--json"]
     command += ["--via", door, "--keep", str(tmp_path / "kept")]

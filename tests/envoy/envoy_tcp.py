@@ -4,17 +4,15 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import struct
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from envoy_harness import CLIENT, ROOT, Envoy, Node, running, setup_for, wait_until
+from envoy_harness import CLIENT, Envoy, Node, running, setup_for
+from envoy_worker import worker
 
 from ext_authz.envoy_binary import EnvoyBinary
 from ext_authz.xds.setup import Door, Mode, Target
@@ -76,22 +74,9 @@ def tcp_door(door: Door, node: Node, folder: Path, envoy: EnvoyBinary, upstream:
     with contextlib.ExitStack() as stack:
         address = folder / "authz.sock"
         if door == Door.EXT_AUTHZ:
-            stack.enter_context(_worker(node, address))
+            stack.enter_context(worker(node, address))
         setup = setup_for(door, upstream, state=node.state, mode=Mode.TCP, authz=(Target(path=str(address)),))
         yield stack.enter_context(running(setup, folder, envoy))
-
-
-@contextlib.contextmanager
-def _worker(node: Node, path: Path) -> Iterator[None]:
-    (node.state / "readers").mkdir(mode=0o700, exist_ok=True)
-    command = [sys.executable, "-m", "ext_authz.service.worker", "--state", str(node.state), "--listen", f"unix:{path}"]
-    process = subprocess.Popen(command, env=dict(os.environ, PYTHONPATH=str(ROOT)), stderr=subprocess.DEVNULL)
-    try:
-        wait_until(path.exists, "the service")
-        yield
-    finally:
-        process.kill()
-        process.wait()
 
 
 def connect(envoy: Envoy, source: str = CLIENT) -> socket.socket:
