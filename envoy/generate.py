@@ -44,7 +44,7 @@ def _module() -> dict[str, Setup]:
         "module-http-second-point": _setup(door, second_point=True),
         "module-http-forwarded-for": _setup(door, trusted_hops=1, access_log=_LOG),
         "module-http-proxy-protocol": _setup(door, proxy_protocol_from=("10.9.0.0/16",)),
-        "module-http-redirected": _setup(door, original_dst=True),
+        "module-http-redirected": _setup(door, original_dst=True, destination="local"),
         "module-http-flow-records": _setup(door, flow_ring_bytes=8 << 20),
         "module-http-no-flow-records": _setup(door, flow_ring_bytes=0),
         "module-http-mtls": _setup(door, **_MTLS),
