@@ -11,7 +11,7 @@ import shutil
 import socket
 import ssl
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,11 @@ def _openssl(*words: str | Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def _quoted(text: str) -> str:
+    """As a value of an openssl configuration, in which # and $ and outer spaces mean something."""
+    return '"' + "".join(f"\\{char}" if char in '"\\$' else char for char in text) + '"'
+
+
 @dataclass
 class Pki:
     """A CA of the mesh, a stranger's CA, and leaves of either."""
@@ -113,7 +118,7 @@ class Pki:
         if found is not None:
             return found
         folder, path = self.folder / ca, self.folder / f"leaf{len(self.made)}.pem"
-        lines = [f"{name.partition(':')[0]}.{i} = {name.partition(':')[2]}" for i, name in enumerate(sans)]
+        lines = [f"{name.partition(':')[0]}.{i} = {_quoted(name.partition(':')[2])}" for i, name in enumerate(sans)]
         wanted = ["subjectAltName = @names", "[names]", *lines] if sans else ["keyUsage = digitalSignature"]
         (self.folder / "leaf.ext").write_text("\n".join(wanted) + "\n")
         now = datetime.datetime.now(datetime.UTC)
@@ -205,9 +210,10 @@ def guarded(
     backend: Backend | None = None,
     require: tuple[Evidence, ...] = (Evidence.CERTIFICATE,),
     mode: Mode = Mode.HTTP,
+    change: Callable[[dict[str, Any]], None] = lambda config: None,
     **wanted: Any,
 ) -> Iterator[Guarded]:
-    """That door behind mTLS, with these policies in force."""
+    """That door behind mTLS, with these policies in force; weak, change: what is done to its configuration first."""
     node = Node(folder / "state")
     (node.state / "readers").mkdir(mode=0o755, parents=True)
     data = snapshot(policies, world=WORLD, revision=1)
@@ -232,6 +238,7 @@ def guarded(
         config = json.loads(render(setup))
         if weak:
             weaken(config)
+        change(config)
         (folder / "envoy.json").write_text(json.dumps(config))
         started = stack.enter_context(running_config(folder / "envoy.json", folder, envoy_of(version)))
         addresses = (CLIENT, "127.1.0.12", "127.1.0.13", "127.1.0.21")
