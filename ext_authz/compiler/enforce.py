@@ -23,6 +23,7 @@ OPEN = SidePolicy(enforced=False)
 ISOLATED = SubjectPolicy(
     ingress=SidePolicy(enforced=True, isolated=True), egress=SidePolicy(enforced=True, isolated=True)
 )
+_KNOWN_MAX = 20_000
 HOST_SELECTOR = selectors.from_label(reserved_label("host"))
 
 
@@ -60,6 +61,8 @@ class Enforcer:
         self._merger = merger
         self._localhost = _synthetic("allow-localhost", HOST_SELECTOR)
         self._everyone = _synthetic("default-allow", None)
+        # Of two sides of a subject a change mostly concerns one.
+        self._known: dict[tuple[SubjectKind, bool, tuple[Side, ...]], tuple[SidePolicy, tuple[PolicyError, ...]]] = {}
 
     def policy(self, kind: SubjectKind, rules: Sequence[ExpandedRule], errors: list[PolicyError]) -> SubjectPolicy:
         """The policy of a subject of this kind that these rules select. What cannot be computed goes to errors."""
@@ -76,6 +79,17 @@ class Enforcer:
     def _side(self, kind: SubjectKind, sides: Sequence[Side], ingress: bool, errors: list[PolicyError]) -> SidePolicy:
         if not sides and not kind.forced:
             return OPEN
+        key = (kind, ingress, tuple(sides))
+        found = self._known.get(key)
+        if found is None:
+            if len(self._known) > _KNOWN_MAX:
+                self._known.clear()
+            own: list[PolicyError] = []
+            found = self._known[key] = (self._merged(kind, sides, ingress, own), tuple(own))
+        errors += found[1]
+        return found[0]
+
+    def _merged(self, kind: SubjectKind, sides: Sequence[Side], ingress: bool, errors: list[PolicyError]) -> SidePolicy:
         closed = kind.forced or any(side.default_deny for side in sides)
         atoms: Atoms = {}
         for side in sides:

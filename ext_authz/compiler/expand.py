@@ -107,11 +107,11 @@ class ExpandedRule:
     uses_services: bool = False
     uses_secrets: bool = False
     uses_groups: bool = False
+    order: tuple[str, str, str, int] = field(init=False)
 
-    @property
-    def order(self) -> tuple[str, str, str, int]:
+    def __post_init__(self) -> None:
         ref = self.policy.ref
-        return ref.kind, ref.namespace, ref.name, self.rule.index
+        self.order = ref.kind, ref.namespace, ref.name, self.rule.index
 
 
 class KeyTable:

@@ -17,7 +17,6 @@ from ext_authz.identity import reserved
 from ext_authz.identity.assign import NODE_KINDS
 from ext_authz.model.types import Endpoint, ObjectRef, Origin, PolicyError
 
-
 _NUMBERS = count(1)
 
 

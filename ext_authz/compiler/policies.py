@@ -11,6 +11,7 @@ Source: native/include/idmesh/snapshot.h
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -60,6 +61,9 @@ SideFields = tuple[int, int, int, int, int]
 Short = tuple[int, PolicyError]
 
 
+_SHORT_MAX = 10_000
+
+
 class MissingSelector(Exception):
     """A policy from before speaks of a selector that nobody evaluates any more."""
 
@@ -88,10 +92,12 @@ class PolicyPools:
         self._refs = Pool(4)
         self._entries = Pool(layout.record("idm_entry").size)
         self._origins = Pool(4)
-        # By id(); the object is kept with its number, so that the id stays its own.
-        self._entry_of: dict[int, tuple[MergedEntry, int]] = {}
+        # By id(); the object is kept with its number, so that the id stays its own. Of entries also the selector's
+        # number, and whether judging it costs.
+        self._entry_of: dict[int, tuple[MergedEntry, int, int, bool]] = {}
         self._side_of: dict[int, tuple[SidePolicy, SideFields]] = {}
         self._short_of: dict[int, PolicyError] = {}
+        self._short_by: dict[tuple[int, ...], Short | None] = {}
         self._policy_of: dict[int, tuple[SubjectPolicy, int]] = {}
         self._entry: list[MergedEntry] = []
         self._entry_selector: list[int] = []
@@ -107,8 +113,7 @@ class PolicyPools:
         """
         left = {number for selector, number in self._selectors.items() if numbers_now.get(selector) != number}
         if left:
-            chosen = self._entry_selector
-            self._entry_of = {key: kept for key, kept in self._entry_of.items() if chosen[kept[1]] not in left}
+            self._entry_of = {key: kept for key, kept in self._entry_of.items() if kept[2] not in left}
         if left and kept_policies:
             self._side_of = {key: kept for key, kept in self._side_of.items() if left.isdisjoint(self._chosen(kept[1]))}
             self._policy_of.clear()
@@ -203,20 +208,23 @@ class PolicyPools:
 
     def _rows_of(self, side: SidePolicy) -> tuple[dict[int, list[int]], Short | None]:
         """Entry numbers by selector number, and how short texts must be to be judged in time."""
-        rows: dict[int, list[int]] = {}
+        rows: dict[int, list[int]] = defaultdict(list)
         dear: list[int] = []
-        known, chosen, judged = self._entry_of, self._entry_selector, self._entry_http
+        known = self._entry_of
         for entry in side.entries:
-            found = known.get(id(entry))
-            number = self._number(entry) if found is None else found[1]
-            row = rows.get(chosen[number])
-            if row is None:
-                rows[chosen[number]] = [number]
-            else:
-                row.append(number)
-            if judged[number].cost:
+            _, number, selector, costs = known.get(id(entry)) or self._numbered(entry)
+            rows[selector].append(number)
+            if costs:
                 dear.append(number)
-        return rows, self._text_max(dear) if dear else None
+        return rows, self._short_text(tuple(dear)) if dear else None
+
+    def _short_text(self, dear: tuple[int, ...]) -> Short | None:
+        """As _text_max, which many sides ask for the same entries."""
+        if dear not in self._short_by:
+            if len(self._short_by) > _SHORT_MAX:
+                self._short_by.clear()
+            self._short_by[dear] = self._text_max(dear)
+        return self._short_by[dear]
 
     def _row(self, entries: Sequence[int]) -> bytes:
         key = tuple(entries)
@@ -262,8 +270,8 @@ class PolicyPools:
     def _ref_list(self, entries: Iterable[int]) -> int:
         return self._refs.intern(numbers(entries))
 
-    def _number(self, entry: MergedEntry) -> int:
-        """Number of an entry that was not seen as this object before."""
+    def _numbered(self, entry: MergedEntry) -> tuple[MergedEntry, int, int, bool]:
+        """What is kept of an entry that was not seen as this object before."""
         selector = self._selector_number(entry)
         origins = numbers(self.l7.rule(origin) for origin in entry.origins)
         l7_set, http = self._l7_set(entry)
@@ -279,8 +287,8 @@ class PolicyPools:
             self._entry.append(entry)
             self._entry_selector.append(selector)
             self._entry_http.append(http)
-        self._entry_of[id(entry)] = (entry, number)
-        return number
+        found = self._entry_of[id(entry)] = (entry, number, selector, bool(self._entry_http[number].cost))
+        return found
 
     def _selector_number(self, entry: MergedEntry) -> int:
         if entry.selector is None:

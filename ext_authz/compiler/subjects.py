@@ -8,6 +8,7 @@ Source: reference policy-semantics sections 2, 4 and 16.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from operator import attrgetter
 
 from ext_authz.compiler.expand import ExpandedRule
 from ext_authz.identity import reserved
@@ -63,13 +64,9 @@ class Selection:
             selector = self._membership.selectors[number]
             if selector is not None:
                 found += [rule for rule in self._rules[selector] if rule.node == wants_node]
-        found.sort(key=_order)
+        found.sort(key=attrgetter("order"))
         return tuple(found)
 
     def matching(self, selector: Selector, node: bool) -> list[int]:
         """Subjects a selector that belongs to no rule selects."""
         return [number for number in self._membership.candidates(selector) if (number == reserved.HOST) == node]
-
-
-def _order(rule: ExpandedRule) -> tuple[str, str, str, int]:
-    return rule.order

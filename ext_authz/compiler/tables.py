@@ -9,7 +9,7 @@ Source: native/include/idmesh/snapshot.h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from ipaddress import IPv6Address
 from itertools import compress, count
 from operator import is_not
@@ -184,22 +184,39 @@ class SelectorPools:
 
     def __init__(self) -> None:
         self._last: tuple[object, ...] = ()
-        self._lists = _Remembered()
+        self._lists = Pool(4)
+        self._fresh_size = 0
+        self._rows: dict[int, tuple[tuple[int, ...], bytes]] = {}
+        self._named: tuple[object, bytes, bytearray] = (None, b"", bytearray())
 
     def table(self, resolved: Resolved, previous: Table | None, revision: int) -> Table:
         """Table 2. A free number has an empty text and selects nobody."""
         now = (resolved.selectors, resolved.membership)
         if previous is not None and _are_same(now, self._last):
             return previous
-        strings, lists, rows = Strings(), Pool(4), []
-        selectors = b"".join(_selector(*strings(s.text if s is not None else "")) for s in resolved.selectors)
-        order = sorted(resolved.membership)
-        chosen = self._lists.make([resolved.membership[identity] for identity in order], numbers)
-        for identity, packed in zip(order, chosen, strict=True):
-            rows.append(_selected(identity, lists.intern(packed), len(packed) // 4))
+        if self._named[0] != resolved.selectors:
+            strings = Strings()
+            packed = b"".join(_selector(*strings(s.text if s is not None else "")) for s in resolved.selectors)
+            self._named = (resolved.selectors, packed, strings.data)
+        if len(self._lists.data) > 2 * self._fresh_size + _SLACK:
+            self._lists, self._rows, self._fresh_size = Pool(4), {}, 0
+        rows = self._pack_rows(resolved.membership)
+        self._fresh_size = self._fresh_size or len(self._lists.data)
         self._last = now
-        sections: list[bytes | bytearray] = [selectors, b"".join(rows), lists.data, strings.data]
-        return pack_table(layout.TableKind.SELECTORS, sections, previous, revision)
+        _, selectors, texts = self._named
+        return pack_table(layout.TableKind.SELECTORS, [selectors, rows, self._lists.data, texts], previous, revision)
+
+    def _pack_rows(self, membership: Mapping[int, tuple[int, ...]]) -> bytes:
+        before, rows, packed = self._rows, {}, []
+        for identity in sorted(membership):
+            chosen = membership[identity]
+            known = before.get(identity)
+            if known is None or known[0] is not chosen:
+                known = (chosen, _selected(identity, self._lists.intern(numbers(chosen)), len(chosen)))
+            rows[identity] = known
+            packed.append(known[1])
+        self._rows = rows
+        return b"".join(packed)
 
 
 def _are_same(now: Sequence[object], last: Sequence[object]) -> bool:

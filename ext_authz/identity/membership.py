@@ -118,7 +118,12 @@ class Membership:
 
     def set_identities(self, wanted: Mapping[int, LabelSet]) -> None:
         """Make these the known identities."""
-        for number in [number for number in self._identities if wanted.get(number) != self._identities[number]]:
+        changed = [
+            number
+            for number, labels in self._identities.items()
+            if (now := wanted.get(number)) is not labels and now != labels
+        ]
+        for number in changed:
             self._remove_identity(number)
         for number, labels in wanted.items():
             if number not in self._identities:
