@@ -27,7 +27,7 @@ DOOR = {
 _CHOICES = {
     "direction": ("ingress", "egress", "both"),
     "metadata": ("all", "denied", "none"),
-    "address": ("ignored",),
+    "address": ("evidence", "ignored"),
 }
 _NAMES = ("idmesh", "idmesh.upstream", "idmesh.empty")
 _VERSION = re.compile(r"[0-9]")

@@ -22,8 +22,8 @@ WORDS = {
     "idmesh-port": (r"\d{1,5}", "a port"),
     "idmesh-require": (r"(address|datapath|certificate)(,(address|datapath|certificate))*", "kinds of evidence"),
     "idmesh-next": (r"http", "http"),
-    "idmesh-peer": (r"source-address", "source-address"),
-    "idmesh-address": (r"ignored", "ignored"),
+    "idmesh-peer": (r"metadata|source-address", "metadata or source-address"),
+    "idmesh-address": (r"evidence|ignored", "evidence or ignored"),
     "idmesh-trust-domain": (r"[a-z0-9._-]{1,255}", "a SPIFFE trust domain"),
     "idmesh-certificate": (re.escape(REPORT), REPORT),
 }
@@ -128,15 +128,20 @@ def _modes(door: Door) -> Iterator[Finding]:
         what = "processing_mode.request_header_mode is SKIP"
         yield error("ext-proc-mode", mode.get("request_header_mode"), what, "no request is judged", "set it to SEND")
     for name in ("request_body_mode", "response_body_mode"):
-        if mode.get(name).value not in (None, "NONE", 0):
-            what = f"processing_mode.{name} is {mode.get(name).value}"
-            why = "no policy reads bodies: it costs time and memory only"
-            yield warning("ext-proc-mode", mode.get(name), what, why, "set it to NONE")
+        yield from _body_mode(mode.get(name), name)
+    if (
+        "response.code_details" not in config.get("response_attributes").texts
+        and not config.get("observability_mode").on
+    ):
+        what = "response_attributes lacks response.code_details"
+        why = "what Envoy answers without asking (a redirect to the plain path) then looks like an answer nobody judged"
+        yield warning("ext-proc-mode", config.get("response_attributes"), what, why, "add response.code_details to it")
     if config.get("observability_mode").on:
         yield _observes(config)
     if config.get("disable_immediate_response").on:
-        what = "disable_immediate_response: denials are ignored"
-        yield error("ext-proc-mode", config.get("disable_immediate_response"), what, "everything passes", "remove it")
+        what = "disable_immediate_response: Envoy drops denials"
+        why = "the service then has to end the stream with an error: clients read a failure, not a denial"
+        yield error("ext-proc-mode", config.get("disable_immediate_response"), what, why, "remove it")
     if config.get("allow_mode_override").on:
         what = "allow_mode_override lets answers of the service switch parts of itself off"
         why = "idmesh sends no such answer; whoever could answer in its place need not be given it"
@@ -145,6 +150,19 @@ def _modes(door: Door) -> Iterator[Finding]:
         found = config.get("send_body_without_waiting_for_header_response")
         what = "bodies are sent on before the answer to the headers"
         yield warning("ext-proc-mode", found, what, "no policy reads them", "leave it out")
+
+
+def _body_mode(mode: Node, name: str) -> Iterator[Finding]:
+    if mode.value in (None, "NONE", 0):
+        return
+    what = f"processing_mode.{name} is {mode.value}"
+    if mode.value in ("FULL_DUPLEX_STREAMED", "GRPC", 4, 5):
+        why = "Envoy wants every byte back from the service, which passes none on: every request is denied"
+        yield error("ext-proc-mode", mode, what, why, "set it to NONE")
+    else:
+        yield warning(
+            "ext-proc-mode", mode, what, "no policy reads bodies: it costs time and memory only", "set it to NONE"
+        )
 
 
 def _observes(config: Node) -> Finding:

@@ -27,7 +27,7 @@ def reports(item: Filter) -> bool:
     """True for the network filter that reports the connection's certificate, and nothing else of ours."""
     values = item.config.get("on_new_connection").items
     return item.is_("network.set_filter_state") and all(
-        value.get("format_string", "text_format_source", "inline_string").text == REPORT and value.get("read_only").on
+        value.get("format_string", "text_format_source", "inline_string").text == REPORT
         for value in values
         if ours(value.get("object_key").text)
     )
