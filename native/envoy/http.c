@@ -4,37 +4,11 @@
 // Filter names: "idmesh" judges a request where it comes in, "idmesh.upstream" judges it again for the host that
 // the load balancer chose (as an upstream filter), "idmesh.empty" does nothing (what benchmarks compare with).
 
-#include "http.h"
+#include "stream.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#include "counters.h"
-#include "mesh.h"
-#include "record.h"
-
-enum kind { KIND_DOWNSTREAM, KIND_UPSTREAM, KIND_EMPTY };
-
-struct http_config;
-
-// One request's filter.
-struct http_stream {
-	struct http_config *config;
-	struct envoy_http *envoy;
-	struct envoy_http_scheduler *scheduler; // made only for streams that outlive their decision
-	struct idm_http *facts; // of such a stream, as the client asked
-	struct address upstream; // the host that was chosen for it; family 0: none
-	struct mesh_open open;
-	struct record_open record; // of an allowed one, until its response is recorded
-};
-
-struct http_config {
-	enum kind kind;
-	struct door door;
-	size_t counters[COUNTS];
-	struct http_stream empty; // stands for every stream of KIND_EMPTY
-};
 
 static bool define_counters(struct http_config *self, struct envoy_http_config *envoy)
 {
@@ -50,7 +24,7 @@ static bool set_kind(struct http_config *self, struct idm_bytes name, struct idm
 
 	for (int i = 0; i < 3; i++) {
 		if (name.size == strlen(names[i]) && !memcmp(name.ptr, names[i], name.size)) {
-			self->kind = (enum kind)i;
+			self->kind = (enum http_kind)i;
 			return true;
 		}
 	}
@@ -91,216 +65,6 @@ IDM_HOOK void *ON(http_filter_config_new)(struct envoy_http_config *envoy, struc
 	return self;
 }
 
-// --- deciding ---
-
-static void count(struct envoy_http *envoy, const struct http_config *self, const struct decision *decision)
-{
-	CALLBACK(http_filter_increment_counter)(envoy, self->counters[counter_of(decision)], NULL, 0, 1);
-	if (counts_redirected(decision))
-		CALLBACK(http_filter_increment_counter)(envoy, self->counters[COUNT_REDIRECTED], NULL, 0, 1);
-}
-
-static bool known_connection(struct envoy_http *envoy, const struct door *door, struct connection *ret)
-{
-	struct idm_bytes bytes;
-
-	if (!CALLBACK(http_get_filter_state_bytes)(envoy, MESH_KEY, &bytes) || !connection_read(bytes, ret))
-		return false;
-	if (door->trust_domain && CALLBACK(http_get_filter_state_bytes)(envoy, CERTIFICATE_KEY, &bytes))
-		ret->certificate = bytes;
-	return true;
-}
-
-// A tunnel's bytes would pass unseen.
-static bool is_connect(const struct idm_http *http)
-{
-	return http->method.size == 7 && !memcmp(http->method.ptr, "CONNECT", 7);
-}
-
-// One request, and all that is known of it while it is judged.
-struct judgement {
-	struct idm_ring *ring; // NULL: nothing is recorded
-	struct request request;
-	struct connection connection;
-	bool readable; // the request is
-	bool known;    // the connection is
-	uint64_t asked_ns; // around the engine, where there is a ring
-	uint64_t judged_ns;
-	struct decision decision;
-	uint8_t id[DECISION_ID_BYTES]; // set only if somebody reads it
-};
-
-static void ask(struct http_config *self, const struct idm_snapshot *snapshot, const struct address *upstream,
-		struct judgement *ret)
-{
-	if (ret->ring)
-		ret->asked_ns = rings_clock();
-	door_decide(&self->door, snapshot, &ret->connection, upstream, &ret->request.http, &ret->decision);
-	if (ret->ring)
-		ret->judged_ns = rings_clock();
-}
-
-static void decide(struct envoy_http *envoy, struct http_config *self, const struct idm_snapshot *snapshot,
-		   const struct address *upstream, struct judgement *ret)
-{
-	decision_init(&ret->decision);
-	ret->asked_ns = ret->judged_ns = 0;
-	ret->known = false;
-	// Read first: how a denial is written depends on it.
-	ret->readable = request_read(envoy, &ret->request);
-	if (!ret->readable) {
-		door_refuse(IDM_DROP_POLICY_DENIED, true, &ret->decision);
-		return;
-	}
-	ret->known = known_connection(envoy, &self->door, &ret->connection);
-	if (!ret->known) {
-		door_refuse(IDM_DROP_UNKNOWN_SENDER, false, &ret->decision);
-		return;
-	}
-	ask(self, snapshot, upstream, ret);
-	if (ret->decision.allowed && is_connect(&ret->request.http))
-		door_refuse(IDM_DROP_PROXY_UNSUPPORTED, false, &ret->decision);
-}
-
-static bool shown(const struct door *door, const struct decision *decision)
-{
-	return door->metadata == SHOW_ALL || (door->metadata == SHOW_DENIED && !decision->allowed);
-}
-
-struct outcome {
-	bool allowed;
-	bool upgrade;
-	bool grpc;
-	uint64_t revision;
-	uint64_t expiry_ms;
-	uint8_t id[DECISION_ID_BYTES];
-};
-
-// The second point has a namespace of its own: both decisions can be read.
-static struct idm_bytes name_space(const struct http_config *self)
-{
-	return self->kind == KIND_UPSTREAM ? IDM_TEXT("idmesh.upstream") : MESH_KEY;
-}
-
-static void tell(struct envoy_http *envoy, const struct http_config *self, const struct idm_snapshot *snapshot,
-		 const struct decision *decision, const uint8_t id[DECISION_ID_BYTES])
-{
-	struct report report;
-
-	report_id_text(id, report.id);
-	report_fill(&report, snapshot, decision, false);
-	request_report(envoy, name_space(self), &report);
-}
-
-// http: the request as the client sent it, whatever the verdict has changed of it since; NULL: unknown.
-static void record(struct http_stream *stream, const struct idm_snapshot *snapshot, const struct judgement *judgement,
-		   const struct idm_http *http)
-{
-	const struct decision *decision = &judgement->decision;
-	bool grpc = judgement->readable && judgement->request.grpc;
-	struct record record = {
-		.type = IDM_FLOW_REQUEST,
-		.asked_ns = judgement->asked_ns,
-		.judged_ns = judgement->judged_ns,
-		.id = judgement->id,
-		.decision = decision,
-		.connection = judgement->known ? &judgement->connection : NULL,
-		.http = http,
-	};
-
-	if (http && judgement->request.traceparent)
-		record.traceparent = http->headers[judgement->request.traceparent - 1].value;
-	else if (!http)
-		record.flags |= IDM_RECORD_CUT | IDM_RECORD_HEADERS_CUT;
-	if (!record.judged_ns)
-		record.asked_ns = record.judged_ns = rings_clock();
-	if (stream->config->kind == KIND_UPSTREAM)
-		record.flags |= IDM_RECORD_UPSTREAM;
-	if (grpc)
-		record.flags |= IDM_RECORD_GRPC;
-	CALLBACK(http_filter_get_attribute_string)(stream->envoy, ENVOY_REQUEST_PROTOCOL, &record.protocol);
-	if (decision->allowed) {
-		record_begin(&record, &stream->record);
-	} else {
-		record.code = grpc ? 7 : 403;
-		record.flags |= grpc ? IDM_RECORD_GRPC_STATUS : 0;
-	}
-	record_write(judgement->ring, snapshot, &record);
-}
-
-// An upgraded stream can be judged again only by facts that are kept: without them it may not live on.
-static bool keep(struct http_stream *stream, const struct request *request)
-{
-	if (!request->upgrade)
-		return true;
-	if (!stream->scheduler)
-		stream->scheduler = CALLBACK(http_filter_scheduler_new)(stream->envoy);
-	free(stream->facts);
-	stream->facts = request_copy(&request->http);
-	return stream->scheduler && stream->facts;
-}
-
-static bool asks_changes(const struct decision *decision)
-{
-	for (unsigned int i = 0; i < decision->count; i++)
-		if (decision->verdicts[i].change_count)
-			return true;
-	return false;
-}
-
-// What must be done for an allowed request before it goes on; what cannot be done denies it.
-static void fulfil(struct http_stream *stream, struct judgement *judgement)
-{
-	if (!keep(stream, &judgement->request) || !request_change(stream->envoy, &judgement->decision))
-		door_refuse(IDM_DROP_POLICY_DENIED, true, &judgement->decision);
-}
-
-static void settle(struct http_stream *stream, const struct idm_snapshot *snapshot, struct judgement *judgement)
-{
-	const struct idm_http *http = judgement->readable ? &judgement->request.http : NULL;
-	const struct http_config *self = stream->config;
-	struct decision *decision = &judgement->decision;
-	struct idm_http *copy = NULL;
-
-	if (decision->allowed) {
-		// What is borrowed ends with the first change.
-		if (judgement->ring && asks_changes(decision))
-			http = copy = request_copy(http);
-		fulfil(stream, judgement);
-	}
-	count(stream->envoy, self, decision);
-	if (judgement->ring || !decision->allowed || shown(&self->door, decision))
-		report_id(judgement->id);
-	if (shown(&self->door, decision))
-		tell(stream->envoy, self, snapshot, decision, judgement->id);
-	if (judgement->ring)
-		record(stream, snapshot, judgement, http);
-	free(copy);
-}
-
-// Everything that reads the snapshot; the answer itself is sent after it was left, for that calls other hooks.
-static void judge(struct http_stream *stream, struct outcome *ret)
-{
-	const struct address *upstream = stream->upstream.family ? &stream->upstream : NULL;
-	const struct idm_snapshot *snapshot = mesh_enter();
-	struct judgement judgement; // too large to be cleared for each request
-
-	judgement.ring = rings_mine();
-	judgement.request.upgrade = false;
-	// If it cannot be read: a grpc-status too many harms nobody, one too few says success.
-	judgement.request.grpc = true;
-	decide(stream->envoy, stream->config, snapshot, upstream, &judgement);
-	settle(stream, snapshot, &judgement);
-	mesh_leave();
-	ret->allowed = judgement.decision.allowed;
-	ret->revision = judgement.decision.revision;
-	ret->expiry_ms = judgement.decision.expiry_ms;
-	ret->upgrade = judgement.request.upgrade;
-	ret->grpc = judgement.request.grpc;
-	if (!ret->allowed)
-		memcpy(ret->id, judgement.id, sizeof(ret->id));
-}
-
 // --- streams that live on ---
 
 enum event { EVENT_AGAIN };
@@ -330,57 +94,12 @@ static void follow(struct http_stream *stream, uint64_t judged, uint64_t expiry_
 		again(stream);
 }
 
-// Only a change of mind is counted and recorded.
-static void record_again(struct http_stream *stream, const struct idm_snapshot *snapshot,
-			 const struct connection *connection, const struct decision *decision)
-{
-	struct idm_ring *ring = rings_mine();
-	uint8_t id[DECISION_ID_BYTES];
-	struct record record = {
-		.type = IDM_FLOW_REQUEST,
-		.flags = IDM_RECORD_AGAIN | (stream->config->kind == KIND_UPSTREAM ? IDM_RECORD_UPSTREAM : 0),
-		.id = id,
-		.decision = decision,
-		.connection = connection,
-		.http = stream->facts,
-	};
-
-	if (!ring)
-		return;
-	report_id(id);
-	record.asked_ns = record.judged_ns = rings_clock();
-	record_write(ring, snapshot, &record);
-}
-
-static void judge_again(struct http_stream *stream)
-{
-	struct http_config *self = stream->config;
-	const struct idm_snapshot *snapshot = mesh_enter();
-	struct connection connection;
-	struct decision decision;
-	bool known = known_connection(stream->envoy, &self->door, &connection);
-
-	decision_init(&decision);
-	if (known)
-		door_decide(&self->door, snapshot, &connection, stream->upstream.family ? &stream->upstream : NULL,
-			    stream->facts, &decision);
-	else
-		door_refuse(IDM_DROP_UNKNOWN_SENDER, false, &decision);
-	if (!decision.allowed) {
-		count(stream->envoy, self, &decision);
-		record_again(stream, snapshot, known ? &connection : NULL, &decision);
-	}
-	mesh_leave();
-	if (!decision.allowed)
-		CALLBACK(http_filter_reset_stream)(stream->envoy, ENVOY_RESET_LOCAL, IDM_TEXT("idmesh_denied"));
-}
-
 static enum envoy_http_status answer(struct http_stream *stream)
 {
 	struct http_config *self = stream->config;
 	struct outcome outcome;
 
-	judge(stream, &outcome);
+	stream_judge(stream, &outcome);
 	if (!outcome.allowed) {
 		request_deny(stream->envoy, self->door.body, outcome.grpc, outcome.id);
 		return ENVOY_HTTP_STOP;
@@ -405,49 +124,6 @@ static enum envoy_http_status answer_upstream(struct http_stream *stream)
 	return answer(stream);
 }
 
-// --- the end of an allowed request ---
-
-// One or two digits; the backend wrote them.
-static bool read_status(struct idm_bytes text, uint16_t *ret)
-{
-	uint16_t status = 0;
-
-	if (!text.size || text.size > 2)
-		return false;
-	for (size_t i = 0; i < text.size; i++) {
-		if (text.ptr[i] < '0' || text.ptr[i] > '9')
-			return false;
-		status = (uint16_t)(status * 10 + (text.ptr[i] - '0'));
-	}
-	*ret = status;
-	return true;
-}
-
-static bool grpc_status(struct envoy_http *envoy, uint16_t *ret)
-{
-	static const enum envoy_header_map maps[] = {ENVOY_RESPONSE_TRAILERS, ENVOY_RESPONSE_HEADERS};
-	struct idm_bytes value;
-
-	for (unsigned int i = 0; i < 2; i++)
-		if (CALLBACK(http_get_header)(envoy, maps[i], IDM_TEXT("grpc-status"), &value, 0, NULL))
-			return read_status(value, ret);
-	return false;
-}
-
-static void record_response(struct http_stream *stream)
-{
-	struct idm_ring *ring = rings_mine();
-	uint32_t flags = 0;
-	uint64_t status = 0;
-	uint16_t code;
-
-	CALLBACK(http_filter_get_attribute_int)(stream->envoy, ENVOY_RESPONSE_CODE, &status);
-	code = (uint16_t)status;
-	if (stream->record.flags & IDM_RECORD_GRPC && grpc_status(stream->envoy, &code))
-		flags = IDM_RECORD_GRPC_STATUS;
-	record_end(ring, IDM_FLOW_RESPONSE, code, flags, &stream->record);
-}
-
 // --- hooks ---
 
 IDM_HOOK void *ON(http_filter_new)(struct http_config *config, struct envoy_http *envoy)
@@ -468,6 +144,7 @@ IDM_HOOK void ON(http_filter_destroy)(struct http_stream *stream)
 {
 	if (stream->config->kind == KIND_EMPTY)
 		return;
+	stream_end(stream);
 	mesh_open_remove(&stream->open);
 	if (stream->scheduler)
 		CALLBACK(http_filter_scheduler_delete)(stream->scheduler);
@@ -495,16 +172,8 @@ IDM_HOOK enum envoy_http_status ON(http_filter_request_headers)(struct envoy_htt
 	return ENVOY_HTTP_CONTINUE;
 }
 
-IDM_HOOK void ON(http_filter_stream_complete)(struct envoy_http *envoy, struct http_stream *stream)
-{
-	(void)envoy;
-	if (stream && stream->record.since_ns)
-		record_response(stream);
-}
-
 IDM_HOOK void ON(http_filter_scheduled)(struct envoy_http *envoy, struct http_stream *stream, uint64_t event)
 {
-	(void)envoy;
-	if (event == EVENT_AGAIN)
-		judge_again(stream);
+	if (event == EVENT_AGAIN && !stream_judge_again(stream))
+		CALLBACK(http_filter_reset_stream)(envoy, ENVOY_RESET_LOCAL, IDM_TEXT("idmesh_denied"));
 }

@@ -38,7 +38,6 @@ NOTHING(listener_filter_scheduled)
 
 ZERO(http_filter_request_body)
 ZERO(http_filter_request_trailers)
-ZERO(http_filter_response_headers)
 ZERO(http_filter_response_body)
 ZERO(http_filter_response_trailers)
 NOTHING(http_filter_http_callout_done)
