@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
-from itertools import islice
 
 from ext_authz.flow.facts import Seen
 
@@ -92,10 +91,6 @@ class Hub:
         self.lost += count
         for follower in self._followers:
             follower.wake()
-
-    def recent(self, count: int) -> list[Seen]:
-        """The newest `count` flows, the oldest first."""
-        return list(islice(self._recent, max(0, len(self._recent) - count), None))
 
     def newest(self) -> list[Seen]:
         """All that are kept, the oldest first."""

@@ -159,18 +159,22 @@ class Formatter:
         url = ""
         if opened.host or opened.path:
             url = f"{'https' if opened.sni else 'http'}://{words.host(opened.host)}{quoted(path)[1:-1]}"
-        code = record.code
-        status = 200 if record.flags & Flags.GRPC_STATUS else code
-        http = f'"code":{status},' if status else ""
-        http += f'"method":"{method}","url":"{url}","protocol":"{protocol}"'
+        status = 200 if record.flags & Flags.GRPC_STATUS else record.code
+        # Texts that are missing are left out, as every default.
+        http = f',"code":{status}' if status else ""
+        http += f',"method":"{method}"' if method else ""
+        http += f',"url":"{url}"' if url else ""
+        http += f',"protocol":"{protocol}"' if protocol else ""
         if opened.header_count:
             http += f',"headers":{words.headers(opened.headers())}'
+        request = f"{method} {url}" if url else method
         if kind == _REQUEST:
-            made = f',"l7":{{"type":"REQUEST","http":{{{http}}}}}'
-            return made, f"{protocol} {method} {url}", path, method
+            made = f',"l7":{{"type":"REQUEST","http":{{{http[1:]}}}}}'
+            return made, f"{protocol} {request}" if protocol else request, path, method
         latency = record.latency_ns
-        made = f',"l7":{{"type":"RESPONSE","latency_ns":"{latency}","http":{{{http}}}}}'
-        return made, f"{protocol} {status} {latency // 1_000_000}ms ({method} {url})", path, method
+        made = f',"l7":{{"type":"RESPONSE","latency_ns":"{latency}","http":{{{http[1:]}}}}}'
+        summary = f"{protocol or 'HTTP'} {status} {latency // 1_000_000}ms"
+        return made, f"{summary} ({request})" if request else summary, path, method
 
     def _connection_summary(self, record: Record, opened: Record) -> str:
         name = _L4.get(opened.protocol) or _ICMP.get(opened.protocol) or f"protocol {opened.protocol}"

@@ -11,16 +11,10 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "service"))
 
 from checks import snapshot
+from flow_rings import write
 
 from ext_authz.flow.hubble import Formatter
 from ext_authz.flow.names import Names
-
-
-def write(path: Path, data: bytes) -> None:
-    staged = path.with_name("staged")
-    staged.write_bytes(data)
-    staged.chmod(0o600)
-    staged.replace(path)
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ext_authz.engine._engine import ffi, lib
-from ext_authz.engine.layout import NONE, record
-from ext_authz.flow.record import Record, parse, records
+from ext_authz.engine.layout import NONE
+from ext_authz.flow.record import Record, records
 from ext_authz.flow.ring import Ring
 
 TEXTS = ("method", "host", "path", "protocol", "sni", "traceparent")
@@ -130,4 +130,9 @@ def record_bytes(**fields: Any) -> bytes:
     return producer.view().take()
 
 
-__all__ = ["NONE", "Producer", "make_facts", "make_record", "parse", "record", "record_bytes"]
+def write(path: Path, data: bytes) -> None:
+    """Publish a snapshot."""
+    staged = path.with_name("staged")
+    staged.write_bytes(data)
+    staged.chmod(0o600)
+    staged.replace(path)
