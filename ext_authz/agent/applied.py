@@ -122,7 +122,7 @@ class AppliedStore:
         return known[1]
 
     def _place(self, name: str) -> Path:
-        return self._folder / hashlib.blake2b(os.fsencode(name), digest_size=16).hexdigest()
+        return self._folder / _folder_of(name)
 
 
 def check(name: str, files: Sequence[tuple[str, bytes]]) -> None:
@@ -148,12 +148,15 @@ def _read_place(place: Path) -> Applied:
     name = ""
     try:
         with contextlib.suppress(FileNotFoundError):
-            name = os.fsdecode((place / _NAME).read_bytes())
+            said = os.fsdecode((place / _NAME).read_bytes())
+            name = said if _folder_of(said) == place.name else ""
         if not (place / _INDEX).exists():  # a first version that was never finished
             return Applied(name, problem="" if name or not os.listdir(place) else f"{place}: is damaged")
         index = json.loads((place / _INDEX).read_bytes())
         if index["format"] != _FORMAT:
             raise ValueError(f"format {index['format']!r}")
+        if _folder_of(str(index["name"])) != place.name:
+            raise ValueError("the name is another one")
         files = tuple((str(path), _content(place, str(stored))) for path, stored in index["files"])
         return Applied(str(index["name"]), files, float(index["applied"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -167,6 +170,10 @@ def _content(place: Path, stored: str) -> bytes:
     if _digest(content) != stored:
         raise ValueError(f"{stored}: holds something else")
     return content
+
+
+def _folder_of(name: str) -> str:
+    return hashlib.blake2b(os.fsencode(name), digest_size=16).hexdigest()
 
 
 def _digest(content: bytes) -> str:

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from ext_authz.agent.notify import notify, watchdog_interval_s
 from ext_authz.agent.admin import Admin, admin_of
+from ext_authz.agent.notify import notify, watchdog_interval_s
 from ext_authz.agent.status import read_status
 from ext_authz.agent.watch import Watch, signature
 from ext_authz.state import State, StateError, read_owned, write_json
