@@ -10,23 +10,10 @@
 
 _Static_assert(IDM_NAMESPACE_MAX + IDM_ACCOUNT_MAX <= IDM_PEER_NAMES, "the longest names fit");
 
-struct known_address {
+struct located {
 	uint32_t identity;
 	uint32_t endpoint;
-	bool known; // the ipcache names it
 };
-
-static bool look_up(const struct idm_snapshot *snapshot, const struct idm_peer_facts *facts, struct known_address *ret)
-{
-	const struct idm_identities_meta *meta = idm_identities(snapshot)->meta;
-
-	if (!facts->address ||
-	    idm_resolve(snapshot, (int)facts->family, facts->address, &ret->identity, &ret->endpoint))
-		return false;
-	ret->known = ret->endpoint != IDM_NONE ||
-		     (ret->identity != meta->world4 && ret->identity != meta->world6);
-	return true;
-}
 
 // ---- certificates ----
 
@@ -133,6 +120,7 @@ static uint32_t identity_of_account(const struct idm_snapshot *snapshot, const s
 
 // ---- agreement ----
 
+// An address that nobody knows is "world", which no certificate may claim to be: so it agrees with none.
 static bool agrees(const struct idm_snapshot *snapshot, const struct idm_spiffe *id, uint32_t identity)
 {
 	const struct idm_identities *table = idm_identities(snapshot);
@@ -152,9 +140,10 @@ static uint32_t named(const struct idm_snapshot *snapshot, const struct idm_spif
 }
 
 static uint32_t add_address(const struct idm_snapshot *snapshot, const struct idm_peer_rules *rules,
-			    const struct idm_peer_facts *facts, struct known_address *address, struct idm_peer *ret)
+			    const struct idm_peer_facts *facts, struct located *address, struct idm_peer *ret)
 {
-	if (!look_up(snapshot, facts, address))
+	if (!facts->address ||
+	    idm_resolve(snapshot, (int)facts->family, facts->address, &address->identity, &address->endpoint))
 		return IDM_PEER_NO_ADDRESS;
 	if (rules->address_ignored)
 		return IDM_PEER_FINE;
@@ -179,8 +168,7 @@ static uint32_t add_told(const struct idm_snapshot *snapshot, const struct idm_p
 }
 
 static uint32_t add_certificate(const struct idm_snapshot *snapshot, const struct idm_peer_rules *rules,
-				const struct idm_peer_facts *facts, const struct known_address *address,
-				struct idm_peer_cache *cache, struct idm_peer *ret)
+				const struct idm_peer_facts *facts, struct idm_peer_cache *cache, struct idm_peer *ret)
 {
 	struct certificate certificate = {0};
 	struct idm_spiffe id;
@@ -196,8 +184,6 @@ static uint32_t add_certificate(const struct idm_snapshot *snapshot, const struc
 		return IDM_PEER_CERTIFICATE;
 	if (facts->now_ms >= certificate.end_ms)
 		return IDM_PEER_ENDED;
-	if (ret->evidence & IDM_EVIDENCE_ADDRESS && !address->known)
-		return IDM_PEER_DISAGREE;
 	if (!ret->evidence)
 		ret->identity = named(snapshot, &id, cache);
 	if (!agrees(snapshot, &id, ret->identity))
@@ -208,7 +194,7 @@ static uint32_t add_certificate(const struct idm_snapshot *snapshot, const struc
 }
 
 static uint32_t weigh(const struct idm_snapshot *snapshot, const struct idm_peer_rules *rules,
-		      const struct idm_peer_facts *facts, struct idm_peer_cache *cache, struct known_address *address,
+		      const struct idm_peer_facts *facts, struct idm_peer_cache *cache, struct located *address,
 		      struct idm_peer *ret)
 {
 	uint32_t answer = add_address(snapshot, rules, facts, address, ret);
@@ -216,7 +202,7 @@ static uint32_t weigh(const struct idm_snapshot *snapshot, const struct idm_peer
 	if (!answer)
 		answer = add_told(snapshot, facts, ret);
 	if (!answer)
-		answer = add_certificate(snapshot, rules, facts, address, cache, ret);
+		answer = add_certificate(snapshot, rules, facts, cache, ret);
 	if (!answer && (!ret->evidence || (ret->evidence & rules->required) != rules->required))
 		answer = IDM_PEER_MISSING;
 	return answer;
@@ -226,7 +212,7 @@ uint32_t idm_peer_judge(const struct idm_snapshot *snapshot, const struct idm_pe
 			const struct idm_peer_facts *facts, struct idm_peer_cache *cache, struct idm_peer *ret,
 			uint32_t *endpoint)
 {
-	struct known_address address = {0, IDM_NONE, false};
+	struct located address = {0, IDM_NONE};
 	uint32_t answer;
 
 	*ret = (struct idm_peer){0};

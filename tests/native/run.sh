@@ -15,7 +15,7 @@ cc=${CC:-clang}
 flags="-std=gnu11 -g -O1 -fno-omit-frame-pointer -Wall -Wextra -Werror"
 flags="$flags -I$root/native/include -I$root/native/engine -I$root/native/automata -I$root/native/ffi -I$root/tests/fuzz"
 engine="$root/native/engine/*.c $root/native/automata/*.c $root/native/flow/*.c $root/native/service/*.c"
-fuzzers="snapshot engine matcher automata authz process ring"
+fuzzers="snapshot engine matcher automata authz process ring peer"
 for name in $fuzzers; do mkdir -p "$root/build/fuzz/$name"; done
 mkdir -p "$out"
 export IDMESH_SEEDS="$seeds/snapshot"

@@ -3,8 +3,8 @@
  * Who the peer is: everything a door knows of it in, one identity or a refusal out. The only place where evidence is
  * weighed, for every door.
  *
- *   address      the connection's. Known: an endpoint's, or in a prefix that the ipcache names. Otherwise it is only
- *                "world", which says what the peer is not, and so contradicts a certificate.
+ *   address      the connection's. One that nobody knows is "world", which says who the peer is not, and so
+ *                contradicts every certificate.
  *   datapath     an identity that the datapath told of this connection.
  *   certificate  the SPIFFE id of the client's certificate, and when it ends, as Envoy reports them.
  *

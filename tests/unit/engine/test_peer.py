@@ -58,16 +58,16 @@ spec:
 
 
 @functools.cache
-def data() -> bytes:
-    loaded = load_text(_WORLD + _POLICY.replace(PREFIX, "192.0.2.0"), "w.yaml", settings=Settings())
+def data(world: str = _WORLD) -> bytes:
+    loaded = load_text(world + _POLICY.replace(PREFIX, "192.0.2.0"), "w.yaml", settings=Settings())
     assert not loaded.errors
     return compile_world(loaded.world, MemoryAllocator(), revision=1).snapshot
 
 
 @functools.cache
-def loaded() -> Any:
+def loaded(world: str = _WORLD) -> Any:
     place, error = ffi.new("struct idm_snapshot **"), ffi.new("struct idm_error *")
-    assert lib.idm_snapshot_load(data(), len(data()), ffi.NULL, place, error) == 0
+    assert lib.idm_snapshot_load(data(world), len(data(world)), ffi.NULL, place, error) == 0
     return place[0]
 
 
@@ -96,6 +96,7 @@ def judge(
     told: int | None = None,
     told_evidence: int = DATAPATH,
     told_domain: int = 0,
+    world: str = _WORLD,
 ) -> tuple[int, int, int, int]:
     """(answer, identity, evidence, expiry)."""
     keep: list[Any] = []
@@ -111,7 +112,7 @@ def judge(
     if told is not None:
         facts.told, facts.told_identity, facts.told_evidence, facts.told_domain = 1, told, told_evidence, told_domain
     peer, endpoint = ffi.new("struct idm_peer *"), ffi.new("uint32_t *")
-    answer = lib.idm_peer_judge(loaded(), rules, facts, CACHE, peer, endpoint)
+    answer = lib.idm_peer_judge(loaded(world), rules, facts, CACHE, peer, endpoint)
     assert answer == FINE or (peer.evidence == 0 and peer.expiry_ms == 0)
     return answer, peer.identity, peer.evidence, peer.expiry_ms
 
@@ -261,6 +262,13 @@ def test_an_account_names_an_identity_only_if_no_other_has_it() -> None:
         assert judge(NOBODY, report(account("walker")), ignored=True)[:2] == (FINE, number(CLIENT))
         assert judge(NOBODY, report(account("talker")), ignored=True)[0] == BAD
         assert judge(NOBODY, report(account("nobody")), ignored=True)[0] == BAD
+
+
+def test_a_new_snapshot_is_looked_through_anew() -> None:
+    renamed = _WORLD.replace("walker", "runner")
+    for _ in range(2):
+        assert judge(NOBODY, report(account("walker")), ignored=True)[0] == FINE
+        assert judge(NOBODY, report(account("walker")), ignored=True, world=renamed)[0] == BAD
 
 
 def test_without_an_address_nobody_is_known() -> None:
