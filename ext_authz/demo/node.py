@@ -48,7 +48,7 @@ class Node:
         self._read = 0
         folder.mkdir(parents=True)
         self.state.root.mkdir(mode=0o700)
-        grpc = ["--grpc", f"unix:{self.state.root}/authz.sock"] if door == "ext-authz" else []
+        grpc = ["--grpc", f"unix:{self.state.root}/authz.sock"] if door != "module" else []
         config = folder / "envoy.json"
         config.write_text(self._generate(door, listen, upstream, grpc))
         self._argv = [

@@ -22,7 +22,7 @@ from ext_authz.demo.node import DemoError, Node
 from ext_authz.demo.stage import Stage, Workload
 
 SHIPS = ("deathstar", "tiefighter", "xwing")
-DOORS = ("module", "ext-authz")
+DOORS = ("module", "ext-authz", "ext-proc")
 POLICIES = Path(__file__).parent / "policies"
 LOAD_S = 1.0  # before and after the edit
 
