@@ -79,7 +79,10 @@ class Rings:
         return self.found
 
     def wait(self, wanted: Callable[[list[Record]], bool], what: str) -> list[Record]:
-        wait_until(lambda: wanted(self.read()), f"{what} in {[(r.type, r.path) for r in self.found]}")
+        try:
+            wait_until(lambda: wanted(self.read()), what)
+        except AssertionError as error:
+            raise AssertionError(f"{error}: {[(r.type, r.path, r.flags, r.code) for r in self.found]}") from None
         return self.found
 
     def wait_for_rings(self, count: int) -> None:

@@ -127,6 +127,24 @@ static void check_path(const struct idm_snapshot *snapshot, struct idm_flow flow
 		fail("a raw path and its canonical form are judged differently");
 }
 
+// What a flow record keeps of a request is of that request, or hidden.
+static void check_kept(const struct idm_snapshot *snapshot, const struct idm_http *http, const struct idm_verdict *verdict)
+{
+	const uint32_t entries[] = {verdict->l4_entry, verdict->entry, verdict->http_rule, 0};
+	struct idm_header_line lines[IDM_KEPT_LINES_MAX];
+	int cut;
+	size_t count = idm_kept_headers(snapshot, entries, 4, http, lines, &cut);
+
+	if (count > http->header_count)
+		fail("more headers are kept than were sent");
+	for (size_t i = 0, j = 0; i < count; i++, j++) {
+		while (j < http->header_count && http->headers[j].name.ptr != lines[i].name.ptr)
+			j++;
+		if (j == http->header_count || (lines[i].value.ptr && lines[i].value.ptr != http->headers[j].value.ptr))
+			fail("a header was kept that nobody sent");
+	}
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	struct feed feed = {.data = data, .size = size};
@@ -149,6 +167,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 			fail("explanation and decision differ");
 		check_batch(snapshot, &flow.flow, &verdict);
 		check_path(snapshot, flow.flow);
+		check_kept(snapshot, &flow.flow.http, &verdict);
 	}
 	return 0;
 }
