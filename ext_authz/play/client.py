@@ -60,30 +60,44 @@ def talk(namespace: Namespace, source: str, target: tuple[str, int], first: byte
 
 def client_hello(name: str) -> bytes:
     """What a TLS client says first; an empty name: it names no server."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     said = ssl.MemoryBIO()
-    line = context.wrap_bio(ssl.MemoryBIO(), said, server_hostname=name or None)
+    line = _context().wrap_bio(ssl.MemoryBIO(), said, server_hostname=name or None)
     with contextlib.suppress(ssl.SSLWantReadError):
         line.do_handshake()
     return said.read()
 
 
-def request(namespace: Namespace, source: str, target: tuple[str, int], http: Mapping[str, Any]) -> Seen:
-    """Send one HTTP/1.1 request."""
+def request(
+    namespace: Namespace, source: str, target: tuple[str, int], http: Mapping[str, Any], server_name: str | None = None
+) -> Seen:
+    """Send one HTTP/1.1 request; with a server name (empty: none is named) inside TLS."""
     with _bound(namespace, source) as (line, name):
         try:
             line.connect(target)
-            line.sendall(_head(http))
-            answer = HTTPResponse(line, method=http["method"])
-            answer.begin()
-            body = answer.read()
+            if server_name is None:
+                return _exchange(line, name, http)
+            with _context().wrap_socket(line, server_hostname=server_name or None) as wrapped:
+                return _exchange(wrapped, name, http)
         except (OSError, HTTPException):
             return Seen(name, False)
-        through = answer.getheader(MARK) is not None
-        location = answer.getheader("location", "") if answer.status == _REDIRECT else ""
-        headers = tuple((key, value) for key, value in json.loads(body)) if through and body else ()
-        return Seen(name, through, answer.status, location or "", headers)
+
+
+def _exchange(line: socket.socket, name: str, http: Mapping[str, Any]) -> Seen:
+    line.sendall(_head(http))
+    answer = HTTPResponse(line, method=http["method"])
+    answer.begin()
+    body = answer.read()
+    through = answer.getheader(MARK) is not None
+    location = answer.getheader("location", "") if answer.status == _REDIRECT else ""
+    headers = tuple((key, value) for key, value in json.loads(body)) if through and body else ()
+    return Seen(name, through, answer.status, location or "", headers)
+
+
+def _context() -> ssl.SSLContext:
+    """Whoever answers is believed: only the name that is asked for matters."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
 
 
 def _head(http: Mapping[str, Any]) -> bytes:

@@ -9,6 +9,7 @@ decided stands in the door's own record. The engine of this process is not asked
 from __future__ import annotations
 
 import contextlib
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,15 +27,14 @@ from ext_authz.play.headers import changed
 from ext_authz.play.netns import NoNamespace, ensure_privileges
 from ext_authz.play.prepare import Prepared, prepare, refused_probes
 from ext_authz.play.results import Outcome, PlayError
-from ext_authz.play.stage import Place, Stage, Wiring
+from ext_authz.play.stage import Place, Stage, Wire, Wiring
 from ext_authz.xds.setup import Direction, Door, Mode
 
 PROXY_UNSUPPORTED = 180
 # Sent to a listener of requests where a probe names none.
 _ANY_REQUEST: Raw = {"method": "GET", "path": "/", "host": "idmesh.test"}
 
-# Server names are read on listeners of their own: there Envoy waits for the client's first bytes.
-StageKey = tuple[Mode, Direction, bool]
+StageKey = tuple[Mode, Direction, Wire]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +136,10 @@ def _flight(probe: Raw, prepared: Prepared, door: Door) -> Flight | str:
             return f"no {name} at this door"
     if door == Door.EXT_PROC and "http" not in probe:
         return "no requests, which are all that ext-proc sees"
-    if "sni" in probe and "http" in probe:
-        return "no requests inside TLS at this door"
+    if {"sni", "http", "outcome"} <= probe.keys():
+        return "a filter of requests answers them, and resets no connection for its name"
+    if "sni" in probe and "http" in probe and shutil.which("openssl") is None:
+        return "openssl is missing: no certificate to end TLS with"
     if probe.get("auth"):
         return "no mutual authentication at this door"
     addresses = prepared.built.addresses
@@ -147,7 +149,13 @@ def _flight(probe: Raw, prepared: Prepared, door: Door) -> Flight | str:
         return "the ends have no address family in common"
     is_http = "http" in probe or ("sni" not in probe and speaks_http(prepared.built.world.policies, probe["port"]))
     mode = Mode.HTTP if is_http else Mode.TCP
-    return Flight(probe, (mode, Direction(probe["dir"]), "sni" in probe), pairs[0][0], (pairs[0][1], probe["port"]))
+    return Flight(probe, (mode, Direction(probe["dir"]), _wire(probe)), pairs[0][0], (pairs[0][1], probe["port"]))
+
+
+def _wire(probe: Raw) -> Wire:
+    if "sni" not in probe:
+        return Wire.CLEAR
+    return Wire.ENDED if "http" in probe else Wire.PASSED
 
 
 def speaks_http(policies: Iterable[Policy], port: int) -> bool:
@@ -177,6 +185,9 @@ def _connection(flight: Flight, stage: Stage) -> Outcome:
     seen = talk(stage.namespace, flight.source, flight.place, first)
     record = stage.record(seen.name)
     drop = None if seen.through else _drop(record)
+    if drop == PROXY_UNSUPPORTED and name is not None:
+        # The name passed; whether the connection is of use, the requests behind it say, which nobody here reads.
+        return Outcome(skipped="requests behind the name are judged too, which takes a listener of requests")
     if drop == PROXY_UNSUPPORTED:
         return Outcome(_checked({"expect": "redirect"}, seen, record), entry=_entry(record))
     got: Raw = {"expect": "allow" if seen.through else "deny"} | ({"drop": drop} if drop else {})
@@ -195,10 +206,11 @@ def _bare(flight: Flight, stage: Stage) -> Outcome:
 
 
 def _request(flight: Flight, http: Raw, stage: Stage) -> Outcome:
-    seen = request(stage.namespace, flight.source, flight.place, http)
+    name = flight.probe.get("sni")
+    seen = request(stage.namespace, flight.source, flight.place, http, name)
     if seen.location:
         http = {**http, "path": _path_of(seen.location)}
-        seen = request(stage.namespace, flight.source, flight.place, http)
+        seen = request(stage.namespace, flight.source, flight.place, http, name)
     record = stage.record(seen.name)
     got: Raw = {"expect": "allow" if seen.through else "deny", "at": record.get("at")}
     if not seen.through:

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from enum import StrEnum
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,25 @@ from ext_authz.play.netns import Namespace
 from ext_authz.play.results import PlayError
 from ext_authz.play.upstream import Upstream
 from ext_authz.state import State
-from ext_authz.xds.setup import Direction, Door, Mode, Setup, Target
+from ext_authz.xds.setup import Direction, Door, Mode, Setup, Target, Tls
 
 READY_S = 30.0
 _COUNT_S = 6.0
 _PAUSE_S = 0.002
 _FLUSH_MS = 5
 Place = tuple[str, int]
+
+
+class Wire(StrEnum):
+    """
+    What the client's bytes are wrapped in.
+
+    Where names are read, Envoy waits for the client's first bytes: listeners of their own.
+    """
+
+    CLEAR = "clear"
+    PASSED = "passed-tls"
+    ENDED = "ended-tls"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +62,9 @@ class Wiring:
 class Stage:
     """A context manager; everything it started ends with it."""
 
-    def __init__(self, wiring: Wiring, mode: Mode, direction: Direction, sni: bool = False) -> None:
-        self.mode, self.direction, self.sni = mode, direction, sni
-        self.folder = wiring.folder / f"{mode}-{direction}{'-sni' if sni else ''}"
+    def __init__(self, wiring: Wiring, mode: Mode, direction: Direction, wire: Wire) -> None:
+        self.mode, self.direction, self.wire = mode, direction, wire
+        self.folder = wiring.folder / f"{mode}-{direction}-{wire}"
         self._wiring = wiring
         self._state = State(self.folder / "state")
         self._closing = contextlib.ExitStack()
@@ -149,7 +162,8 @@ class Stage:
             mode=self.mode,
             direction=self.direction,
             destination="local",
-            sni=self.sni,
+            sni=self.wire != Wire.CLEAR,
+            tls=self._tls() if self.wire == Wire.ENDED else None,
             state=self._state.root.absolute(),
             module=self._wiring.module,
             authz=(Target(path=str(self._socket("authz"))),),
@@ -158,6 +172,16 @@ class Stage:
             access_log=str(self._records.path.absolute()),
         )
         return render(setup, [Target(*place) for place in places])
+
+    def _tls(self) -> Tls:
+        """A certificate that nobody verifies; its key is gone with the folder."""
+        made = Tls(self.folder.absolute() / "server.pem", self.folder.absolute() / "server.key")
+        words = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-noenc"]
+        words += ["-subj", "/CN=idmesh test", "-keyout", str(made.key), "-out", str(made.certificate)]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise PlayError(f"openssl: {done.stderr.strip()}")
+        return made
 
     def _socket(self, name: str) -> Path:
         return (self.folder / f"{name}.sock").absolute()

@@ -42,7 +42,7 @@ def case_of(seed: int) -> dict[str, Any] | None:
 
 @pytest.mark.needs_envoy
 @pytest.mark.needs_namespaces
-@pytest.mark.parametrize("door", ["module", "ext-authz"])
+@pytest.mark.parametrize("door", ["module", "ext-authz", "ext-proc"])
 def test_door_decides_as_the_oracle_on_random_flows(door: str, tmp_path: Path) -> None:
     cases = [case for seed in range(FIRST, FIRST + SCENARIOS) if (case := case_of(seed)) is not None]
     file = tmp_path / "random.yaml"
