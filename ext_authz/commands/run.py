@@ -122,7 +122,7 @@ def _check(args: argparse.Namespace) -> None:
 
 def _make_node(args: argparse.Namespace, state: State) -> Node:
     pool = None
-    if args.door == "ext-authz" and not args.grpc:
+    if args.door in ("ext-authz", "ext-proc") and not args.grpc:
         args.grpc = f"unix:{state.root}/authz.sock"
     if args.grpc:
         address = parse_address(args.grpc)
