@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes examples/*.json with the one generator of Envoy configuration. Run: python envoy/generate.py"""
+"""Writes examples/*.json and compose/envoy.json with the one generator. Run: python envoy/generate.py"""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from ext_authz.xds.bootstrap import render
 from ext_authz.xds.setup import Direction, Door, Evidence, Mode, Setup, Target, Tls, UpstreamHttp
 
 EXAMPLES = Path(__file__).resolve().parent / "examples"
+COMPOSE = EXAMPLES.parent / "compose/envoy.json"
 STATE = Path("/run/idmesh")
 # With the version in it: Envoy goes on with the old file if a new one takes its place.
 MODULE = Path("/usr/lib/idmesh/0.1.0/libidmesh_envoy.so")
@@ -83,11 +84,17 @@ def examples() -> dict[str, Setup]:
     return {**_module(), **_ext_authz(), **_ext_proc()}
 
 
+def compose() -> Setup:
+    """The Envoy of compose.yaml; its admin interface is for the container alone."""
+    return _setup(Door.MODULE, upstreams=(Target(host="172.30.0.10", port=9000),))
+
+
 def main() -> None:
-    """Replace all examples."""
+    """Replace all that is generated."""
     EXAMPLES.mkdir(exist_ok=True)
     for name, setup in examples().items():
         (EXAMPLES / f"{name}.json").write_text(render(setup))
+    COMPOSE.write_text(render(compose()))
 
 
 if __name__ == "__main__":
