@@ -18,7 +18,8 @@ def standing_warnings(world: World) -> list[dict[str, Any]]:
     found = _settings(world.settings)
     for policy in world.policies:
         for rule in policy.rules:
-            found += _rule(policy, rule)
+            if not (rule.default_deny_ingress and rule.default_deny_egress):
+                found += _rule(policy, rule)
     audited = filter(attrgetter("audit"), world.endpoints)
     found += [_record("audit: denials of this endpoint pass", object=endpoint.name) for endpoint in audited]
     if world.closed:

@@ -100,8 +100,10 @@ class Placer:
         known, before = self._by_id, self._endpoints
         if isinstance(endpoints, Endpoints) and isinstance(before, Endpoints) and len(before) == len(known):
             now, then = {id(held) for held in endpoints.lists}, {id(held) for held in before.lists}
-            gone = [known[id(endpoint)] for held in before.lists if id(held) not in now for endpoint in held]
-            return gone, [endpoint for held in endpoints.lists if id(held) not in then for endpoint in held]
+            lost = {id(endpoint): endpoint for held in before.lists if id(held) not in now for endpoint in held}
+            new = [endpoint for held in endpoints.lists if id(held) not in then for endpoint in held]
+            coming = [endpoint for endpoint in new if lost.pop(id(endpoint), None) is None]
+            return [known[number] for number in lost], coming
         wanted = {id(endpoint): endpoint for endpoint in endpoints}
         gone = [placed for number, placed in known.items() if number not in wanted]
         return gone, [endpoint for number, endpoint in wanted.items() if number not in known]
@@ -118,8 +120,10 @@ class Placer:
             self._set_prefixes(uses)
         self._set_learned(learned)
         self._place_outside()
+        before = self.places.label_sets
         self._collect()
-        self._release(generation)
+        if self.places.label_sets is not before:
+            self._release(generation)
         return True
 
     def _keep_equal(self, gone: list[Placed], new: list[Endpoint]) -> tuple[list[Placed], list[Endpoint]]:

@@ -11,7 +11,7 @@ Source: native/include/idmesh/snapshot.h
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -99,6 +99,8 @@ class PolicyPools:
         self._short_of: dict[int, PolicyError] = {}
         self._short_by: dict[tuple[int, ...], Short | None] = {}
         self._policy_of: dict[int, tuple[SubjectPolicy, int]] = {}
+        self._live: dict[int, SubjectPolicy] = {}  # as forget() was told last
+        self._side_uses: Counter[int] = Counter()  # by those
         self._entry: list[MergedEntry] = []
         self._entry_selector: list[int] = []
         self._entry_http: list[HttpSet] = []
@@ -161,11 +163,22 @@ class PolicyPools:
 
     def forget(self, live: Iterable[SubjectPolicy]) -> None:
         """Drop what was remembered for policies that are gone. Their bytes stay until the pools are replaced."""
-        policies = {id(policy): policy for policy in live}
-        sides = {id(side) for policy in policies.values() for side in (policy.ingress, policy.egress)}
-        self._policy_of = {key: value for key, value in self._policy_of.items() if key in policies}
-        self._side_of = {key: value for key, value in self._side_of.items() if key in sides}
-        self._short_of = {key: value for key, value in self._short_of.items() if key in sides}
+        before, self._live = self._live, {id(policy): policy for policy in live}
+        for key in self._live.keys() - before.keys():
+            self._side_uses.update((id(self._live[key].ingress), id(self._live[key].egress)))
+        for key in before.keys() - self._live.keys():
+            self._policy_of.pop(key, None)
+            for side in (before[key].ingress, before[key].egress):
+                self._side_uses[id(side)] -= 1
+                if not self._side_uses[id(side)]:
+                    del self._side_uses[id(side)]
+                    self._side_of.pop(id(side), None)
+                    self._short_of.pop(id(side), None)
+        if len(self._policy_of) != len(self._live) or len(self._side_of) != len(self._side_uses):
+            # Some were packed and did not come to be anyone's.
+            self._policy_of = {key: value for key, value in self._policy_of.items() if key in self._live}
+            self._side_of = {key: value for key, value in self._side_of.items() if key in self._side_uses}
+            self._short_of = {key: value for key, value in self._short_of.items() if key in self._side_uses}
         if len(self._entry_of) > 2 * len(self._entry) + 1000:
             self._entry_of.clear()
 

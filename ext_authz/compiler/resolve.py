@@ -17,6 +17,7 @@ import gc
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from operator import is_
 
 from ext_authz.compiler.enforce import HOST_SELECTOR, ISOLATED, Enforcer, SubjectKind, kind_of
 from ext_authz.compiler.entries import SubjectPolicy
@@ -31,7 +32,7 @@ from ext_authz.identity import reserved
 from ext_authz.identity.allocator import Allocator
 from ext_authz.identity.membership import Membership
 from ext_authz.identity.selectors import Selector
-from ext_authz.model.types import Isolated, Policy, PolicyError, Secret, World
+from ext_authz.model.types import Endpoints, Isolated, Policy, PolicyError, Secret, World
 
 _Computed = tuple[SubjectPolicy | None, tuple[PolicyError, ...]]
 
@@ -159,7 +160,7 @@ class _State:
 
     def _rename(self, world: World) -> None:
         """The same policies, perhaps as other objects."""
-        if world.policies is not self.world.policies:
+        if not all(map(is_, world.policies, self.world.policies)):
             pairs = zip(self.world.policies, world.policies, strict=True)
             self._expanded = {id(new): self._expanded[id(old)] for old, new in pairs}
             self._policies = {id(policy): policy for policy in world.policies}
@@ -217,7 +218,9 @@ class _State:
         elif not endpoints_changed and world.cidr_groups == old.cidr_groups and world.dns_cache == old.dns_cache:
             return set()
         owned = placer.owned() if self._uses.wants_names else set()
-        uses = self._uses.uses(world.cidr_groups, world.endpoints)
+        endpoints = world.endpoints
+        outside = endpoints.nodes if isinstance(endpoints, Endpoints) else endpoints
+        uses = self._uses.uses(world.cidr_groups, outside)
         learned = self._uses.learned(world.dns_cache, owned)
         changed: set[int] = set()
         before = placer.places.label_sets

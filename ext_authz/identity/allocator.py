@@ -62,7 +62,11 @@ class Allocator(Protocol):
         """Every reader is at this generation or later: what was released up to it may be given again."""
 
     def flush(self) -> None:
-        """Make all numbers given so far outlive a restart, where the allocator does that."""
+        """
+        Make all numbers given so far outlive a restart, where the allocator does that.
+
+        What was released since is not hurried: after a restart nobody asks for it, and it is released again.
+        """
 
 
 def scope_of(labels: Iterable[str]) -> Scope:
@@ -105,21 +109,18 @@ class MemoryAllocator:
     def release(self, labels: Iterable[str], generation: int) -> None:
         key = tuple(sorted(labels))
         if key in self._numbers and key not in self._released:
-            self._released[key] = generation
-            self._changes += 1
+            self._released[key] = generation  # lost in a crash, it is released again after the start
 
     def keep_only(self, used: Iterable[Iterable[str]], generation: int) -> None:
         keep = {tuple(sorted(labels)) for labels in used}
         for key in self._numbers:
             if key not in keep and key not in self._released:
                 self._released[key] = generation
-                self._changes += 1
 
     def confirm(self, generation: int) -> None:
         for key in [key for key, since in self._released.items() if since <= generation]:
             del self._released[key]
             self._free[scope_of(key)].append(self._numbers.pop(key))
-            self._changes += 1
 
     def flush(self) -> None:
         """Nothing outlives this object."""

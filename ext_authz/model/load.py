@@ -157,7 +157,8 @@ class Loader:
             self._documents[document.text] = _Read(name, document.line, objects)
             texts.append(document.text)
             found.extend(objects)
-        return _File(content, texts, Part(found, name))
+        before = self._files.get(name)
+        return _File(content, texts, Part(found, name, before.part if before else None))
 
     def _read(self, document: Document, name: str, known: _Read | None) -> list[ParsedObject]:
         assert self._read_with is not None

@@ -55,8 +55,13 @@ class Part:
     refs: one object per name. twins: whether some name stands twice. records: values of good objects by their type.
     """
 
-    def __init__(self, objects: list[ParsedObject], file: str = "") -> None:
+    def __init__(self, objects: list[ParsedObject], file: str = "", before: Part | None = None) -> None:
+        """
+        Args:
+            before: What the file held before; endpoints of pods that are the same objects stay the same.
+        """
         self.file = file
+        self._known = before._made if before is not None else {}
         self.objects = objects
         named = [parsed for parsed in objects if not parsed.skipped and parsed.ref.name]
         self.refs: dict[ObjectRef, ParsedObject] = {parsed.ref: parsed for parsed in named}
@@ -72,6 +77,7 @@ class Part:
         self.listing = Listing(file, listed, sum(1 for entry in listed if entry.ok))
         self._surroundings: Surroundings | None = None
         self._endpoints: list[Endpoint] = []
+        self._made: dict[int, tuple[PodRecord, Surroundings, Endpoint]] = {}  # by id() of the record
         self.addresses: dict[str, Endpoint] = {}
         self.claims = 0
 
@@ -81,11 +87,29 @@ class Part:
         claims there are; more than addresses: some is contested).
         """
         if surroundings is not self._surroundings:
-            self._endpoints = pod_endpoints(self.records, surroundings)
+            self._endpoints = self._pod_endpoints(surroundings)
             self.addresses = {address: endpoint for endpoint in self._endpoints for address in endpoint.addresses}
             self.claims = sum(len(endpoint.addresses) for endpoint in self._endpoints)
             self._surroundings = surroundings
         return self._endpoints
+
+    def _pod_endpoints(self, around: Surroundings) -> list[Endpoint]:
+        """Endpoints of pods, and of CiliumEndpoints no pod stands for (the pod itself says the same, and newer)."""
+        found, known = [], self._known
+        for record in self.records.get(PodRecord, ()):
+            if record.namespace in around.bad_namespaces:  # without its labels a deny might miss the pod
+                continue
+            made = known.get(id(record))
+            if made is None or made[1] is not around:
+                made = (record, around, _pod(record, around))
+            self._made[id(record)] = made
+            found.append(made[2])
+        self._known = {}
+        for endpoint in self.records.get(CiliumEndpointRecord, ()):
+            if endpoint.namespace in around.bad_namespaces or (endpoint.namespace, endpoint.name) in around.pods:
+                continue
+            found.append(_cilium_endpoint(endpoint, around))
+        return found
 
 
 def by_type(objects: Iterable[ParsedObject]) -> dict[type, list[Any]]:
@@ -93,18 +117,6 @@ def by_type(objects: Iterable[ParsedObject]) -> dict[type, list[Any]]:
     for parsed in objects:
         records.setdefault(parsed.value.__class__, []).append(parsed.value)
     return records
-
-
-def pod_endpoints(records: dict[type, list[Any]], around: Surroundings) -> list[Endpoint]:
-    """Endpoints of pods, and of CiliumEndpoints no pod stands for (the pod itself says the same, and newer)."""
-    found = []
-    for record in records.get(PodRecord, ()):
-        if record.namespace not in around.bad_namespaces:  # without its labels a deny might miss the pod
-            found.append(_pod(record, around))
-    for record in records.get(CiliumEndpointRecord, ()):
-        if record.namespace not in around.bad_namespaces and (record.namespace, record.name) not in around.pods:
-            found.append(_cilium_endpoint(record, around))
-    return found
 
 
 def _pod(pod: PodRecord, around: Surroundings) -> Endpoint:

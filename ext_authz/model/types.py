@@ -425,12 +425,13 @@ class Endpoints(tuple[Endpoint, ...]):
     """
 
     lists: tuple[list[Endpoint], ...]
+    nodes: list[Endpoint]  # and outside addresses: all that are no workloads
 
     @classmethod
-    def joined(cls, lists: Iterable[list[Endpoint]]) -> Endpoints:
-        held = tuple(lists)
+    def joined(cls, workloads: Iterable[list[Endpoint]], nodes: list[Endpoint]) -> Endpoints:
+        held = (*workloads, nodes)
         made = cls(chain.from_iterable(held))
-        made.lists = held
+        made.lists, made.nodes = held, nodes
         return made
 
 

@@ -117,7 +117,7 @@ class WorldBuilder:
             found = [endpoint for held in (*lists, nodes) for endpoint in held]
             _refuse_contested(found, joined)
             return found
-        return Endpoints.joined([*lists, self._nodes])
+        return Endpoints.joined(lists, self._nodes)
 
     def _around(self, parts: Sequence[Part], records: dict[type, list[Any]], settings: Settings) -> Surroundings:
         """The same object as long as nothing of it changed, so that parts need not look."""

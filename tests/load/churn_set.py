@@ -25,7 +25,8 @@ OPEN, SHUT, WIDE = "open", "shut", "wide"
 CLIENTS = {OPEN: "127.0.0.40", SHUT: "127.0.0.41", WIDE: "127.0.0.42"} | {
     f"moving{number}": f"127.0.0.{50 + number}" for number in range(4)
 }
-FAR_FILES = 20
+# Endpoints of other nodes: files at a time, endpoints in each, addresses of each.
+FAR_FILES, FAR_ENDPOINTS, FAR_ADDRESSES = 20, 10, 10
 
 
 @dataclass
@@ -90,9 +91,8 @@ class Churn:
         self._replace(self.folder / "wide.yaml", [to_yaml([_wide(self._wide_on)])])
 
     def add_addresses(self) -> None:
-        """A hundred endpoints of another node come; the oldest hundred go."""
-        labels = [pod["metadata"] for held in self._random.sample(list(self._pods.values()), 4) for pod in held]
-        chosen = self._random.sample(labels, min(OBJECTS_PER_FILE, len(labels)))
+        """A hundred addresses come, of ten endpoints of another node; the oldest hundred go."""
+        chosen = [pod["metadata"] for pod in self._random.choice(list(self._pods.values()))[:FAR_ENDPOINTS]]
         path = self.folder / f"far-{self._made:08}.yaml"
         self._replace(path, [_pod_text(self._far_pod(metadata)) for metadata in chosen])
         self._far.append(path)
@@ -118,11 +118,12 @@ class Churn:
     def _far_pod(self, metadata: Object) -> Object:
         self._made += 1
         name = f"{metadata['labels']['app']}-f{self._made}"
-        status = {"podIPs": [{"ip": self._address(64)}]}
+        status = {"podIPs": [{"ip": self._address(64)} for _ in range(FAR_ADDRESSES)]}
         return {"metadata": {**metadata, "name": name}, "spec": {"nodeName": "far"}, "status": status}
 
     def _address(self, first: int) -> str:
         """One nobody has: they come round after four million."""
+        self._made += 1
         number = self._made % (1 << 22)
         return f"10.{first + (number >> 16)}.{number >> 8 & 255}.{number & 255}"
 

@@ -141,6 +141,7 @@ def test_what_an_earlier_process_left_over_is_given_again_once_confirmed(tmp_pat
     new.confirm(699)
     assert not new._free[Scope.GLOBAL]
     new.confirm(700)
+    new.allocate(("k8s:new=1",))  # what is freed is written with the next number
     new.flush()
     again = FileAllocator(path)
     assert again.allocate(("k8s:fresh=1",)) != left
