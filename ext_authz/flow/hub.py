@@ -92,6 +92,10 @@ class Hub:
         for follower in self._followers:
             follower.wake()
 
+    @property
+    def followed(self) -> bool:
+        return bool(self._followers)
+
     def newest(self) -> list[Seen]:
         """All that are kept, the oldest first."""
         return list(self._recent)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import logging
 import os
 import signal
@@ -38,6 +37,7 @@ log = logging.getLogger(__name__)
 
 _NAMES_S = 0.5
 _GRACE_S = 1.0
+_DRAIN_S = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +86,14 @@ class Observer:
         if self.metrics:
             await self.metrics.start()
         event(log, logging.INFO, "observing", state=self.server.path.parent)
-        tasks = [asyncio.create_task(self.reading.run()), asyncio.create_task(self._follow_names())]
-        ending = asyncio.create_task(ended.wait())
+        reading = asyncio.create_task(self.reading.run())
+        others = [asyncio.create_task(self._follow_names()), asyncio.create_task(_when(ended))]
         try:
-            done, _ = await asyncio.wait([*tasks, ending], return_when=asyncio.FIRST_COMPLETED)
-            for task in done - {ending}:
+            done, _ = await asyncio.wait([reading, *others], return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
                 task.result()  # a loop that ended has failed: let it be seen
         finally:
-            await self._stop([*tasks, ending])
+            await self._stop(reading, others)
 
     async def _follow_names(self) -> None:
         while True:
@@ -106,13 +106,12 @@ class Observer:
         except OSError as error:
             event(log, logging.WARNING, "cannot open the file of flows anew", reason=error)
 
-    async def _stop(self, tasks: list[asyncio.Task[object]]) -> None:
-        for task in tasks:
+    async def _stop(self, reading: asyncio.Task[None], others: list[asyncio.Task[None]]) -> None:
+        self.reading.stop()
+        await asyncio.wait([reading], timeout=_DRAIN_S)
+        stuck = not reading.done()
+        for task in others:
             task.cancel()
-        for task in tasks:
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await task
-        await self.reading.drain()
         self.intake.close()
         self.hub.close()
         await self.server.stop(_GRACE_S)
@@ -120,6 +119,14 @@ class Observer:
             await self.metrics.stop()
         self.sink.close()
         event(log, logging.INFO, "stopped", flows=self.hub.seen, lost=self.hub.lost)
+        if stuck:
+            # A thread that waits for a reader of our stdout would keep the process for ever.
+            event(log, logging.ERROR, "lines could not be written in time, they are lost")
+            os._exit(1)
+
+
+async def _when(happened: asyncio.Event) -> None:
+    await happened.wait()
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

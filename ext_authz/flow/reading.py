@@ -29,6 +29,7 @@ BUSY_S, IDLE_S = 0.002, 0.05
 # A snapshot is loaded for at most a tenth of the time, and records wait for their names no longer than this.
 _NAMES_WAIT_S = 0.2
 _LOAD_PAUSE_S = 0.1
+_SLICE = 64
 
 
 class Reading:
@@ -42,16 +43,22 @@ class Reading:
         self._sink = sink
         self._quiet = Quiet(log)
         self._load_due = 0.0
+        self._stopping = False
         self._loading = asyncio.Lock()
         self.counts = Counts()
 
     async def run(self) -> None:
-        """For ever; a ring that has something is looked at again soon, an idle one twenty times a second."""
+        """
+        Until `stop`; a ring that has something is looked at again soon, an idle one twenty times a second.
+
+        Never cancelled while it works: what was taken from a ring would be lost.
+        """
         pause = BUSY_S
-        while True:
+        while not self._stopping:
             size = await self.turn()
             pause = BUSY_S if size else min(pause * 2, IDLE_S)
             await asyncio.sleep(0 if size > 64 << 10 else pause)
+        await self._drain()
 
     async def turn(self) -> int:
         """One look at every ring; bytes taken."""
@@ -73,8 +80,12 @@ class Reading:
             self._intake.drop_orphans()
         return taken
 
-    async def drain(self, limit_s: float = 2.0) -> None:
-        """What stands in the rings now; producers that go on writing are not waited for."""
+    def stop(self) -> None:
+        """What stands in the rings is still read, then `run` ends."""
+        self._stopping = True
+
+    async def _drain(self, limit_s: float = 2.0) -> None:
+        """Producers that go on writing are not waited for."""
         until = time.monotonic() + limit_s
         while await self.turn() and time.monotonic() < until:
             pass
@@ -112,11 +123,16 @@ class Reading:
             else:
                 found.append(item)
         await self._names_for(max((record.revision for record in found), default=0))
-        batch = self._format(found)
-        if not batch:
-            return
-        self._hub.publish(batch)
-        if not isinstance(self._sink, NoSink):
+        # Sending a line to a client takes a round of the event loop, so clients need many of them.
+        size = _SLICE if self._hub.followed else len(found)
+        batch: list[Seen] = []
+        for start in range(0, len(found), size or 1):
+            part = self._format(found[start : start + size])
+            self._hub.publish(part)
+            batch += part
+            if size == _SLICE:
+                await asyncio.sleep(0)
+        if batch and not isinstance(self._sink, NoSink):
             await self._write(batch)
 
     def _format(self, found: list[Record]) -> list[Seen]:

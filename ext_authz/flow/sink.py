@@ -48,9 +48,17 @@ class NoSink:
         pass
 
 
-class StdoutSink(NoSink):
+class StdoutSink:
+    """Our own stdout, which is the node's."""
+
     def write(self, data: bytes) -> None:
         _write_all(sys.stdout.fileno(), data)
+
+    def reopen(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 class FileSink:
