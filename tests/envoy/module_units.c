@@ -71,12 +71,17 @@ static void test_doors_are_read_strictly(void)
 {
 	static const char *const good[] = {
 		"", "{}", " { } ", "{\"direction\":\"both\"}", "{\"destination\":\"a/b:1\",\"port\":2}",
+		"{\"trust_domain\":\"td.test\",\"require\":[\"certificate\",\"address\"],\"address\":\"evidence\"}",
+		"{\"trust_domain\":\"td.test\",\"address\":\"ignored\"}", "{\"require\":[]}", "{\"require\":[\"datapath\"]}",
 		"{\"body\":\"\\u00e9\\n\\\"\\\\\\/\"}", "{\"destination\":\"[::1]:80\"}", "{\"metadata\":\"none\"}",
 	};
 	static const char *const bad[] = {
 		"{", "[]", "null", "{}x", "{\"a\":1}", "{\"port\":-1}", "{\"port\":1.5}", "{\"port\":1e3}",
 		"{\"port\":99999999999999999999}", "{\"body\":\"\\ud800\"}", "{\"body\":\"\\u0000\"}", "{\"body\":\"a}",
 		"{\"body\":\"\\x\"}", "{\"body\":\"a\",\"body\":\"b\"}", "{\"body\":[]}", "{\"body\" \"a\"}", "{\"body\":\"\n\"}",
+		"{\"require\":[\"certificate\"]}", "{\"address\":\"ignored\"}", "{\"address\":\"maybe\"}", "{\"require\":[\"faith\"]}",
+		"{\"trust_domain\":\"TD\"}", "{\"trust_domain\":\"td/x\"}", "{\"require\":\"address\"}",
+		"{\"trust_domain\":\"td\",\"address\":\"ignored\",\"require\":[\"address\"]}",
 		"{,}", "{\"port\":1,}", "{\"direction\":\"up\"}", "{\"destination\":\"\"}", "{\"destination\":\"a/b:\"}",
 	};
 

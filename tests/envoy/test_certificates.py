@@ -5,17 +5,21 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import json
 import ssl
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from envoy_backend import banner_backend, http_backend
-from envoy_harness import CLIENT, NEWEST, OTHER, SERVER, VERSIONS, policy, wait_until
+from envoy_harness import CLIENT, NEWEST, OTHER, SERVER, VERSIONS, policy, setup_for, wait_until
 from envoy_tls import ANYBODY, TRUST_DOMAIN, UNKNOWN, Guarded, guarded
 
-from ext_authz.xds.setup import Door, Mode, parse_target
+from ext_authz.cli import main
+from ext_authz.xds.bootstrap import render
+from ext_authz.xds.setup import Door, Evidence, Mode, SetupError, Tls, parse_target
 
 CLIENT_ONLY = policy("[{path: /.*}]")
 AUTHENTICATED = ANYBODY.replace("[{fromEntities: [all]}]", "[{fromEntities: [all], authentication: {mode: required}}]")
@@ -198,3 +202,53 @@ def test_requests_of_an_open_connection_end_with_its_certificate(tmp_path: Path)
         assert status() == 200
         wait_until(lambda: status() == 403, "the certificate's end", 20)
         connection.close()
+
+
+# ---- what is generated ----
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--trust-domain", TRUST_DOMAIN], "a trust domain needs TLS"),
+        (["--trust-domain", TRUST_DOMAIN, "--tls-cert", "a", "--tls-key", "b"], "a trust domain needs TLS"),
+        (["--tls-cert", "a"], "belong together"),
+        (["--tls-ca", "a"], "--tls-ca needs"),
+        (["--tls-cert", "a", "--tls-key", "b", "--tls-ca", "c"], "needs their trust domain"),
+        (["--require", "certificate"], "only with a trust domain"),
+        (["--ignore-address"], "needs a trust domain"),
+    ],
+)
+def test_half_a_wish_is_refused(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["envoy", "--listen", "127.0.0.1:1", "--upstream", "127.0.0.1:2", *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {"trust_domain": "TD.test"},
+        {"address_ignored": True, "require": (Evidence.ADDRESS,)},
+        {"door": Door.NONE},
+    ],
+)
+def test_a_setup_that_contradicts_itself_is_refused(wanted: dict[str, Any]) -> None:
+    tls = Tls(Path("/cert"), Path("/key"), Path("/ca"))
+    fields: dict[str, Any] = {
+        "door": Door.MODULE,
+        "tls": tls,
+        "trust_domain": TRUST_DOMAIN,
+        "state": Path("/s"),
+        **wanted,
+    }
+    with pytest.raises(SetupError):
+        setup_for(upstream=parse_target("127.0.0.1:1"), **(fields | wanted))
+
+
+def test_tls_alone_asks_for_no_certificates() -> None:
+    setup = setup_for(Door.NONE, parse_target("127.0.0.1:1"), tls=Tls(Path("/cert"), Path("/key")))
+    chain = json.loads(render(setup))["staticResources"]["listeners"][0]["filterChains"][0]
+    context = chain["transportSocket"]["typedConfig"]
+    assert "validationContext" not in context["commonTlsContext"]
+    assert "requireClientCertificate" not in context
+    assert [each["name"] for each in chain["filters"]] == ["envoy.filters.network.http_connection_manager"]
