@@ -38,5 +38,5 @@ class Backoff:
 
     @property
     def calm(self) -> bool:
-        """True unless it has just ended in a row."""
-        return not self.wait_s or time.monotonic() - self._started > CALM_S
+        """True unless it has just ended several times in a row."""
+        return self.wait_s <= self.first_s or time.monotonic() - self._started > CALM_S

@@ -64,7 +64,7 @@ class Node:
         Run until a signal.
 
         SIGTERM and SIGINT drain and end everything. SIGUSR2 leaves the children to the next agent. SIGHUP, also that
-        of a terminal that closes, has the sources read again.
+        of a terminal that closes, has the sources read again, and the file of flow lines opened anew.
         """
         self._handle_signals()
         watch = Watch(self.paths)
@@ -92,10 +92,15 @@ class Node:
 
     def _handle_signals(self) -> None:
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGHUP, self.building.look)
+        loop.add_signal_handler(signal.SIGHUP, self._reread)
         loop.add_signal_handler(signal.SIGUSR2, self._leave)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._ended.set)
+
+    def _reread(self) -> None:
+        self.building.look()
+        if self.children.observer:
+            self.children.observer.reread()
 
     def _leave(self) -> None:
         event(log, logging.INFO, "leaving everything that runs to the next agent")

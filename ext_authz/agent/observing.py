@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,12 @@ class Observing:
     def page(self) -> dict[str, Any]:
         process = self.process
         return {"pid": process.pid if process else None, "deaths": self._backoff.deaths, "trouble": self.trouble}
+
+    def reread(self) -> None:
+        """Have it open the file of the lines anew, as after a rotation."""
+        process = self.process
+        if process:
+            process.send(signal.SIGHUP)
 
     def stop(self) -> None:
         process, self.process = self.process, None

@@ -67,10 +67,11 @@ class Pool:
         """
         if self.count < 1:
             raise AddressError("at least one worker is needed")
-        self.slots = [_Slot(self.address.worker(index, self.count)) for index in range(self.count)]
+        slots = [_Slot(self.address.worker(index, self.count)) for index in range(self.count)]
         self._files = package_fingerprint(*_CODE)
         orphans = self.orphans()
-        self._refuse_strangers(orphans)
+        _refuse_strangers(slots, orphans)
+        self.slots = slots  # ours from here on: `stop` removes their sockets
         adopted = self._adopt(orphans)
         rest = [pid for pid in orphans if pid not in adopted]
         if not self.address.path:  # a port has one owner: make room first
@@ -148,13 +149,6 @@ class Pool:
                         event(log, logging.INFO, "worker adopted", pid=slot.process.pid, address=slot.address.text)
         return adopted
 
-    def _refuse_strangers(self, orphans: list[int]) -> None:
-        """A worker renames its socket into place, so it would take the address of a living server unnoticed."""
-        for slot in self.slots:
-            server = _server(slot.address) if slot.address.path else None
-            if server is not None and server not in orphans:
-                raise AddressError(f"{slot.address.text}: another process serves it (pid {server})")
-
     def _end(self, pids: list[int]) -> None:
         until = time.monotonic() + self.grace_s + 3.0
         for pid in pids:
@@ -223,6 +217,14 @@ class Pool:
             write_json(self._record, records)
         except OSError as error:  # then the next node starts its own
             event(log, logging.WARNING, "cannot record the workers", reason=error)
+
+
+def _refuse_strangers(slots: list[_Slot], orphans: list[int]) -> None:
+    """A worker renames its socket into place, so it would take the address of a living server unnoticed."""
+    for slot in slots:
+        server = _server(slot.address) if slot.address.path else None
+        if server is not None and server not in orphans:
+            raise AddressError(f"{slot.address.text}: another process serves it (pid {server})")
 
 
 def is_worker(pid: int, state: Path) -> bool:

@@ -17,7 +17,7 @@ from service_run import Client, environment, wait_until
 from ext_authz.agent.status import read_status
 from ext_authz.commands.status import as_record
 from ext_authz.process import find_processes
-from ext_authz.state import State
+from ext_authz.state import State, read_json
 
 
 @dataclass
@@ -28,6 +28,7 @@ class Running:
     words: list[str] = field(default_factory=list)
     process: subprocess.Popen[bytes] | None = None
     extra: dict[str, str] = field(default_factory=dict)
+    umask: int = -1
 
     @property
     def state(self) -> State:
@@ -49,12 +50,16 @@ class Running:
         command = [sys.executable, "-m", "ext_authz.cli", "run", "--state", str(self.state.root)]
         command += ["--policies", str(self.folder / "policies"), "--endpoints", str(self.folder / "endpoints")]
         command += ["--grpc", f"unix:{self.folder}/a.sock", *self.words]
-        with open(self.folder / "log", "ab") as log:
-            self.process = subprocess.Popen(command, env=environment() | self.extra, stderr=log, cwd=self.folder)
+        with open(self.folder / "log", "ab") as log, open(self.folder / "out", "ab") as out:
+            self.process = subprocess.Popen(
+                command, env=environment() | self.extra, stdout=out, stderr=log, cwd=self.folder, umask=self.umask
+            )
         wait_until(self._ready, "the node", 20)
 
     def _ready(self) -> bool:
-        code, status = self.status()
+        page, code, status = read_json(self.state.status) or {}, *self.status()
+        if self.process is None or page.get("pid") != self.process.pid:
+            return False  # what an earlier agent left
         workers = set(status.get("workers") or ())
         return code != 2 and bool(workers) and workers <= {reader["pid"] for reader in status["readers"]}
 

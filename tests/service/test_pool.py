@@ -131,7 +131,8 @@ def test_an_address_that_another_node_serves_is_refused(pool: Pool, tmp_path: Pa
     other = State(tmp_path / "other")
     other.prepare()
     with pytest.raises(AddressError, match="another process serves it"):
-        Pool(other, pool.address, 2).start()
+        (second := Pool(other, pool.address, 2)).start()
+    second.stop()
     assert allowed(client_of(tmp_path, 0).check(request()))
 
 
