@@ -118,9 +118,13 @@ def _weakened(name: str, config: Node) -> Iterator[Finding]:
 def elsewhere(view: View) -> Iterator[Finding]:
     why = "what it brings can disable or bypass the doors, and is not in this file"
     for manager in view.managers:
-        if manager.chain.doors and manager.node.get("rds"):
-            remedy = "give its route configuration to doctor, too"
-            yield warning("elsewhere", manager.node.get("rds"), "routes come by RDS", why, remedy)
+        for name in ("rds", "scoped_routes"):
+            if manager.chain.doors and manager.node.get(name):
+                remedy = "give its route configurations to doctor, too"
+                yield warning("elsewhere", manager.node.get(name), f"routes come by {name}", why, remedy)
+    found = view.root.get("dynamic_resources", "lds_config")
+    if found:
+        yield warning("elsewhere", found, "listeners come by LDS", why, "give them to doctor, too")
     for item in view.filters:
         found = item.entry.get("config_discovery")
         if found:

@@ -69,6 +69,16 @@ def timeouts(view: View) -> Iterator[Finding]:
             yield from _stream_timeout(door.service.get("timeout"))
 
 
+@check
+def route_timeouts(view: View) -> Iterator[Finding]:
+    """Time-outs of services that a route asks instead."""
+    for routes in view.routes:
+        for name, node in routes.walk():
+            service = node.get("grpc_service")
+            if name in ("check_settings", "checkSettings") and service:
+                yield from _timeout(service.get("timeout"), "grpc_service.timeout")
+
+
 def _timeout(node: Node, name: str) -> Iterator[Finding]:
     value = node.seconds
     if value is None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ext_authz.doctor.config.finding import Finding, check, error, warning
-from ext_authz.doctor.config.view import Filter, HttpChain, View
+from ext_authz.doctor.config.view import Chain, Filter, HttpChain, View
 
 # Filters that rewrite what policies match.
 _REWRITERS = ("header_mutation", "grpc_json_transcoder", "grpc_json_reverse_transcoder", "aws_lambda")
@@ -30,14 +30,41 @@ def door_missing(view: View) -> Iterator[Finding]:
         if view.listeners:
             yield error("door-missing", view.root, "no filter here asks idmesh", why, remedy)
         return
-    for chain in view.chains:
-        if not chain.all_doors:
-            yield warning("door-missing", chain.node, "this filter chain has no door", why, remedy)
+    yield from _chains_without(view, remedy)
     for manager in view.managers:
         for upgrade in manager.upgrades:
             if manager.chain.doors and not upgrade.doors:
                 what = "upgraded requests take filters of their own, and no door is among them"
                 yield error("door-missing", upgrade.node, what, why, "leave `filters` out, or put the door there too")
+
+
+def _chains_without(view: View, remedy: str) -> Iterator[Finding]:
+    """A chain may well need no door, but not if it leads where others are judged."""
+    judged = {name for chain in view.chains if chain.all_doors for name in _clusters(chain)}
+    for chain in view.chains:
+        if chain.all_doors:
+            continue
+        around = sorted(judged & _clusters(chain))
+        if around:
+            what = f"this filter chain has no door, and leads to {around[0]}, before which another has one"
+            yield error("door-missing", chain.node, what, "who takes this way is judged by nobody", remedy)
+        else:
+            what = "this filter chain has no door"
+            yield warning("door-missing", chain.node, what, "what comes in here is judged by nobody", remedy)
+
+
+def _clusters(chain: Chain) -> set[str]:
+    """Where it may send to, as far as its own routes and proxies say."""
+    return {
+        node.text or node.get("name").text
+        for name, node in chain.node.walk()
+        if name == "cluster" and (node.text or node.get("name").text)
+    } | {
+        item.get("name").text
+        for name, node in chain.node.walk()
+        if name in ("weighted_clusters", "weightedClusters")
+        for item in node.get("clusters").items
+    }
 
 
 @check

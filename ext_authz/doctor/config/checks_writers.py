@@ -73,6 +73,15 @@ def own_receivers(view: View) -> Iterator[Finding]:
 
 
 @check
+def own_name(view: View) -> Iterator[Finding]:
+    """What ext_authz answers becomes metadata under the name that its filter has."""
+    for item in view.filters:
+        if item.is_("filters.http.ext_authz.v3.ExtAuthz") and ours(item.name):
+            what = f'the answers of ext_authz arrive as metadata "{item.name}", its filter\'s name'
+            yield error("metadata-writer", item.entry.get("name"), what, _WHY, "name it envoy.filters.http.ext_authz")
+
+
+@check
 def code(view: View) -> Iterator[Finding]:
     doors = list(view.doors)
     for item in view.filters:

@@ -19,6 +19,7 @@ from planted import (
     before,
     chain,
     door,
+    door_entry,
     http,
     listener,
     manager,
@@ -219,6 +220,7 @@ PEERS: dict[str, Mistake] = {
         "metadata-writer",
         "receivingNamespaces",
     ),
+    "ext_authz under the peer's name": (AUTHZ, put(door_entry, name="idmesh"), E, "metadata-writer", "name"),
     "lua": (AUTHZ, before(http("lua.v3.Lua")), W, "metadata-writer", "httpFilters[0]"),
     "another's module": (
         MODULE,

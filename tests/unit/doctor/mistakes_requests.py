@@ -69,11 +69,18 @@ def second_point_before_lua(tree: Tree) -> None:
     options["httpFilters"].insert(1, http("lua.v3.Lua"))
 
 
+def chain_to_elsewhere(tree: Tree) -> None:
+    second_chain_without_door(tree)
+    routes = listener(tree)["filterChains"][1]["filters"][0]["typedConfig"]["routeConfig"]
+    routes["virtualHosts"][0]["routes"][0]["route"]["cluster"] = "metrics"
+
+
 REQUESTS: dict[str, Mistake] = {
     # order
     "no door": (MODULE, no_door, E, "door-missing", "."),
     "no door for ext_authz": (AUTHZ, no_door, E, "door-missing", "."),
-    "a chain without door": (MODULE, second_chain_without_door, W, "door-missing", "filterChains[1]"),
+    "a way around the door": (MODULE, second_chain_without_door, E, "door-missing", "filterChains[1]"),
+    "a chain without door": (MODULE, chain_to_elsewhere, W, "door-missing", "filterChains[1]"),
     "upgrades with filters of their own": (MODULE, upgrade_filters, E, "door-missing", "upgradeConfigs[0]"),
     "door behind router": (MODULE, last, E, "door-behind-router", "httpFilters[1]"),
     "ext_authz behind router": (AUTHZ, last, E, "door-behind-router", "httpFilters[1]"),
@@ -316,6 +323,21 @@ REQUESTS: dict[str, Mistake] = {
         E,
         "route-override",
         "routes[0]",
+    ),
+    "a route's time-out": (
+        AUTHZ,
+        per_route(Z, "ext_authz.v3.ExtAuthzPerRoute", checkSettings={"grpcService": {**SERVICE, "timeout": "0s"}}),
+        E,
+        "timeout",
+        "checkSettings.grpcService.timeout",
+    ),
+    "scoped routes elsewhere": (AUTHZ, put(manager, scopedRoutes={"name": "x"}), W, "elsewhere", "scopedRoutes"),
+    "listeners elsewhere": (
+        PROC,
+        lambda tree: tree.update(dynamicResources={"ldsConfig": {"ads": {}}}),
+        W,
+        "elsewhere",
+        "ldsConfig",
     ),
     "routes elsewhere": (MODULE, put(manager, rds={"routeConfigName": "x"}), W, "elsewhere", "rds"),
 }
