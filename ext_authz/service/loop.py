@@ -29,13 +29,16 @@ Metadata = Sequence[tuple[str, "str | bytes"]]
 # Gets the call's metadata, gives the function that answers the request's bytes.
 Method = Callable[[Metadata], Callable[[bytes], bytes]]
 
+# Streams open at once; each may hold one message that is being received.
+STREAMS_MAX = 20000
 OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.so_reuseport", 0),  # two processes on one port would share it unnoticed
     ("grpc.max_receive_message_length", 4 << 20),
     ("grpc.http2.max_ping_strikes", 0),
+    # Calls that wait to be announced; by the core's default it refuses some of a burst beyond 1000.
+    ("grpc.server.max_pending_requests", STREAMS_MAX),
+    ("grpc.server.max_pending_requests_hard_limit", 2 * STREAMS_MAX),
 )
-# Streams open at once; each may hold one message that is being received.
-STREAMS_MAX = 20000
 # How long a drain leaves streams alone that may end at any time: most requests have their response by then.
 _LINGER_S = 1.0
 _DRAIN_LOOK_S = 0.1
@@ -98,6 +101,7 @@ class LoopServer:
         self._server.register_completion_queue(self._queue)
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
+        self._left = threading.Event()  # set once `stop` has left the core: only then may the server be destroyed
         self._pending = 0  # batches whose events are still to come
         self._announced = 0
         self._stopping_since = self._grace_s = 0.0
@@ -130,6 +134,7 @@ class LoopServer:
         self._stopping_since, self._grace_s = time.monotonic(), grace_s
         self._stopping.set()
         self._server.shutdown(self._queue, _SHUTDOWN)
+        self._left.set()
         clean = self._join(grace_s + 1.0)
         if not clean:
             self._server.cancel_all_calls()
@@ -170,6 +175,7 @@ class LoopServer:
                 shut = True
             # An event holds its call: let go before the next poll.
             happened = tag = None
+        self._left.wait()
         self._server.destroy()
 
     def _drain(self) -> float:
