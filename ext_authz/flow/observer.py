@@ -33,11 +33,11 @@ from ext_authz.flow.sink import make_sink
 from ext_authz.logs import event
 from ext_authz.state import State
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("ext_authz.flow.observer")  # also where it runs as __main__
 
 _NAMES_S = 0.5
-_GRACE_S = 1.0
-_DRAIN_S = 4.0
+_GRACE_S = 0.5
+_DRAIN_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)

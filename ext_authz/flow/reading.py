@@ -84,7 +84,7 @@ class Reading:
         """What stands in the rings is still read, then `run` ends."""
         self._stopping = True
 
-    async def _drain(self, limit_s: float = 2.0) -> None:
+    async def _drain(self, limit_s: float = 1.5) -> None:
         """Producers that go on writing are not waited for."""
         until = time.monotonic() + limit_s
         while await self.turn() and time.monotonic() < until:
