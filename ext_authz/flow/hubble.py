@@ -19,7 +19,7 @@ from ipaddress import ip_address
 from ext_authz.engine.types import VerdictCode
 from ext_authz.flow.facts import End, Facts, Seen
 from ext_authz.flow.names import Names
-from ext_authz.flow.record import Flags, FlowType, Record
+from ext_authz.flow.record import Door, Flags, FlowType, Record
 from ext_authz.flow.shape import Shape, make_end, make_shape
 from ext_authz.flow.text import Words, quoted
 
@@ -65,7 +65,8 @@ class Formatter:
         """
         if record.type in _ENDS:
             return self._open.pop(record.decision, record)
-        if record.verdict != _DROPPED and record.decision != _NO_ID:
+        # ext_authz sees no answers, and a producer without random numbers gives no ids.
+        if record.verdict != _DROPPED and record.door != Door.EXT_AUTHZ and record.decision != _NO_ID:
             self._open[record.decision] = record
             if len(self._open) > OPEN_MAX:
                 self._open.popitem(last=False)
