@@ -23,6 +23,7 @@ from typing import TypeVar
 
 from ext_authz import logs
 from ext_authz.logs import event
+from ext_authz.memory import trim
 from ext_authz.service import checker, health, processor, ring
 from ext_authz.service.checker import Checker
 from ext_authz.service.follow import Follower
@@ -39,6 +40,7 @@ log = logging.getLogger(__name__)
 _LOOK_S = 0.25  # fallback where inotify is missing or lost an event
 _REPORT_S = 2.0
 _OFFER_S = 1.0
+_CROWD = 1000  # streams whose memory is worth giving back
 _BIND_S = 10.0
 
 K = TypeVar("K")
@@ -72,6 +74,7 @@ class Worker:
             streams_max,
         )
         self._reported: dict[str, object] = {}
+        self._crowd = 0  # most streams seen at once since memory was given back
 
     def start(self) -> None:
         self.follower.look()
@@ -131,10 +134,19 @@ class Worker:
                 return
             if time.monotonic() - offered > _OFFER_S:
                 self.ring.offer()
+                self._give_back()
                 offered = time.monotonic()
             if self.follower.look() or time.monotonic() - reported > _REPORT_S:
                 self.report()
                 reported = time.monotonic()
+
+    def _give_back(self) -> None:
+        """Return memory after a crowd of streams."""
+        now = len(self.server.streams.open)
+        if self._crowd > max(_CROWD, 2 * now):
+            trim()
+            self._crowd = 0
+        self._crowd = max(self._crowd, now)
 
     def stop(self, grace_s: float) -> None:
         self.health.draining = True
