@@ -5,20 +5,16 @@ from __future__ import annotations
 
 import array
 import contextlib
-import json
 import mmap
 import os
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from envoy_harness import Envoy, running_config, wait_until
+from envoy_harness import wait_until
 from ext_authz.engine._engine import ffi, lib
 
-from ext_authz.envoy_binary import EnvoyBinary
 from ext_authz.flow.record import Record, records
-from ext_authz.xds.bootstrap import render
-from ext_authz.xds.setup import Setup
 
 ROOM = 1 << 20
 
@@ -115,15 +111,3 @@ def listening(state: Path) -> Iterator[Rings]:
         yield rings
     finally:
         rings.close()
-
-
-@contextlib.contextmanager
-def running_with_ring(setup: Setup, folder: Path, envoy: EnvoyBinary, ring_bytes: int) -> Iterator[Envoy]:
-    """As running(), with rings of that size; 0: none."""
-    config = json.loads(render(setup))
-    extension = config["bootstrapExtensions"][0]["typedConfig"]["extensionConfig"]
-    extension["value"]["flow_ring_bytes"] = ring_bytes
-    path = folder / "envoy.json"
-    path.write_text(json.dumps(config))
-    with running_config(path, folder, envoy, concurrency=1) as started:
-        yield started

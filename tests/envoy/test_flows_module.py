@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import time
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ from envoy_harness import (
     parse_target,
     policy,
     running,
+    running_config,
     setup_for,
 )
 
@@ -36,6 +38,8 @@ from ext_authz.engine.types import At, Direction, VerdictCode
 from ext_authz.envoy_binary import EnvoyBinary
 from ext_authz.flow.record import Door as RecordDoor
 from ext_authz.flow.record import Flags, FlowType, Record
+from ext_authz.xds.bootstrap import render
+from ext_authz.xds.setup import Direction as Wanted
 from ext_authz.xds.setup import Door, Mode, Target, UpstreamHttp
 
 NONE = 0xFFFFFFFF
@@ -138,6 +142,50 @@ def test_only_headers_that_rules_name_are_kept(
     assert found[b"/x"][0].traceparent == b"t"
     assert found[b"/denied"][0].headers() == []  # no list judged it
     assert backend.requests[0].headers["x-token"] == "good"
+
+
+def test_both_directions_show_their_entries(
+    node: Node, rings: Rings, backend: Backend, tmp_path: Path, envoy: EnvoyBinary
+) -> None:
+    egress = policy("[{path: /a}, {path: /b}]", app="client", peer="server", name="out")
+    egress = egress.replace("ingress:", "egress:").replace("fromEndpoints", "toEndpoints")
+    node.publish(policy("[{path: /b}, {path: /c}]") + "---\n" + egress)
+    setup = setup_for(Door.MODULE, backend.address, state=node.state, direction=Wanted.BOTH)
+    with running(setup, tmp_path, envoy) as started:
+        answers = {path: ask(CLIENT, started, path).status for path in ("/a", "/b", "/c")}
+        assert ask("127.9.9.9", started, "/stranger").status == 403
+    assert answers == {"/a": 403, "/b": 200, "/c": 403}
+    found = {path: request for path, (request, _) in _pairs(rings, 5).items()}
+    both, first, second, stranger = (found[path] for path in (b"/b", b"/c", b"/a", b"/stranger"))
+    assert NONE not in (both.egress_entry, both.ingress_entry, both.egress_rule, both.ingress_rule)
+    assert both.egress_entry != both.ingress_entry
+    # The first direction that denies is the last that is asked.
+    assert (first.direction, first.ingress_entry, first.egress_rule) == (Direction.EGRESS, NONE, NONE)
+    assert first.egress_entry == both.egress_entry
+    assert (second.direction, second.ingress_entry, second.ingress_rule) == (
+        Direction.INGRESS,
+        both.ingress_entry,
+        NONE,
+    )
+    assert (second.egress_entry, second.egress_rule != NONE) == (both.egress_entry, True)
+    assert (stranger.source_endpoint, stranger.egress_entry, stranger.direction) == (NONE, NONE, Direction.INGRESS)
+
+
+def test_a_request_that_cannot_be_read_is_recorded_as_an_error(
+    node: Node, rings: Rings, backend: Backend, tmp_path: Path, envoy: EnvoyBinary
+) -> None:
+    node.publish(policy(""))
+    setup = setup_for(Door.MODULE, backend.address, state=node.state)
+    config = json.loads(render(setup))
+    manager = config["staticResources"]["listeners"][0]["filterChains"][0]["filters"][0]["typedConfig"]
+    manager["commonHttpProtocolOptions"] = {**manager.get("commonHttpProtocolOptions", {}), "maxHeadersCount": 1000}
+    path = tmp_path / "envoy.json"
+    path.write_text(json.dumps(config))
+    with running_config(path, tmp_path, envoy) as started:
+        assert ask(CLIENT, started, "/", headers={f"x-{i}": "1" for i in range(600)}).status == 403
+    (record,) = rings.wait(lambda all: len(all) >= 1, "the denial")
+    assert record.flags == Flags.ERROR | Flags.CUT | Flags.HEADERS_CUT
+    assert (record.verdict, record.code, record.path, record.family) == (2, 403, b"", 0)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from envoy_backend import Backend
-from envoy_flows import listening, running_with_ring
+from envoy_flows import listening
 from envoy_harness import (
     CLIENT,
     MODULE,
@@ -55,8 +55,8 @@ def test_what_nobody_reads_is_lost_and_counted(
     node: Node, backend: Backend, tmp_path: Path, envoy: EnvoyBinary
 ) -> None:
     node.publish(policy("[{path: /}]"))
-    setup = setup_for(Door.MODULE, backend.address, state=node.state)
-    with running_with_ring(setup, tmp_path, envoy, SMALL) as started:
+    setup = setup_for(Door.MODULE, backend.address, state=node.state, flow_ring_bytes=SMALL)
+    with running(setup, tmp_path, envoy, concurrency=1) as started:
         assert _statuses(started, CLIENT, TURNS) == {200}
         assert _statuses(started, OTHER, 10) == {403}
         wait_until(lambda: sum(_flows(node).values()) == 2 * TURNS + 10, "every record written or lost")
@@ -94,9 +94,9 @@ def test_a_hostile_reader_changes_no_decision_and_hurts_nobody(
     node: Node, backend: Backend, tmp_path: Path, envoy: EnvoyBinary
 ) -> None:
     node.publish(policy("[{path: /}]"))
-    setup = setup_for(Door.MODULE, backend.address, state=node.state)
+    setup = setup_for(Door.MODULE, backend.address, state=node.state, flow_ring_bytes=SMALL)
     done = threading.Event()
-    with running_with_ring(setup, tmp_path, envoy, SMALL) as started, listening(node.state) as rings:
+    with running(setup, tmp_path, envoy, concurrency=1) as started, listening(node.state) as rings:
         rings.wait_for_rings(2)
         memories = [rings.memory(index) for index in range(2)]
         random_bytes = random.Random(7)
@@ -142,8 +142,8 @@ def test_the_readers_page_says_since_when_a_revision_is_in_force(
 
 def test_no_ring_is_made_where_none_is_wanted(node: Node, backend: Backend, tmp_path: Path, envoy: EnvoyBinary) -> None:
     node.publish(policy("[{path: /}]"))
-    setup = setup_for(Door.MODULE, backend.address, state=node.state)
-    with listening(node.state) as rings, running_with_ring(setup, tmp_path, envoy, 0) as started:
+    setup = setup_for(Door.MODULE, backend.address, state=node.state, flow_ring_bytes=0)
+    with listening(node.state) as rings, running(setup, tmp_path, envoy) as started:
         assert ask(CLIENT, started, "/").status == 200
         assert ask(OTHER, started, "/").status == 403
         wait_until(lambda: node.report().get("oldest_decision") == 1, "the timer")
