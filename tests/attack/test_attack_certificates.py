@@ -8,9 +8,11 @@ it takes connections without a certificate, and of any name; only who signed the
 
 from __future__ import annotations
 
+import ssl
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from envoy_backend import banner_backend
@@ -94,9 +96,9 @@ def alone(request: pytest.FixtureRequest) -> Iterator[Guarded]:
         yield started
 
 
-def _refused(stage: Guarded, *certificates: Path | None, **words: object) -> None:
+def _refused(stage: Guarded, *certificates: Path | None, **words: Any) -> None:
     before = len(stage.backend.requests)
-    assert [stage.ask(each, **words) for each in certificates] == [403] * len(certificates)  # type: ignore[arg-type]
+    assert [stage.ask(each, **words) for each in certificates] == [403] * len(certificates)
     assert len(stage.backend.requests) == before
 
 
@@ -170,14 +172,35 @@ def test_what_a_stranger_signed_or_what_has_ended_gets_no_connection(stage: Guar
 def test_a_listener_that_verifies_nobody_is_closed_by_the_generated_filter(door: Door, tmp_path: Path) -> None:
     """ACCEPT_UNTRUSTED: Envoy reports the stranger's certificate like any other; its RBAC filter tells them apart."""
 
-    def untrusting(config: dict[str, object]) -> None:
-        chain = config["staticResources"]["listeners"][0]["filterChains"][0]  # type: ignore[index]
+    def untrusting(config: dict[str, Any]) -> None:
+        chain = config["staticResources"]["listeners"][0]["filterChains"][0]
         context = chain["transportSocket"]["typedConfig"]["commonTlsContext"]["validationContext"]
         context["trustChainVerification"] = "ACCEPT_UNTRUSTED"
 
     with guarded(door, tmp_path, change=untrusting) as stage:
         assert stage.ask(stage.certificate(stage.id_of(CLIENT))) == 200
         assert stage.ask(stage.certificate(stage.id_of(CLIENT), ca="stranger")) == 0
+
+
+def test_a_resumed_session_is_closed_by_the_generated_filter(tmp_path: Path) -> None:
+    """Nobody verifies its certificate again: it may have been revoked, or its CA replaced."""
+
+    def resuming(config: dict[str, Any]) -> None:
+        chain = config["staticResources"]["listeners"][0]["filterChains"][0]
+        chain["transportSocket"]["typedConfig"].pop("disableStatelessSessionResumption")
+        chain["transportSocket"]["typedConfig"].pop("disableStatefulSessionResumption")
+
+    def talk(session: ssl.SSLSession | None) -> tuple[bytes, bool, ssl.SSLSession | None]:
+        with stage.connect(None, context=context, session=session) as connection:
+            connection.sendall(b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n")
+            return connection.recv(100)[:12], bool(connection.session_reused), connection.session
+
+    with guarded(Door.MODULE, tmp_path, change=resuming) as stage:
+        context = stage.pki.context(stage.certificate(stage.id_of(CLIENT)))
+        answer, reused, session = talk(None)
+        assert (answer, reused) == (b"HTTP/1.1 200", False)
+        answer, reused, _ = talk(session)
+        assert (answer, reused) == (b"", True)
 
 
 @pytest.mark.parametrize("door", [Door.MODULE, Door.EXT_AUTHZ])
@@ -208,8 +231,8 @@ def test_connections_are_refused_alike(door: Door, tmp_path: Path) -> None:
 def test_a_door_whose_report_is_missing_denies_everybody(tmp_path: Path) -> None:
     """Who names a trust domain but not what reports the certificate has a closed door, not an open one."""
 
-    def unreported(config: dict[str, object]) -> None:
-        chain = config["staticResources"]["listeners"][0]["filterChains"][0]  # type: ignore[index]
+    def unreported(config: dict[str, Any]) -> None:
+        chain = config["staticResources"]["listeners"][0]["filterChains"][0]
         chain["filters"] = [each for each in chain["filters"] if "set_filter_state" not in each["name"]]
 
     with guarded(Door.MODULE, tmp_path, change=unreported, require=(Evidence.ADDRESS,)) as stage:
