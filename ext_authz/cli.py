@@ -25,6 +25,8 @@ COMMANDS = (
     "endpoint",
     "doctor",
     "systemd",
+    "completion",
+    "man",
 )
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
@@ -36,7 +38,7 @@ class Failure(Exception):
 def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     """The whole parser, or with `command` only that command's (which spares importing the others)."""
     parser = argparse.ArgumentParser(prog="idmesh", description="Identity-based policy for the Envoy you already run.")
-    parser.add_argument("--version", action="version", version=_version())
+    parser.add_argument("--version", action="version", version=version())
     parser.add_argument(
         "-v", "--verbose", action="count", default=0, help="log more (-v: info, -vv: debug); also IDMESH_LOG=LEVEL"
     )
@@ -83,7 +85,7 @@ def _reason(error: Exception) -> str:
     return str(error)
 
 
-def _version() -> str:
+def version() -> str:
     from importlib.metadata import PackageNotFoundError, version
 
     try:
