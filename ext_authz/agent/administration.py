@@ -99,6 +99,11 @@ async def serve(state: State, administration: Administration) -> grpc.aio.Server
 
 
 async def stop(server: grpc.aio.Server | None, state: State) -> None:
-    if server:
-        await server.stop(_STOP_S)
-        state.admin.unlink(missing_ok=True)
+    """Calls under way are cut off after a moment. Whatever grpc does, the node ends."""
+    if server is None:
+        return
+    stopping = asyncio.ensure_future(server.stop(_STOP_S))
+    _, late = await asyncio.wait([stopping], timeout=_STOP_S + 1.0)
+    if late:
+        event(log, logging.WARNING, "the admin socket does not close")
+    state.admin.unlink(missing_ok=True)

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 from typing import Any
 
 from ext_authz.agent.observing import Observing
@@ -18,6 +19,8 @@ class Children:
     pool: Pool | None = None
     proxy: Proxy | None = None
     observer: Observing | None = None
+    _busy: threading.Lock = field(default_factory=threading.Lock)
+    _done: bool = False
 
     def start(self) -> None:
         """
@@ -26,32 +29,38 @@ class Children:
         Raises:
             AddressError: The workers cannot listen where they shall; nothing was started.
         """
-        if self.pool:
-            self.pool.start()
-        if self.observer:
-            self.observer.start()
-        if self.proxy:
-            self.proxy.start()
+        with self._busy:
+            if self.pool:
+                self.pool.start()
+            if self.observer:
+                self.observer.start()
+            if self.proxy:
+                self.proxy.start()
 
     def tick(self) -> None:
-        """Notice deaths, start what is due."""
-        for child in (self.pool, self.proxy, self.observer):
-            if child:
-                child.tick()
+        """Notice deaths, start what is due. Nothing once they were stopped: a cancelled call may come late."""
+        with self._busy:
+            for child in (self.pool, self.proxy, self.observer):
+                if child and not self._done:
+                    child.tick()
 
     def stop(self) -> None:
         """Envoy first: while it drains it still asks the workers. The observer last: it sees what both did."""
-        if self.proxy:
-            self.proxy.stop()
-        if self.pool:
-            self.pool.stop()
-        if self.observer:
-            self.observer.stop()
+        with self._busy:
+            self._done = True
+            if self.proxy:
+                self.proxy.stop()
+            if self.pool:
+                self.pool.stop()
+            if self.observer:
+                self.observer.stop()
 
     def leave(self) -> None:
         """Go without them: the next agent adopts them."""
-        if self.observer:
-            self.observer.leave()
+        with self._busy:
+            self._done = True
+            if self.observer:
+                self.observer.leave()
 
     def page(self) -> dict[str, Any]:
         """Their part of the status page; `tick` may run in another thread."""

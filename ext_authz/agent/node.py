@@ -36,6 +36,7 @@ POLL_S = 1.0
 _POLL_WITHOUT_INOTIFY_S = 0.1
 _TICK_S = 0.1
 _STATUS_S = 1.0
+_WORSE_MS = 5.0  # of the worst stall: a page is written for no less
 
 
 @dataclass
@@ -122,11 +123,7 @@ class Node:
         self._stale |= self.propagation.drain()
 
     async def _stop(self, watch: Watch, tasks: list[asyncio.Task[None]]) -> None:
-        for task in tasks:
-            task.cancel()
-        for task in tasks:
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await task
+        await _cancel(tasks)
         await asyncio.to_thread(self.children.leave if self._leaving else self.children.stop)
         await self.compiling.stop()
         for source in (watch, self.propagation):
@@ -160,7 +157,9 @@ class Node:
             before = time.monotonic()
             await asyncio.sleep(_TICK_S)
             late = (time.monotonic() - before - _TICK_S) * 1000
-            self.worst_stall_ms = max(self.worst_stall_ms, late)
+            if late > self.worst_stall_ms:
+                self._stale |= late > self.worst_stall_ms + _WORSE_MS
+                self.worst_stall_ms = late
             await asyncio.to_thread(self.children.tick)
             waited = time.monotonic() - self._written > _STATUS_S
             if self.children.page() != self._shown or (self._stale and waited):
@@ -192,3 +191,12 @@ class Node:
     def _status_line(self) -> str:
         report = self.building.report
         return f"STATUS=revision {report.get('revision', 0)}, {report.get('error_count', 0)} source errors"
+
+
+async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
+    """Asked again and again: wait_for of Python 3.11 forgets a cancellation that meets its result."""
+    left = set(tasks)
+    while left:
+        for task in left:
+            task.cancel()
+        _, left = await asyncio.wait(left, timeout=_TICK_S)

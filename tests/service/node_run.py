@@ -52,7 +52,12 @@ class Running:
         command += ["--grpc", f"unix:{self.folder}/a.sock", *self.words]
         with open(self.folder / "log", "ab") as log, open(self.folder / "out", "ab") as out:
             self.process = subprocess.Popen(
-                command, env=environment() | self.extra, stdout=out, stderr=log, cwd=self.folder, umask=self.umask
+                command,
+                env=environment() | {"PYTHONFAULTHANDLER": "1"} | self.extra,
+                stdout=out,
+                stderr=log,
+                cwd=self.folder,
+                umask=self.umask,
             )
         wait_until(self._ready, "the node", 20)
 
@@ -77,10 +82,16 @@ class Running:
         found = read_status(self.state)
         return 2 if found.pid is None else int(not found.healthy), as_record(found)
 
-    def stop(self) -> int:
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Its exit code."""
         assert self.process is not None
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(20)
+        self.process.send_signal(number)
+        try:
+            return self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGABRT)  # faulthandler says where it stands
+            self.process.wait()
+            raise AssertionError((self.folder / "log").read_text()[-5000:]) from None
 
     def end(self) -> None:
         """Whatever state it is in: nothing of it is left."""

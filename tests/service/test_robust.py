@@ -163,10 +163,8 @@ def test_a_restarted_agent_adopts_the_observer_unless_it_speaks_to_the_old_stdou
 
 def test_sigusr2_leaves_the_workers_to_the_next_agent(node: Running) -> None:
     node.start()
-    assert node.process is not None
     before = node.status()[1]["workers"]
-    node.process.send_signal(signal.SIGUSR2)
-    assert node.process.wait(20) == 0
+    assert node.stop(signal.SIGUSR2) == 0
     assert allowed(node.client.check(request()))
     node.start()
     assert node.status()[1]["workers"] == before
