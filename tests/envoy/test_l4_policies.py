@@ -6,17 +6,19 @@ New policies and open connections: the module judges them again, network ext_aut
 from __future__ import annotations
 
 import contextlib
+import signal
 import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from envoy_harness import CLIENT, OTHER, VERSIONS, Envoy, Node, envoy_of, policy, wait_until
+from envoy_harness import CLIENT, OTHER, VERSIONS, Envoy, Node, envoy_of, policy, running, setup_for, wait_until
 from envoy_tcp import Server, connect, ending, read_all, refused, server, tcp_door
+from envoy_worker import worker
 
 from ext_authz.envoy_binary import EnvoyBinary
-from ext_authz.xds.setup import Door
+from ext_authz.xds.setup import Door, Mode, Target
 
 BOTH = policy("") + "---\n" + policy("", peer="other", name="q")
 ONLY_CLIENT = policy("")
@@ -160,3 +162,25 @@ def test_ext_authz_judges_a_connection_at_its_start_only(node: Node, tmp_path: P
         assert _said_back(old, b"two")
         with connect(started, CLIENT) as client:
             assert _said_back(client, b"still")
+
+
+def test_without_an_answer_no_connection_passes_ext_authz(node: Node, tmp_path: Path, envoy: EnvoyBinary) -> None:
+    """The service is away, or hangs: what is open stays, what comes is closed."""
+    node.publish(BOTH)
+    with server(_echo) as upstream, worker(node, tmp_path / "a.sock") as service:
+        setup = setup_for(
+            Door.EXT_AUTHZ,
+            upstream.address,
+            mode=Mode.TCP,
+            authz=(Target(path=str(service.socket)),),
+            authz_timeout_ms=300,
+        )
+        with running(setup, tmp_path, envoy) as started, connect(started) as old:
+            assert _said_back(old, b"one")
+            service.process.send_signal(signal.SIGSTOP)
+            assert refused(started, CLIENT)
+            service.process.kill()
+            service.process.wait()
+            assert refused(started, CLIENT)
+            assert _said_back(old, b"two")
+            assert upstream.accepted == 1
