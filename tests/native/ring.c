@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -233,6 +234,7 @@ static void test_a_hostile_tail_loses_records_and_nothing_else(void)
 	pair.head->data_size = 1;
 	CHECK(!idm_ring_put(pair.ring, &facts));
 	CHECK(pair.head->head == good + (good / 3));
+	CHECK(!memcmp(pair.data + good, pair.data, 4));
 	close_pair(&pair);
 }
 
@@ -254,6 +256,8 @@ static void test_a_hostile_head_reads_nothing_that_is_not_there(void)
 		pair.head->head = heads[i];
 		CHECK(!idm_ring_open(idm_ring_fd(pair.ring), &view));
 		room = realloc(room, IDM_RECORD_MAX);
+		if (heads[i] > SIZE)
+			CHECK(idm_ring_take(view, room, IDM_RECORD_MAX) == -EBADMSG);
 		for (int turn = 0; turn < 3; turn++)
 			CHECK(idm_ring_take(view, room, IDM_RECORD_MAX) <= (int64_t)good);
 		CHECK(pair.head->tail == heads[i]);
@@ -281,12 +285,72 @@ static void test_a_damaged_record_is_skipped_or_whole(void)
 		pair.data[(start + byte) % SIZE] ^= 0x41;
 		size = take(&pair, &room, IDM_RECORD_MAX);
 		CHECK(size == -EBADMSG || size == (int64_t)(pair.head->head - start));
+		if (byte < 5 || (byte >= offsetof(struct idm_flow_record, method_size) &&
+				 byte < offsetof(struct idm_flow_record, reserved)))
+			CHECK(size == -EBADMSG);
 		CHECK(pair.head->tail == pair.head->head);
 		// What comes next is read again.
 		CHECK(!idm_ring_put(pair.ring, &facts));
 		CHECK(take(&pair, &room, IDM_RECORD_MAX) > 0);
 	}
 	free(room);
+	close_pair(&pair);
+}
+
+// What a consumer says of these bytes, `ahead` of them written, at a place of the ring.
+static int64_t judge(struct pair *pair, uint64_t place, const void *bytes, size_t size, uint64_t ahead)
+{
+	char *room = malloc(2 * IDM_RECORD_MAX);
+	struct idm_ring_view *view;
+	int64_t said;
+
+	memcpy(pair->data + place, bytes, size);
+	pair->head->tail = place;
+	pair->head->head = place + ahead;
+	CHECK(!idm_ring_open(idm_ring_fd(pair->ring), &view));
+	said = idm_ring_take(view, room, 2 * IDM_RECORD_MAX);
+	CHECK(pair->head->tail == place + (said > 0 ? (uint64_t)said : ahead));
+	idm_ring_close(view);
+	free(room);
+	return said;
+}
+
+static void test_a_record_that_counts_more_than_it_has_is_none(void)
+{
+	static char bytes[2 * IDM_RECORD_MAX];
+	struct idm_flow_record record = {.version = IDM_FLOW_VERSION, .size = sizeof(record)};
+	const struct idm_flow_record sound = record;
+	struct pair pair = open_pair();
+
+#define SAID(ahead) (memcpy(bytes, &record, sizeof(record)), judge(&pair, 0, bytes, sizeof(bytes), ahead))
+	CHECK(SAID(sizeof(record)) == sizeof(record));
+	for (uint64_t place = 1; place < 8; place++)
+		CHECK(judge(&pair, place, bytes, sizeof(record), sizeof(record)) == -EBADMSG);
+	record.path_size = 8;
+	CHECK(SAID(sizeof(record)) == -EBADMSG);
+	record.size += 8;
+	CHECK(SAID(sizeof(record)) == -EBADMSG); // nobody wrote its end yet
+	CHECK(SAID(sizeof(record) + 8) == sizeof(record) + 8);
+	record.path_size = 0;
+	CHECK(SAID(sizeof(record) + 8) == -EBADMSG); // more padding than there is need for
+	record.path_size = IDM_RECORD_MAX + 8 - sizeof(record);
+	record.size = IDM_RECORD_MAX + 8;
+	CHECK(SAID(sizeof(bytes)) == -EBADMSG);
+	// Headers that are not counted, and one that is not there.
+	record = sound;
+	record.size += 8;
+	record.headers_size = 8;
+	CHECK(SAID(sizeof(record) + 8) == -EBADMSG);
+	record.header_count = 2;
+	CHECK(SAID(sizeof(record) + 8) == sizeof(record) + 8); // two empty ones
+	record.header_count = 3;
+	CHECK(SAID(sizeof(record) + 8) == -EBADMSG);
+	record.header_count = 1;
+	bytes[sizeof(record)] = 5;
+	CHECK(SAID(sizeof(record) + 8) == -EBADMSG);
+	bytes[sizeof(record)] = 4;
+	CHECK(SAID(sizeof(record) + 8) == sizeof(record) + 8);
+#undef SAID
 	close_pair(&pair);
 }
 
@@ -453,6 +517,7 @@ int main(void)
 	test_a_hostile_tail_loses_records_and_nothing_else();
 	test_a_hostile_head_reads_nothing_that_is_not_there();
 	test_a_damaged_record_is_skipped_or_whole();
+	test_a_record_that_counts_more_than_it_has_is_none();
 	test_what_was_read_before_the_damage_is_handed_out();
 	test_only_sealed_memory_of_a_sound_size_is_mapped();
 	test_sizes_that_are_no_ring_are_refused();
