@@ -78,6 +78,8 @@ void checker_deny(struct idm_checker *checker, uint32_t error, uint32_t drop_rea
 	checker->judged.error = error;
 	checker->judged.drop_reason = drop_reason;
 	checker->decision_ns = 0;
+	if (checker->ring)
+		checker->judged_ns = monotonic_ns();
 }
 
 void checker_report(const struct idm_checker *checker, const struct idm_snapshot *snapshot,

@@ -56,10 +56,23 @@ static void put_ends(const struct request *request, const struct judged *judged,
 	record->evidence = (uint8_t)judged->peer.evidence;
 }
 
-// Where both directions were judged, egress came first.
-static void put_verdicts(const struct judged *judged, struct idm_flow_record *record)
+// The verdict that speaks for both directions: the one that counts, but that a flow was let through for audit is not
+// hidden by the other direction. Where both directions were judged, egress came first.
+static const struct idm_verdict *counting(const struct judged *judged, uint8_t *direction)
 {
 	const struct idm_verdict *shown = &judged->verdicts[judged->shown];
+
+	*direction = (uint8_t)judged->direction;
+	if (!judged->allowed || judged->count != 2 || shown->verdict == IDM_AUDIT ||
+	    judged->verdicts[0].verdict != IDM_AUDIT)
+		return shown;
+	*direction = IDM_EGRESS;
+	return &judged->verdicts[0];
+}
+
+static void put_verdicts(const struct judged *judged, struct idm_flow_record *record)
+{
+	const struct idm_verdict *shown;
 
 	record->egress_entry = record->ingress_entry = record->egress_rule = record->ingress_rule = IDM_NONE;
 	for (uint32_t i = 0; i < judged->count; i++) {
@@ -69,13 +82,38 @@ static void put_verdicts(const struct judged *judged, struct idm_flow_record *re
 		*(egress ? &record->egress_entry : &record->ingress_entry) = verdict->entry;
 		*(egress ? &record->egress_rule : &record->ingress_rule) = verdict->http_rule;
 	}
+	record->direction = (uint8_t)judged->direction;
+	record->drop_reason = (uint16_t)judged->drop_reason;
 	if (!judged->count)
 		return;
+	shown = counting(judged, &record->direction);
+	if (judged->allowed)
+		record->drop_reason = shown->drop_reason; // of an audit: what it would have been
 	record->at = shown->at;
 	record->match_type = shown->match_type;
 	record->l7 = shown->l7;
 	record->auth = shown->auth;
 	record->dropped_by = shown->dropped_by;
+}
+
+// Only what rules name: other headers are nobody's business.
+static void put_headers(const struct idm_snapshot *snapshot, const struct request *request, const struct judged *judged,
+			struct idm_header_line lines[IDM_KEPT_LINES_MAX], struct idm_flow_facts *facts)
+{
+	uint32_t entries[IDM_KEPT_ENTRIES_MAX];
+	size_t count = 0;
+	int cut = 0;
+
+	if (!snapshot || !request->has_http)
+		return;
+	for (uint32_t i = 0; i < judged->count; i++) {
+		entries[count++] = judged->verdicts[i].l4_entry;
+		entries[count++] = judged->verdicts[i].entry;
+	}
+	facts->headers = lines;
+	facts->header_count = idm_kept_headers(snapshot, entries, count, &request->http, lines, &cut);
+	if (cut)
+		facts->fixed.flags |= IDM_RECORD_HEADERS_CUT;
 }
 
 static void put_texts(const struct request *request, struct idm_flow_facts *facts)
@@ -97,6 +135,7 @@ void record_verdict(struct idm_checker *checker, const struct idm_snapshot *snap
 {
 	const struct request *request = &checker->request;
 	const struct judged *judged = &checker->judged;
+	struct idm_header_line lines[IDM_KEPT_LINES_MAX];
 	struct idm_flow_facts facts;
 	struct idm_flow_record *record = &facts.fixed;
 
@@ -109,8 +148,6 @@ void record_verdict(struct idm_checker *checker, const struct idm_snapshot *snap
 	record->time_ns = clock_ns(CLOCK_REALTIME);
 	memcpy(record->decision, checker->id, sizeof(record->decision));
 	record->revision = snapshot ? idm_snapshot_revision(snapshot) : 0;
-	record->direction = (uint8_t)judged->direction;
-	record->drop_reason = (uint16_t)judged->drop_reason;
 	record->code = request->has_http && !judged->allowed && !(flags & IDM_RECORD_SHADOW) ? FORBIDDEN : 0;
 	record->decision_ns = checker->decision_ns;
 	record->flags = flags | (request->grpc ? IDM_RECORD_GRPC : 0) |
@@ -118,6 +155,7 @@ void record_verdict(struct idm_checker *checker, const struct idm_snapshot *snap
 	put_ends(request, judged, record);
 	put_verdicts(judged, record);
 	put_texts(request, &facts);
+	put_headers(snapshot, request, judged, lines, &facts);
 	idm_ring_put(checker->ring, &facts);
 }
 
@@ -133,7 +171,7 @@ void record_keep(const struct idm_checker *checker, const struct idm_snapshot *s
 	ret->destination_identity = judged->destination.identity;
 	ret->flags = flags | (checker->request.grpc ? IDM_RECORD_GRPC : 0);
 	ret->verdict = verdict_of(judged);
-	ret->direction = (uint8_t)judged->direction;
+	counting(judged, &ret->direction);
 }
 
 void record_response(struct idm_checker *checker, const struct recorded *recorded, uint32_t code, uint32_t flags)

@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import tempfile
 from collections.abc import Iterator
+from concurrent import futures
+from dataclasses import replace
 from pathlib import Path
 
+import grpc
 import pytest
 from envoy_backend import Backend, http_backend
 from envoy_flows import Rings
@@ -35,7 +39,7 @@ from ext_authz.envoy_binary import EnvoyBinary
 from ext_authz.flow.record import Door as RecordDoor
 from ext_authz.flow.record import Flags, FlowType, Record
 from ext_authz.xds.bootstrap import render
-from ext_authz.xds.setup import Door, Setup, Target
+from ext_authz.xds.setup import Door, Setup, Target, UpstreamHttp
 
 FILTER = "envoy.filters.http.ext_proc"
 
@@ -179,6 +183,12 @@ def test_a_denial_is_recorded_once(stage: Stage) -> None:
     assert request.dropped_by == lib.IDM_STAGE_HTTP
 
 
+def test_the_headers_that_rules_name_are_recorded(stage: Stage) -> None:
+    ask(CLIENT, stage.envoy, "/replace", headers={"X-Env": "recorded", "X-Other": "1", "Cookie": "secret"})
+    wanted = [(b"x-env", b"recorded")]
+    stage.rings.wait(lambda found: any(one.headers() == wanted for one in found), "the header")
+
+
 def test_the_page_counts_verdicts_and_records(stage: Stage) -> None:
     ask(CLIENT, stage.envoy, "/public/x")
     ask(CLIENT, stage.envoy, "/private")
@@ -244,6 +254,61 @@ def test_a_new_snapshot_decides_requests_of_open_connections(
         assert client.send("/public/x").status == 200
         service.node.publish(policy("[{path: /elsewhere}]"))
         wait_until(lambda: client.send("/public/x").status == 403, "the change")
+
+
+# ---- gRPC ----
+
+
+@contextlib.contextmanager
+def grpc_backend() -> Iterator[Target]:
+    """Answers every unary call with its own message, or with NOT_FOUND where that is empty."""
+
+    def answer(request: bytes, context: grpc.ServicerContext) -> bytes:
+        if not request:
+            context.abort(grpc.StatusCode.NOT_FOUND, "empty")
+        return request
+
+    class Handler(grpc.GenericRpcHandler):
+        def service(self, _details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+            return grpc.unary_unary_rpc_method_handler(answer)
+
+    server = grpc.server(futures.ThreadPoolExecutor(2))
+    server.add_generic_rpc_handlers((Handler(),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield Target(host="127.0.0.1", port=port)
+    finally:
+        server.stop(0).wait()
+
+
+@pytest.mark.parametrize("trailers", ["SEND", "SKIP"])
+def test_grpc_calls_are_judged_and_their_status_recorded(
+    service: Service, backend: Backend, envoy: EnvoyBinary, tmp_path: Path, trailers: str
+) -> None:
+    rings = Rings(service.node.state)
+    service.node.publish(policy(RULES, peer="anyone"))
+    with grpc_backend() as upstream:
+        setup = replace(door(service, backend, upstream_http=UpstreamHttp.HTTP2), upstreams=(upstream,))
+        modes = {"request_trailer_mode": trailers, "response_trailer_mode": trailers}
+        config = changed(setup, tmp_path, {"processing_mode": modes})
+        with running_config(config, tmp_path, envoy) as started:
+            rings.wait(lambda _: bool(rings.hellos), "the ring")
+            with grpc.insecure_channel(started.listen.text) as channel:
+                call = channel.unary_unary("/pkg.Service/Call")
+                assert call(b"x", timeout=10) == b"x"
+                for method, message, status in (("Call", b"", "NOT_FOUND"), ("Other", b"x", "PERMISSION_DENIED")):
+                    with pytest.raises(grpc.RpcError) as raised:
+                        channel.unary_unary(f"/pkg.Service/{method}")(message, timeout=10)
+                    assert raised.value.code() == grpc.StatusCode[status]
+                assert raised.value.details() == "Access denied"
+        found = rings.wait(lambda found: len(found) >= 5, "five records")
+        assert all(Flags(one.flags) & Flags.GRPC for one in found)
+        codes = [
+            (one.code, bool(Flags(one.flags) & Flags.GRPC_STATUS)) for one in found if one.type == FlowType.RESPONSE
+        ]
+        # A status without body comes in the headers; another one only to who is shown the trailers.
+        assert codes == [(0, True) if trailers == "SEND" else (200, False), (5, True)]
 
 
 # ---- other configurations ----

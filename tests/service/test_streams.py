@@ -98,7 +98,7 @@ class Call:
         """Wait for the end."""
         code = self.call.code()
         self.half_close()
-        return code  # type: ignore[no-any-return]
+        return code
 
 
 @pytest.fixture
