@@ -65,6 +65,13 @@ class Run:
         listen = ["--listen", f"{SERVER}:{self.port}", "--upstream", upstream, "--destination", "default/server:8080"]
         return ["--door", name, *listen]
 
+    def configuration(self, *words: str) -> bytes:
+        """Of the module's door, as `idmesh envoy` prints it."""
+        command = [sys.executable, "-m", "ext_authz.cli", "envoy", *self.door("module")]
+        command += ["--state", str(self.state.root), *words]
+        environment = dict(os.environ, PYTHONPATH=str(ROOT))
+        return subprocess.run(command, env=environment, capture_output=True, check=True).stdout
+
     def status(self, source: str, path: str) -> int:
         """0: nobody answers."""
         connection = http.client.HTTPConnection(SERVER, self.port, timeout=5, source_address=(source, 0))
@@ -235,6 +242,21 @@ def test_an_envoy_of_another_configuration_is_succeeded_and_drained(run: Run) ->
     assert run.status(CLIENT, "/public/x") == 200
 
 
+def test_an_envoy_whose_admin_interface_has_a_port_makes_room_first(run: Run) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        admin = f"127.0.0.1:{free.getsockname()[1]}"
+    config = run.folder / "own.json"
+    config.write_bytes(run.configuration("--admin", admin))
+    run.start("--envoy", str(config), "--grace", "1")
+    assert run.process is not None
+    orphan = run.pids()[0]
+    run.process.kill()
+    run.process.wait()
+    run.start("--envoy", str(config), "--grace", "1", "--concurrency", "2")
+    wait_until(lambda: run.pids() and run.pids()[0] != orphan and _ended(orphan), "the successor", 20)
+    wait_until(lambda: run.status(CLIENT, "/private") == 403, "its listener")
+
+
 def test_an_envoy_that_was_never_recorded_is_found_and_ended(run: Run) -> None:
     """An agent may be killed between the start of Envoy and its note of it."""
     run.start(*run.door("module"))
@@ -263,13 +285,7 @@ def _ended(pid: int) -> bool:
 
 
 def test_a_configuration_of_ones_own_is_run_as_it_is(run: Run) -> None:
-    made = subprocess.run(
-        [sys.executable, "-m", "ext_authz.cli", "envoy", *run.door("module"), "--state", str(run.state.root)],
-        env=dict(os.environ, PYTHONPATH=str(ROOT)),
-        capture_output=True,
-        check=True,
-    )
     config = run.folder / "own.json"
-    config.write_text(json.dumps(json.loads(made.stdout)))
+    config.write_text(json.dumps(json.loads(run.configuration())))
     run.start("--envoy", str(config))
     assert run.status(CLIENT, "/private") == 403

@@ -4,7 +4,7 @@ Laws of sudden death: whatever is killed and whenever, nothing that policy denie
 
 Agent, compiling process, workers, observer and Envoy are killed at random under load, sometimes several at once. Who
 kills the agent starts it again, as systemd would; everything else must come back by itself. IDMESH_KILLS: how many
-(24 here, 1,000 in `make soak`); IDMESH_KILLS_SEED: of the order.
+(27 here, 1,000 in `make soak`); IDMESH_KILLS_SEED: of the order.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import http.client
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -32,9 +33,9 @@ from ext_authz.state import State
 from tests.envoy.envoy_backend import Backend, http_backend
 from tests.envoy.envoy_harness import CLIENT, OTHER, SERVER, WORLD, policy
 
-KILLS = int(os.environ.get("IDMESH_KILLS", "24"))
+KILLS = int(os.environ.get("IDMESH_KILLS", "27"))
 SEED = int(os.environ.get("IDMESH_KILLS_SEED", "0")) or random.randrange(1, 1 << 32)
-DOORS = ("module", "ext-authz")
+DOORS = ("module", "ext-authz", "ext-proc")
 RECOVERY_S = 60.0
 # Path of every request that policy denies; the backend must never see it.
 FORBIDDEN = "/private/x", "/public/by-other"
@@ -188,8 +189,6 @@ class Stage:
 
 @pytest.fixture
 def stage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stage]:
-    import socket
-
     with socket.create_server((SERVER, 0)) as free:
         port = free.getsockname()[1]
     for name in ("policies", "endpoints"):
@@ -218,7 +217,7 @@ def test_nothing_denied_is_served_whoever_is_killed_and_all_comes_back(
     kinds = [kind for kind in MARKS if kind != "worker" or stage.door != "module"]
     stage.load()
     turn = 0
-    while killed.total() < KILLS // len(DOORS):
+    while killed.total() * len(DOORS) < KILLS:
         turn += 1
         stage.write(turn)
         for kind in rng.sample(kinds, rng.choice((1, 1, 1, 2, len(kinds)))):
@@ -272,7 +271,7 @@ def test_the_module_goes_on_deciding_while_agent_and_compiling_process_are_dead(
 
 
 @pytest.mark.needs_envoy
-@pytest.mark.parametrize("stage", ["ext-authz"], indirect=True)
+@pytest.mark.parametrize("stage", ["ext-authz", "ext-proc"], indirect=True)
 def test_a_grpc_door_denies_while_its_workers_are_dead(stage: Stage) -> None:
     _kill_for_good(stage, "agent", "worker")
     stage.backend.requests.clear()
