@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from envoy_backend import Backend, http_backend
 from envoy_harness import MODULE, NEWEST, Node, envoy_of, missing
+from envoy_places import Place, place
 
 from ext_authz.envoy_binary import EnvoyBinary
 
@@ -30,6 +32,20 @@ def node(tmp_path: Path) -> Node:
     state = tmp_path / "state"
     state.mkdir(mode=0o755)
     return Node(state)
+
+
+@pytest.fixture(scope="session")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Place]]:
+    """One place for examples with each kind of backend, made when it is first wanted."""
+    with ExitStack() as stack:
+        made: dict[str, Place] = {}
+
+        def of(kind: str) -> Place:
+            if kind not in made:
+                made[kind] = stack.enter_context(place(kind, tmp_path_factory.mktemp(kind)))
+            return made[kind]
+
+        yield of
 
 
 @pytest.fixture

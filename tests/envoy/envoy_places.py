@@ -10,7 +10,7 @@ import contextlib
 import json
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent import futures
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,9 +94,12 @@ class Place:
     serves: bool = False
 
     @contextlib.contextmanager
-    def running(self, name: str, folder: Path, envoy: EnvoyBinary) -> Iterator[Envoy]:
+    def running(
+        self, name: str, folder: Path, envoy: EnvoyBinary, change: Callable[[Any], Any] = lambda _: None
+    ) -> Iterator[Envoy]:
         """An Envoy with that example; the workers of the service are started with the first that asks them."""
         config = self.placed(name)
+        change(config)
         if "authz.sock" in json.dumps(config) and not self.serves:
             for index in range(2):
                 self.stack.enter_context(worker(self.node, self.node.state / f"authz.sock.{index}"))

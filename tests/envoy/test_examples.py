@@ -11,15 +11,14 @@ import json
 import socket
 import ssl
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import grpc
 import pytest
-from envoy_harness import CLIENT, OTHER, ROOT, SERVER, Envoy, ask, wait_until
-from envoy_places import EXAMPLES, PROXY, Place, place
+from envoy_harness import CLIENT, MODULE, OTHER, ROOT, SERVER, VERSIONS, Envoy, ask, envoy_of, wait_until
+from envoy_places import EXAMPLES, PROXY, Place
 
 from ext_authz.envoy_binary import EnvoyBinary
 from ext_authz.xds.bootstrap import render
@@ -43,34 +42,17 @@ def test_there_is_no_example_but_those() -> None:
     assert {path.stem for path in EXAMPLES.iterdir()} == set(NAMES)
 
 
-@pytest.fixture(scope="session")
-def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Place]]:
-    """One place for each kind of backend, made when it is first wanted."""
-    with ExitStack() as stack:
-        made: dict[str, Place] = {}
-
-        def of(kind: str) -> Place:
-            if kind not in made:
-                made[kind] = stack.enter_context(place(kind, tmp_path_factory.mktemp(kind)))
-                made[kind].stack = stack
-            return made[kind]
-
-        yield of
-
-
 def kind_of(name: str) -> str:
     return next((kind for kind in ("grpc", "tcp") if kind in name.split("-")), "http")
 
 
+@pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("name", NAMES)
-def test_envoy_accepts_an_example(
-    name: str, envoy: EnvoyBinary, tmp_path: Path, places: Callable[[str], Place]
-) -> None:
-    config = tmp_path / "envoy.json"
-    here = places(kind_of(name))
-    config.write_text(json.dumps(here.placed(name)))
+def test_each_envoy_accepts_an_example(name: str, version: str, tmp_path: Path, places: Callable[[str], Place]) -> None:
+    config, envoy = tmp_path / "envoy.json", envoy_of(version)
+    config.write_text(json.dumps(places(kind_of(name)).placed(name)))
     command = [envoy.path, "--mode", "validate", "-c", config]
-    said = subprocess.run(command, env=envoy.environment(here.folder), capture_output=True, text=True, check=False)
+    said = subprocess.run(command, env=envoy.environment(MODULE), capture_output=True, text=True, check=False)
     assert said.returncode == 0, said.stderr[-2000:]
 
 

@@ -16,7 +16,7 @@ from envoy_data_plane.envoy.extensions.filters.network.ext_authz.v3 import ExtAu
 from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v3 import HttpConnectionManager
 from envoy_harness import ROOT
 
-from ext_authz.doctor.config import checks_module, checks_service
+from ext_authz.doctor.config import checks_disabled, checks_module, checks_service
 from ext_authz.xds.tls import REPORT
 
 README = (ROOT / "envoy/README.md").read_text()
@@ -115,6 +115,14 @@ def test_every_word_of_initial_metadata_is_described() -> None:
     described = rows("gRPC initial metadata")
     assert set(described) == read == set(checks_service.WORDS)
     assert described["idmesh-certificate"][0] == f"`{REPORT}`"
+
+
+def test_every_context_extension_is_described() -> None:
+    read = set(
+        re.findall(r'fields_equal\(pair\.key, "(idmesh[^"]+)"', (ROOT / "native/service/authz_request.c").read_text())
+    )
+    assert read == {checks_disabled.DESTINATION}
+    assert f"`{checks_disabled.DESTINATION}`" in section("ext_authz, HTTP")
 
 
 def filters(kind: str) -> Iterator[dict[str, Any]]:

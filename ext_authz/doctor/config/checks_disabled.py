@@ -10,6 +10,7 @@ from ext_authz.doctor.config.node import Node
 from ext_authz.doctor.config.view import Door, Kind, View
 
 _WHY = "what it would have judged passes unjudged"
+DESTINATION = "idmesh.destination"  # a route's own, in ext_authz's context extensions
 _PERCENT = {"HUNDRED": 100, "TEN_THOUSAND": 10_000, "MILLION": 1_000_000}
 
 
@@ -104,11 +105,15 @@ def _weakened(name: str, config: Node) -> Iterator[Finding]:
             what = f"{name} asks another service on this route"
             remedy = "remove it, or make sure that it is idmesh and has the same initial metadata"
             yield warning("route-override", node, what, "that service decides, not the one of the filter", remedy)
-    for found in (overrides.get("grpc_initial_metadata"),):
-        for item in found.items:
-            if item.get("key").text.lower().startswith("idmesh"):
-                what = f"{name} gets another {item.get('key').text} on this route"
-                yield warning("route-override", item, what, "the route is judged otherwise", "say it in the filter")
+    for item in overrides.get("grpc_initial_metadata").items:
+        if item.get("key").text.lower().startswith("idmesh"):
+            what = f"{name} gets another {item.get('key').text} on this route"
+            yield warning("route-override", item, what, "the route is judged otherwise", "say it in the filter")
+    for key, node in config.get("check_settings", "context_extensions").fields.items():
+        if key.lower().startswith("idmesh") and key != DESTINATION:
+            what = f"the context extension {key} means nothing to idmesh"
+            why = "what it was to say is not said: the route is judged as the filter says"
+            yield error("initial-metadata", node, what, why, f"the only key is {DESTINATION}")
 
 
 # ---- what is not in the file ----

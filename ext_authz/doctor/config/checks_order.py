@@ -14,9 +14,10 @@ from ext_authz.doctor.config.finding import Finding, check, error, warning
 from ext_authz.doctor.config.view import Chain, Filter, HttpChain, View
 
 # Filters that rewrite what policies match.
-_REWRITERS = ("header_mutation", "grpc_json_transcoder", "grpc_json_reverse_transcoder", "aws_lambda")
+_REWRITERS = ("grpc_json_transcoder", "grpc_json_reverse_transcoder", "aws_lambda")
 # Filters with somebody else's code or service: they may rewrite anything.
 _CODE = ("http.lua", "http.wasm", "http.golang", "http.ext_proc", "http.ext_authz", "http.composite", "dynamic_modules")
+_SCRIPTS = ("http.lua", "http.wasm", "http.golang")
 _ANSWERERS = ("http.cache", "http.file_server", "http.custom_response")
 _DOORS = ("ext_authz", "ext_proc", "dynamic_modules")
 _TERMINAL = ("tcp_proxy.v3.TcpProxy", "HttpConnectionManager", "redis_proxy", "mongo_proxy", "thrift_proxy")
@@ -102,12 +103,17 @@ def _behind(chain: HttpChain, other: Filter) -> Iterator[Finding]:
         return
     remedy = "put it in front of the door, so that policies judge what the backend reads"
     why = "the backend then reads another path, host or header than the one that policies allowed"
-    if other.is_(*_REWRITERS):
+    if other.is_(*_REWRITERS) or _mutates(other):
         what = f"{other.label} rewrites requests behind the door"
         yield error("rewriter-behind-door", other.entry, what, why, remedy)
-    elif other.is_(*_CODE):
+    elif other.is_(*_CODE, "header_mutation"):
         what = f"{other.label} may rewrite requests behind the door"
         yield warning("rewriter-behind-door", other.entry, what, why, f"{remedy}, or make sure that it does not")
+
+
+def _mutates(other: Filter) -> bool:
+    """True if it changes requests, as far as its own configuration says; responses are no concern of policies."""
+    return other.is_("header_mutation") and bool(other.config.get("mutations", "request_mutations").items)
 
 
 @check
@@ -115,8 +121,8 @@ def rewriter_before_door(view: View) -> Iterator[Finding]:
     for chain in view.http_chains:
         for door in chain.doors:
             for other in chain.before(door):
-                if other.is_("header_mutation"):
-                    what = f"{other.label} changes headers before policies see them"
+                if other.is_("header_mutation", *_SCRIPTS):
+                    what = f"{other.label} may change requests before policies see them"
                     why = "a rule on such a header no longer judges what the client sent"
                     remedy = "right if policies mean the changed request; never set from here a header that rules trust"
                     yield warning("rewriter-before-door", other.entry, what, why, remedy)

@@ -126,7 +126,8 @@ def _modes(door: Door) -> Iterator[Finding]:
     mode = config.get("processing_mode")
     if mode.get("request_header_mode").value in ("SKIP", 2):
         what = "processing_mode.request_header_mode is SKIP"
-        yield error("ext-proc-mode", mode.get("request_header_mode"), what, "no request is judged", "set it to SEND")
+        why = "no request is judged: the backend serves it, and the answer alone is withheld"
+        yield error("ext-proc-mode", mode.get("request_header_mode"), what, why, "set it to SEND")
     for name in ("request_body_mode", "response_body_mode"):
         yield from _body_mode(mode.get(name), name)
     if (

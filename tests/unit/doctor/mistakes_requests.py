@@ -90,7 +90,7 @@ REQUESTS: dict[str, Mistake] = {
     "wasm behind": (AUTHZ, behind(http("wasm.v3.Wasm")), W, "rewriter-behind-door", "httpFilters[1]"),
     "header_mutation behind": (
         MODULE,
-        behind(http("header_mutation.v3.HeaderMutation")),
+        behind(http("header_mutation.v3.HeaderMutation", mutations={"requestMutations": [{"remove": "x"}]})),
         E,
         "rewriter-behind-door",
         "httpFilters[1]",
@@ -123,6 +123,7 @@ REQUESTS: dict[str, Mistake] = {
         "rewriter-before-door",
         "httpFilters[0]",
     ),
+    "lua before": (MODULE, before(http("lua.v3.Lua")), W, "rewriter-before-door", "httpFilters[0]"),
     "cache before": (MODULE, before(http("cache.v3.CacheConfig")), E, "answers-before-door", "httpFilters[0]"),
     "door in a matcher": (AUTHZ, in_matcher, E, "door-disabled", "httpFilters[0]"),
     # paths
@@ -323,6 +324,17 @@ REQUESTS: dict[str, Mistake] = {
         E,
         "route-override",
         "routes[0]",
+    ),
+    "a route's misspelt destination": (
+        AUTHZ,
+        per_route(
+            Z,
+            "ext_authz.v3.ExtAuthzPerRoute",
+            checkSettings={"contextExtensions": {"idmesh-destination": "a/b"}},
+        ),
+        E,
+        "initial-metadata",
+        "contextExtensions",
     ),
     "a route's time-out": (
         AUTHZ,
