@@ -119,7 +119,7 @@ def _http(recorded: Recorded) -> Http | None:
     if not http:
         return None
     url = str(http.get("url") or "")
-    path = url_path(url)
+    path = url_path(url) if "://" in url else url
     for mark in "?#":
         if path.endswith(f"{mark}{REDACTED}"):
             path = path[: -len(REDACTED) - 1]

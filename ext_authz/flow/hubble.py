@@ -17,11 +17,11 @@ from collections import OrderedDict
 from ipaddress import ip_address
 
 from ext_authz.engine.types import VerdictCode
-from ext_authz.flow.facts import End, Facts, Seen
+from ext_authz.flow.facts import End, Facts, Seen, url_path
 from ext_authz.flow.names import Names
 from ext_authz.flow.record import Door, Flags, FlowType, Record
 from ext_authz.flow.shape import Shape, make_end, make_shape
-from ext_authz.flow.text import Words, quoted
+from ext_authz.flow.text import Words, decode, quoted
 
 # Requests whose end was not seen yet: their responses bring neither addresses nor texts.
 OPEN_MAX = 16384
@@ -29,8 +29,9 @@ _CACHE_MAX = 16384
 _L4 = {6: "TCP", 17: "UDP", 132: "SCTP"}
 _ICMP = {1: "ICMPv4", 58: "ICMPv6"}
 _HEX = frozenset(b"0123456789abcdef")
-_RESPONSE, _END, _REQUEST = FlowType.RESPONSE, FlowType.END, FlowType.REQUEST
+_END, _REQUEST = FlowType.END, FlowType.REQUEST
 _ENDS = (FlowType.RESPONSE, FlowType.END)
+_L7 = (FlowType.REQUEST, FlowType.RESPONSE)
 _DROPPED = int(VerdictCode.DROPPED)
 _NO_ID = bytes(16)
 
@@ -81,7 +82,7 @@ class Formatter:
         stamp = self._time(record.time_ns)
         uuid = record.decision.hex()
         middle, summary, path, method = self._texts(record, opened)
-        ports = opened.source_port, opened.destination_port
+        ports = (opened.source_port, opened.destination_port) if opened.protocol in _L4 else (0, 0)
         addresses = opened.source_address, opened.destination_address
         if shape.reply:
             ports, addresses = ports[::-1], addresses[::-1]
@@ -93,7 +94,16 @@ class Formatter:
         )
         source, destination = (shape.destination, shape.source) if shape.reply else (shape.source, shape.destination)
         facts = Facts(
-            shape.verdict, source, destination, ports, path, record.code, uuid, shape.drop_reason, method, shape.door
+            shape.verdict,
+            source,
+            destination,
+            ports,
+            path,
+            _status(record),
+            uuid,
+            shape.drop_reason,
+            method,
+            shape.door,
         )
         return Seen(line, facts)
 
@@ -147,20 +157,22 @@ class Formatter:
         if l4:
             return f'{made}"l4":{{"{l4}":{{"source_port":{ports[0]},"destination_port":{ports[1]}}}}},'
         icmp = _ICMP.get(protocol)
-        return f'{made}"l4":{{"{icmp}":{{"type":{ports[1]}}}}},' if icmp else made
+        return f'{made}"l4":{{"{icmp}":{{"type":{record.destination_port}}}}},' if icmp else made
 
     def _texts(self, record: Record, opened: Record) -> tuple[str, str, str, str]:
         """The l7 message, the summary, and path and method for filters."""
         kind = record.type
-        if kind not in (_REQUEST, _RESPONSE):
+        if kind not in _L7:
             return "", self._connection_summary(record, opened), "", ""
         words = self._words
         method, protocol = words.word(opened.method), words.word(opened.http_protocol)
         path = words.path(opened.path)
         url = ""
-        if opened.host or opened.path:
+        if path and path[0] != "/":  # * and the absolute form stand for themselves
+            url, path = quoted(path)[1:-1], url_path(path)
+        elif path or opened.host:
             url = f"{'https' if opened.sni else 'http'}://{words.host(opened.host)}{quoted(path)[1:-1]}"
-        status = 200 if record.flags & Flags.GRPC_STATUS else record.code
+        status = _status(record)
         # Texts that are missing are left out, as every default.
         http = f',"code":{status}' if status else ""
         http += f',"method":"{method}"' if method else ""
@@ -171,11 +183,11 @@ class Formatter:
         request = f"{method} {url}" if url else method
         if kind == _REQUEST:
             made = f',"l7":{{"type":"REQUEST","http":{{{http[1:]}}}}}'
-            return made, f"{protocol} {request}" if protocol else request, path, method
+            return made, f"{protocol} {request}" if protocol else request, path, decode(opened.method)
         latency = record.latency_ns
         made = f',"l7":{{"type":"RESPONSE","latency_ns":"{latency}","http":{{{http[1:]}}}}}'
         summary = f"{protocol or 'HTTP'} {status} {latency // 1_000_000}ms"
-        return made, f"{summary} ({request})" if request else summary, path, method
+        return made, f"{summary} ({request})" if request else summary, path, decode(opened.method)
 
     def _connection_summary(self, record: Record, opened: Record) -> str:
         name = _L4.get(opened.protocol) or _ICMP.get(opened.protocol) or f"protocol {opened.protocol}"
@@ -191,6 +203,13 @@ class Formatter:
         if opened.sni:
             made += f',"sni":"{self._words.word(opened.sni)}"'
         return made
+
+
+def _status(record: Record) -> int:
+    """HTTP status of the answer: with a grpc-status it is 200."""
+    if record.type not in _L7:
+        return 0
+    return 200 if record.flags & Flags.GRPC_STATUS else record.code
 
 
 def _trace(traceparent: bytes) -> str:

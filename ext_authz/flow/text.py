@@ -28,10 +28,13 @@ def quoted(text: str) -> str:
 
 
 def redact_path(path: str) -> str:
-    """Without query and fragment; that there was one stays visible."""
+    """Without query, fragment, and the user information of an absolute form; that there was one stays visible."""
     for mark in "?#":
         if mark in path:
             path = f"{path[: path.index(mark)]}{mark}{REDACTED}"
+    if "@" in path and path[0] != "/":
+        scheme = next((start for start in ("http://", "https://") if path.startswith(start)), "")
+        return scheme + redact_host(path[len(scheme) :])
     return path
 
 

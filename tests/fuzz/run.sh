@@ -13,6 +13,7 @@ cd "$root"
 round() { # seconds
 	PYTHONPATH="$root" IDMESH_FUZZ_SECONDS="$1" "$python" tests/fuzz/model_fuzz.py
 	PYTHONPATH="$root" IDMESH_FUZZ_SECONDS="$1" "$python" tests/fuzz/regex_fuzz.py
+	PYTHONPATH="$root" IDMESH_FUZZ_SECONDS="$1" "$python" tests/fuzz/record_fuzz.py
 	"$root/tests/native/run.sh" fuzz "$1"
 }
 

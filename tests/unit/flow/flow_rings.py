@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ext_authz.engine._engine import ffi, lib
+
 from ext_authz.engine.layout import NONE
 from ext_authz.flow.record import Record, records
 from ext_authz.flow.ring import Ring

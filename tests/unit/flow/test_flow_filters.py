@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -13,7 +14,6 @@ from ext_authz.flow.facts import End, Facts
 from ext_authz.flow.filters import FilterError, make_filter
 from ext_authz.flow.selectors import SelectorError, parse_selector
 from ext_authz.pb.idmesh.v1 import node_pb2
-import contextlib
 
 CLIENT = End(256, "default", "client", ("k8s:app=client", "k8s:tier=a", "k8s:io.kubernetes.pod.namespace=default"))
 SERVER = End(258, "prod", "server-7f", ("k8s:app=server", "any:tier=b"))

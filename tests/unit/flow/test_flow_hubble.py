@@ -213,6 +213,9 @@ SECRETS: list[dict[str, Any]] = [
     {"path": b"/a#" + SECRET},
     {"path": b"/a#x?" + SECRET},
     {"host": b"user:" + SECRET + b"@host"},
+    {"path": b"http://user:" + SECRET + b"@host/x"},
+    {"path": b"user:" + SECRET + b"@host:443"},
+    {"path": b"http://a://" + SECRET + b"@b/"},
     {"headers": [(b"Authorization", b"Bearer " + SECRET)]},
     {"headers": [(b"proxy-AUTHORIZATION", SECRET)]},
     {"headers": [(b"Cookie", b"id=" + SECRET), (b"Set-Cookie", SECRET)]},
@@ -233,6 +236,11 @@ def test_secrets_are_redacted_by_default(formatter: Formatter, fields: dict[str,
 def test_redaction_can_be_turned_off(names: Names, fields: dict[str, Any]) -> None:
     event = line_of(Formatter(names, "n", redact=False), method=b"GET", **({"host": b"h", "path": b"/"} | fields))
     assert SECRET.decode() in json.dumps(event)
+
+
+@pytest.mark.parametrize(("path", "url"), [(b"*", "*"), (b"", "http://h"), (b"http://o/x", "http://o/x")])
+def test_targets_that_are_no_paths_stand_for_themselves(formatter: Formatter, path: bytes, url: str) -> None:
+    assert flow_of(formatter, method=b"OPTIONS", host=b"h", path=path)["l7"]["http"]["url"] == url
 
 
 def test_control_bytes_and_broken_utf8_are_escaped(formatter: Formatter) -> None:

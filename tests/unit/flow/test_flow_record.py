@@ -3,17 +3,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import Any
 
 import pytest
+from ext_authz.engine._engine import ffi, lib
 from flow_rings import Producer, make_record, record_bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ext_authz.engine._engine import ffi, lib
 from ext_authz.flow.record import FIXED, SIZE_MAX, SIZE_MIN, Flags, Record, RecordError, parse, records
-import contextlib
 
 # Set by the producer, or of few values.
 _KEPT = {"size", "version", "method_size", "host_size", "path_size", "protocol_size", "sni_size", "traceparent_size",
