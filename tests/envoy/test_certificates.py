@@ -180,7 +180,7 @@ def test_a_server_that_speaks_first_is_heard_through_the_module(tmp_path: Path) 
 def test_a_connection_ends_with_its_certificate(tmp_path: Path) -> None:
     with _banners(Door.MODULE, tmp_path) as stage:
         short = stage.certificate(stage.id_of(CLIENT), seconds=4)
-        with stage.connect(short) as connection, contextlib.suppress(OSError):
+        with stage.connect(short) as connection, contextlib.suppress(ConnectionError, ssl.SSLError):
             assert connection.recv(100) == b"220 hello\r\n"
             connection.settimeout(20)
             assert connection.recv(100) == b""
@@ -202,6 +202,17 @@ def test_requests_of_an_open_connection_end_with_its_certificate(tmp_path: Path)
         assert status() == 200
         wait_until(lambda: status() == 403, "the certificate's end", 20)
         connection.close()
+
+
+def test_an_upgraded_stream_ends_with_its_certificate(tmp_path: Path) -> None:
+    upgrade = b"GET /a HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n"
+    with guarded(Door.MODULE, tmp_path) as stage:
+        short = stage.certificate(stage.id_of(CLIENT), seconds=5)
+        with stage.connect(short) as connection, contextlib.suppress(ConnectionError, ssl.SSLError):
+            connection.sendall(upgrade)
+            assert connection.recv(1000).startswith(b"HTTP/1.1 101")
+            connection.settimeout(20)
+            assert connection.recv(100) == b""
 
 
 # ---- what is generated ----
