@@ -46,6 +46,8 @@ def http_filter(setup: Setup) -> ExternalProcessor:
         # A header that policy changes must not send the request elsewhere than where it was judged to go.
         route_cache_action=ExternalProcessorRouteCacheAction.RETAIN,
         observability_mode=setup.observe,
+        # Of an observer Envoy keeps the streams of requests that are over, for this long.
+        deferred_close_timeout=seconds(1) if setup.observe else None,
         stat_prefix=NAME,
     )
 

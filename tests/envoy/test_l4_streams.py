@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from envoy_harness import CLIENT, OTHER, Node, policy, wait_until
+from envoy_harness import CLIENT, OTHER, VERSIONS, Node, envoy_of, policy, wait_until
 from envoy_tcp import Server, connect, ending, read_all, refused, reset, server, tcp_door
 
 from ext_authz.envoy_binary import EnvoyBinary
@@ -37,10 +37,14 @@ def _banner(connection: socket.socket) -> None:
     connection.sendall(connection.recv(100))
 
 
+@pytest.mark.parametrize("version", VERSIONS)
 def test_a_server_that_speaks_first_is_heard_at_once_through_the_module(
-    node: Node, tmp_path: Path, envoy: EnvoyBinary
+    version: str, node: Node, tmp_path: Path
 ) -> None:
-    with server(_banner) as upstream, tcp_door(Door.MODULE, node, tmp_path, envoy, upstream.address) as started:
+    with (
+        server(_banner) as upstream,
+        tcp_door(Door.MODULE, node, tmp_path, envoy_of(version), upstream.address) as started,
+    ):
         with connect(started) as silent:
             assert silent.recv(100) == BANNER
             silent.sendall(b"EHLO")
@@ -49,11 +53,15 @@ def test_a_server_that_speaks_first_is_heard_at_once_through_the_module(
         assert upstream.accepted == 1
 
 
+@pytest.mark.parametrize("version", VERSIONS)
 def test_a_server_that_speaks_first_waits_for_the_client_through_ext_authz(
-    node: Node, tmp_path: Path, envoy: EnvoyBinary
+    version: str, node: Node, tmp_path: Path
 ) -> None:
     """Envoy's network filter asks at the first byte, so until then nobody is connected: neither allowed nor denied."""
-    with server(_banner) as upstream, tcp_door(Door.EXT_AUTHZ, node, tmp_path, envoy, upstream.address) as started:
+    with (
+        server(_banner) as upstream,
+        tcp_door(Door.EXT_AUTHZ, node, tmp_path, envoy_of(version), upstream.address) as started,
+    ):
         with connect(started) as silent, connect(started, OTHER) as denied:
             silent.settimeout(0.3)
             with pytest.raises(TimeoutError):
