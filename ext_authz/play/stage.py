@@ -141,7 +141,8 @@ class Stage:
     def _counters(self) -> int:
         if self._wiring.door != Door.MODULE:
             pages = [json.loads(path.read_bytes()) for path in self._state.readers.glob("*.json")]
-            return sum(count for page in pages for count in page["counts"].values())
+            # An error is counted beside the denial it led to.
+            return sum(count for page in pages for name, count in page["counts"].items() if name != "error")
         stats = {line.partition(":")[0]: line.partition(":")[2] for line in self._admin("/stats").splitlines()}
         names = [name for name in stats if name.rpartition(".")[2] in ("allowed", "denied")]
         return sum(int(stats[name]) for name in names if "idmesh" in name)
