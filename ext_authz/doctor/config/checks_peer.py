@@ -125,8 +125,14 @@ def forwarded_for(view: View) -> Iterator[Finding]:
         for door in manager.chain.doors:
             if by_source_address(door):
                 yield from _forged(manager)
-            elif not manager.node.get("use_remote_address").on:
+                continue
+            if not manager.node.get("use_remote_address").on:
                 yield _not_remote(manager)
+            found = manager.node.get("original_ip_detection_extensions")
+            if found.items:
+                what = "original_ip_detection_extensions name the source"
+                why = "identity does not come from it, but what Envoy logs and passes on does: clients may write it"
+                yield warning("forwarded-for", found, what, why, "make sure that only a trusted proxy's word counts")
 
 
 def _forged(manager: Manager) -> Iterator[Finding]:

@@ -127,6 +127,13 @@ PEERS: dict[str, Mistake] = {
         "forwarded-for",
         "originalIpDetectionExtensions",
     ),
+    "another source of addresses": (
+        MODULE,
+        put(manager, originalIpDetectionExtensions=[{"name": "xff"}]),
+        W,
+        "forwarded-for",
+        "originalIpDetectionExtensions",
+    ),
     "ext_proc without source.address": (
         PROC,
         put(door, requestAttributes=["destination.address"]),
