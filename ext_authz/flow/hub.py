@@ -13,8 +13,8 @@ from collections.abc import Sequence
 
 from ext_authz.flow.facts import Seen
 
-KEPT = 4096
-QUEUE_MAX = 8192
+KEPT, KEPT_BYTES = 4096, 16 << 20
+QUEUE_BYTES = 16 << 20
 CLIENTS_MAX = 64
 
 
@@ -27,21 +27,22 @@ class Follower:
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
-        self._batches: deque[Sequence[Seen]] = deque()
-        self._held = 0
+        self._batches: deque[tuple[Sequence[Seen], int]] = deque()
+        self._held = 0  # bytes
         self._ready = asyncio.Event()
         self._ring_lost = hub.lost
         self.lost = 0
 
-    def push(self, batch: Sequence[Seen]) -> None:
-        room = QUEUE_MAX - self._held
-        if len(batch) > room:
-            self.lost += len(batch) - room
-            batch = batch[:room]
-        if batch:
-            self._batches.append(batch)
-            self._held += len(batch)
+    def push(self, batch: Sequence[Seen], size: int) -> bool:
+        """False if it is lost: there is no room for so many bytes."""
+        fits = self._held + size <= QUEUE_BYTES
+        if fits:
+            self._batches.append((batch, size))
+            self._held += size
+        else:
+            self.lost += len(batch)
         self._ready.set()
+        return fits
 
     def wake(self) -> None:
         self._ready.set()
@@ -52,8 +53,8 @@ class Follower:
         if not self._batches:
             self._clear()
             return ()
-        batch = self._batches.popleft()
-        self._held -= len(batch)
+        batch, size = self._batches.popleft()
+        self._held -= size
         self._clear()
         return batch
 
@@ -72,7 +73,9 @@ class Hub:
     """Hands each batch to whoever follows."""
 
     def __init__(self, kept: int = KEPT) -> None:
-        self._recent: deque[Seen] = deque(maxlen=kept)
+        self._recent: deque[Seen] = deque()
+        self._kept = kept
+        self._size = 0  # of the lines that are kept
         self._followers: set[Follower] = set()
         self.lost = 0  # in rings, ever
         self.client_lost = 0
@@ -80,12 +83,15 @@ class Hub:
         self.closed = False
 
     def publish(self, batch: Sequence[Seen]) -> None:
+        size = sum([len(seen.line) for seen in batch])
         self._recent.extend(batch)
+        self._size += size
+        while len(self._recent) > self._kept or self._size > KEPT_BYTES:
+            self._size -= len(self._recent.popleft().line)
         self.seen += len(batch)
         for follower in self._followers:
-            before = follower.lost
-            follower.push(batch)
-            self.client_lost += follower.lost - before
+            if not follower.push(batch, size):
+                self.client_lost += len(batch)
 
     def lose(self, count: int) -> None:
         self.lost += count

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ext_authz.flow.facts import End, Facts, Seen
-from ext_authz.flow.hub import CLIENTS_MAX, QUEUE_MAX, Hub, TooManyClients
+from ext_authz.flow.hub import CLIENTS_MAX, KEPT_BYTES, QUEUE_BYTES, Hub, TooManyClients
 from ext_authz.flow.sink import FileSink, make_sink, read_rotated, rotated
 
 
@@ -88,29 +88,30 @@ def test_a_target_chooses_its_sink(tmp_path: Path) -> None:
     assert type(make_sink(str(tmp_path / "f"))).__name__ == "FileSink"
 
 
-def seen(number: int) -> Seen:
-    return Seen(str(number), Facts("FORWARDED", End(1), End(2), (0, 0), "", 0, "", "", "", "module"))
+def seen(number: int, size: int = 0) -> Seen:
+    return Seen(str(number).rjust(size), Facts("FORWARDED", End(1), End(2), (0, 0), "", 0, "", "", "", "module"))
 
 
 def test_a_slow_client_loses_flows_and_is_told_how_many() -> None:
     async def scenario() -> None:
         hub = Hub()
         slow, quick = hub.follow(), hub.follow()
-        read = 0
-        for start in range(0, QUEUE_MAX + 300, 100):
-            hub.publish([seen(number) for number in range(start, start + 100)])
+        size, each = 1 << 16, 16  # bytes of a line, lines of a batch
+        fit = QUEUE_BYTES // size // each * each
+        read, total = 0, fit + 5 * each
+        for start in range(0, total, each):
+            hub.publish([seen(number, size) for number in range(start, start + each)])
             read += len(await quick.next())
         hub.lose(7)
         assert quick.losses() == (7, 0)
-        total = QUEUE_MAX + 300 + (-(QUEUE_MAX + 300)) % 100
         assert read == total == hub.seen
-        assert slow.losses() == (7, total - QUEUE_MAX)
+        assert slow.losses() == (7, total - fit)
         assert slow.losses() == (0, 0)
-        assert hub.client_lost == total - QUEUE_MAX
+        assert hub.client_lost == total - fit
         got = 0
-        while got < QUEUE_MAX:
+        while got < fit:
             got += len(await slow.next())
-        assert got == QUEUE_MAX
+        assert got == fit
 
     asyncio.run(scenario())
 
@@ -132,6 +133,8 @@ def test_the_hub_keeps_the_newest_and_bounds_its_clients() -> None:
         hub = Hub(kept=10)
         hub.publish([seen(number) for number in range(25)])
         assert [each.line for each in hub.newest()] == [str(number) for number in range(15, 25)]
+        hub.publish([seen(number, KEPT_BYTES // 3) for number in range(9)])
+        assert len(hub.newest()) == 3
         followers = [hub.follow() for _ in range(CLIENTS_MAX)]
         with pytest.raises(TooManyClients):
             hub.follow()
