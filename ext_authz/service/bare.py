@@ -18,6 +18,7 @@ from google.rpc import status_pb2
 
 from ext_authz.service.listen import clear_stale, parse_address
 from ext_authz.service.loop import LoopServer, Metadata
+from ext_authz.service.streams import OK, Answer, Last
 
 METHOD = "/envoy.service.auth.v3.Authorization/Check"
 PROCESS = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
@@ -33,21 +34,20 @@ def allow(_metadata: Metadata) -> Callable[[bytes], bytes]:
 CONTINUE = (
     external_processor_pb2.ProcessingResponse(request_headers={}).SerializeToString(),
     external_processor_pb2.ProcessingResponse(response_headers={}).SerializeToString(),
-    external_processor_pb2.ProcessingResponse(response_trailers={}).SerializeToString(),
 )
 
 
 class Pass:
-    """One stream: what comes first must be the request's headers, then the response's, then its trailers."""
+    """One stream, which ends as the service's do: the request's headers come first, then the response's."""
 
     __slots__ = ("_came",)
 
     def __init__(self, _metadata: Metadata) -> None:
         self._came = 0
 
-    def receive(self, _message: bytes) -> bytes:
+    def receive(self, _message: bytes) -> Answer:
         self._came += 1
-        return CONTINUE[self._came - 1]
+        return CONTINUE[0] if self._came == 1 else Last(CONTINUE[1], OK, "")
 
     def is_settled(self) -> bool:
         return True

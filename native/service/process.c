@@ -196,6 +196,13 @@ static int pass_on(struct idm_checker *checker, struct idm_stream *stream, const
 	return 0;
 }
 
+// Once the response is known nothing that comes concerns us: a download or a WebSocket costs no stream.
+static void end_if_known(const struct idm_stream *stream, struct idm_process_result *ret)
+{
+	if (stream->flags & RECORDED)
+		end(ret, GRPC_OK);
+}
+
 static void write_empty(const struct proc_message *message, char *room, size_t size, struct idm_check_result *ret)
 {
 	struct wire_writer writer = { (uint8_t *)room, (uint8_t *)room + size, false };
@@ -236,5 +243,6 @@ int idm_process(struct idm_checker *checker, struct idm_stream *stream, const st
 	}
 	if (!read.observed)
 		write_empty(&read, room, room_size, &ret->check);
+	end_if_known(stream, ret);
 	return 0;
 }

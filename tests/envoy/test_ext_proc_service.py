@@ -6,7 +6,9 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+import socket
 import tempfile
+import threading
 from collections.abc import Iterator
 from concurrent import futures
 from dataclasses import replace
@@ -244,6 +246,50 @@ def test_a_draining_worker_cuts_no_request(
         service.process.terminate()
         assert service.process.wait(10) == 0
         assert ask(CLIENT, started, "/public/x").status == 403
+
+
+@contextlib.contextmanager
+def slow_backend() -> Iterator[tuple[Target, threading.Event, threading.Event]]:
+    """Says by the first event that a request is there, and answers it after the second."""
+    came, go = threading.Event(), threading.Event()
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                came.set()
+                go.wait(30)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+                connection.recv(1)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, daemon=True).start()
+        yield Target(host="127.0.0.1", port=listener.getsockname()[1]), came, go
+        go.set()
+
+
+@pytest.mark.parametrize(
+    ("end", "status"),
+    [
+        (signal.SIGKILL, 403),  # no response passes that was not shown
+        (signal.SIGTERM, 200),  # the request was judged: a worker that drains lets it go
+    ],
+)
+def test_a_worker_that_ends_amid_a_request(
+    service: Service, backend: Backend, envoy: EnvoyBinary, tmp_path: Path, end: signal.Signals, status: int
+) -> None:
+    with contextlib.ExitStack() as stack:
+        upstream, came, go = stack.enter_context(slow_backend())
+        pool = stack.enter_context(futures.ThreadPoolExecutor(1))
+        setup = replace(door(service, backend), upstreams=(upstream,))
+        started = stack.enter_context(running(setup, tmp_path, envoy))
+        answer = pool.submit(ask, CLIENT, started, "/public/x")
+        assert came.wait(10)
+        service.process.send_signal(end)
+        service.process.wait(15)
+        go.set()
+        assert answer.result(15).status == status
 
 
 def test_a_new_snapshot_decides_requests_of_open_connections(

@@ -5,7 +5,8 @@
  * Request headers are judged as a CheckRequest is (check.h); everything else passes untouched, and of the response's
  * headers and trailers the flow record keeps the status. What comes out of order, or cannot be read, ends the stream
  * with an error, which Envoy answers as a failure: nothing passes. A stream never ends well before its request was
- * judged, since Envoy would let that request go on unasked.
+ * judged, since Envoy would let that request go on unasked. It ends well as soon as the response's status is known:
+ * Envoy then passes what follows by itself.
  *
  * Source: envoy/service/ext_proc/v3/external_processor.proto.
  */

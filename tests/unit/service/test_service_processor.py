@@ -157,6 +157,29 @@ def test_words_of_the_filter_that_make_no_sense_are_refused(door: Processor) -> 
 
 # ---- what comes after ----
 
+GRPC = {"content-type": "application/grpc"}  # whose response is known only at its end
+OPEN = request(headers=GRPC)
+
+
+def test_a_stream_ends_well_with_its_responses_headers(door: Processor) -> None:
+    stream = Stream(door)
+    assert allowed(stream.send(request()))
+    answer = stream.send(response())
+    assert answer is not None
+    assert answer.HasField("response_headers")
+    assert stream.status == 0
+
+
+@pytest.mark.parametrize("end", [response(grpc_status="5"), response(last=True), trailers(grpc_status="0")])
+def test_a_grpc_stream_ends_well_with_its_status(door: Processor, end: proc.ProcessingRequest) -> None:
+    stream = Stream(door)
+    assert allowed(stream.send(OPEN))
+    if end.HasField("response_trailers"):
+        assert stream.send(response()) is not None
+        assert stream.status is None
+    assert stream.send(end) is not None
+    assert stream.status == 0
+
 
 def body(**said: object) -> proc.ProcessingRequest:
     return proc.ProcessingRequest(request_body={"body": b"x" * 1000, **said})
@@ -171,7 +194,7 @@ def request_trailers() -> proc.ProcessingRequest:
 def test_all_that_follows_an_allowed_request_passes_untouched(door: Processor) -> None:
     stream = Stream(door)
     assert not stream.is_settled()
-    assert allowed(stream.send(request()))
+    assert allowed(stream.send(OPEN))
     assert stream.is_settled()
     said = [
         (body(), "request_body"),
@@ -179,21 +202,20 @@ def test_all_that_follows_an_allowed_request_passes_untouched(door: Processor) -
         (request_trailers(), "request_trailers"),
         (response(), "response_headers"),
         (proc.ProcessingRequest(response_body={"body": b"y"}), "response_body"),
-        (trailers(), "response_trailers"),
+        (trailers(grpc_status="0"), "response_trailers"),
     ]
     for message, name in said:
         answer = stream.send(message)
         assert answer is not None
         assert answer.WhichOneof("response") == name
         assert answer.ByteSize() == 2  # CONTINUE is to say nothing
-    stream.close()
+    assert stream.status == 0
 
 
 def test_a_response_may_overtake_the_end_of_its_request(door: Processor) -> None:
     stream = Stream(door)
-    for message in (request(), response(), body(), request_trailers(), trailers()):
+    for message in (OPEN, response(), body(), request_trailers(), trailers(grpc_status="0")):
         assert stream.send(message) is not None
-    stream.close()
 
 
 @pytest.mark.parametrize(
@@ -202,12 +224,10 @@ def test_a_response_may_overtake_the_end_of_its_request(door: Processor) -> None
         [response()],
         [body()],
         [trailers()],
-        [request(), request()],
-        [request(), response(), response()],
-        [request(), trailers(), response()],
-        [request(), trailers(), trailers()],
-        [request(), request_trailers(), body()],
-        [request(), request_trailers(), request_trailers()],
+        [OPEN, OPEN],
+        [OPEN, response(), response()],
+        [OPEN, request_trailers(), body()],
+        [OPEN, request_trailers(), request_trailers()],
     ],
 )
 def test_what_comes_out_of_order_ends_the_stream_with_an_error(
@@ -233,13 +253,13 @@ def test_body_modes_that_want_bodies_back_end_the_stream(door: Processor, mode: 
 def test_observed_requests_get_no_answer_and_all_may_follow(door: Processor) -> None:
     before = door.observed
     stream = Stream(door)
-    messages = [request(path="/private", observed=True), response(), trailers()]
+    messages = [request(path="/private", headers=GRPC, observed=True), response(), trailers()]
     for message in messages:
+        assert stream.status is None
         message.observability_mode = True
         assert stream.send(message) is None
-        assert stream.status is None
     assert door.observed == before + 1
-    stream.close()
+    assert stream.status == 0
 
 
 # ---- bytes ----
