@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
 import sys
@@ -93,8 +94,8 @@ class JsonFormatter(logging.Formatter):
             "msg": _clean("msg", record.getMessage()),
         }
         for key, value in getattr(record, "fields", {}).items():
-            plain = isinstance(value, int | float) and redact(key, value) == value
-            line[key] = value if plain or value is None else _clean(key, value)
+            plain = isinstance(value, int | float) and math.isfinite(value) and redact(key, value) == value
+            line[key if key not in line else f"{key}_"] = value if plain or value is None else _clean(key, value)
         if record.exc_info and record.exc_info[0]:
             line["error"] = _clean("error", f"{record.exc_info[0].__name__}: {record.exc_info[1]}")
             line["trace"] = _frames(record.exc_info[2])

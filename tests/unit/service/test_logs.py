@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ext_authz.logs import Formatter, escape, event, pair
+from ext_authz.logs import REDACTED, Formatter, JsonFormatter, escape, event, pair
 
 
 @pytest.fixture
@@ -66,3 +67,41 @@ def test_an_exception_is_one_line(said: tuple[logging.Logger, io.StringIO]) -> N
         event(logger, logging.ERROR, "broke", error=True)
     assert stream.getvalue().count("\n") == 1
     assert "first\\nsecond" in stream.getvalue()
+
+
+# ---- as JSON ----
+
+
+def as_json(**fields: object) -> dict[str, object]:
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(JsonFormatter())
+    logger = logging.Logger("test")
+    logger.addHandler(handler)
+    event(logger, logging.INFO, "two words", fields=fields)
+    (line,) = stream.getvalue().splitlines()
+    assert line.isprintable()
+    return dict(json.loads(line, parse_constant=lambda name: pytest.fail(name)))
+
+
+def test_json_holds_the_same_fields_and_numbers_stay_numbers() -> None:
+    line = as_json(revision=3, took=0.25, nothing=None, path="/a", level="high", odd=float("nan"))
+    assert (line["msg"], line["level"], line["at"]) == ("two words", "info", "test")
+    assert (line["revision"], line["took"], line["nothing"], line["path"]) == (3, 0.25, None, "/a")
+    assert (line["level_"], line["odd"]) == ("high", "nan")
+
+
+@given(st.text())
+def test_no_value_breaks_a_json_line(text: str) -> None:
+    assert set(as_json(key=text)) == {"time", "level", "at", "msg", "key"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("authorization", "Basic x"), ("token", 17), ("header", "Cookie: a=secret"), ("reason", b"authorization=secret")],
+)
+def test_json_holds_no_secret(key: str, value: object) -> None:
+    shown = str(as_json(**{key: value})[key])
+    assert REDACTED in shown
+    assert "secret" not in shown
+    assert "17" not in shown
