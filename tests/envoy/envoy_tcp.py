@@ -69,13 +69,16 @@ def server(script: Script) -> Iterator[Server]:
 
 
 @contextlib.contextmanager
-def tcp_door(door: Door, node: Node, folder: Path, envoy: EnvoyBinary, upstream: Target) -> Iterator[Envoy]:
+def tcp_door(
+    door: Door, node: Node, folder: Path, envoy: EnvoyBinary, upstream: Target, **wanted: object
+) -> Iterator[Envoy]:
     """An Envoy that judges connections by the node's snapshot, through the module or through a worker."""
     with contextlib.ExitStack() as stack:
         address = folder / "authz.sock"
         if door == Door.EXT_AUTHZ:
             stack.enter_context(worker(node, address))
-        setup = setup_for(door, upstream, state=node.state, mode=Mode.TCP, authz=(Target(path=str(address)),))
+        authz = (Target(path=str(address)),)
+        setup = setup_for(door, upstream, state=node.state, mode=Mode.TCP, authz=authz, **wanted)
         yield stack.enter_context(running(setup, folder, envoy))
 
 
