@@ -11,6 +11,12 @@ from ext_authz.doctor.config.view import Door, Kind, View
 
 _WHY = "what it would have judged passes unjudged"
 DESTINATION = "idmesh.destination"  # a route's own, in ext_authz's context extensions
+# What doors are called where only routes are given.
+_USUAL = {
+    "idmesh": Kind.MODULE,
+    "envoy.filters.http.ext_authz": Kind.EXT_AUTHZ,
+    "envoy.filters.http.ext_proc": Kind.EXT_PROC,
+}
 _PERCENT = {"HUNDRED": 100, "TEN_THOUSAND": 10_000, "MILLION": 1_000_000}
 
 
@@ -63,7 +69,7 @@ def shadow(view: View) -> Iterator[Finding]:
 
 @check
 def per_route(view: View) -> Iterator[Finding]:
-    names = {door.filter.name: door.kind for door in view.doors}
+    names = {door.filter.name: door.kind for door in view.doors} if view.listeners else _USUAL
     for routes in view.routes:
         for _, node in [("", routes), *routes.walk()]:
             for name, config in node.get("typed_per_filter_config").fields.items():

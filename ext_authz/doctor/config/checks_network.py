@@ -53,8 +53,9 @@ def asks_twice(view: View) -> Iterator[Finding]:
 
 @check
 def admin(view: View) -> Iterator[Finding]:
-    address = view.root.get("admin", "address", "socket_address", "address")
-    if address.text and not loopback(address.text):
-        what = f"Envoy's admin interface listens at {address.text}"
-        why = "whoever reaches it ends this Envoy, changes its log and runtime, and reads configuration and secrets"
-        yield error("admin", address, what, why, "listen on 127.0.0.1 or a unix socket (address.pipe)")
+    for name, node in view.root.walk():
+        address = node.get("address", "socket_address", "address")
+        if name == "admin" and address.text and not loopback(address.text):
+            what = f"Envoy's admin interface listens at {address.text}"
+            why = "whoever reaches it ends this Envoy, changes its log and runtime, and reads configuration and secrets"
+            yield error("admin", address, what, why, "listen on 127.0.0.1 or a unix socket (address.pipe)")

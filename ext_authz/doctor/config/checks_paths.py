@@ -42,7 +42,8 @@ _REWRITES = ("prefix_rewrite", "regex_rewrite", "path_rewrite_policy", "path_rew
 
 @check
 def route_rewrites(view: View) -> Iterator[Finding]:
-    if not any(chain.doors for chain in view.http_chains) or any(chain.doors for chain in view.upstream):
+    asked = any(chain.doors for chain in view.http_chains) or not view.listeners
+    if not asked or any(chain.doors for chain in view.upstream):
         return
     for routes in view.routes:
         for name, node in routes.walk():

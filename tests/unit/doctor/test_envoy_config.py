@@ -14,7 +14,7 @@ import yaml
 from mistakes_doors import DOORS
 from mistakes_peers import PEERS
 from mistakes_requests import REQUESTS
-from planted import Mistake, Tree, chain, door, example, generate, listener, put
+from planted import Mistake, Tree, chain, door, example, generate, listener, manager, per_route, put
 
 from ext_authz.doctor.config.finding import Finding, Severity
 from ext_authz.doctor.config.judge import judge
@@ -89,6 +89,28 @@ def test_snippets_of_discovery_services_are_judged() -> None:
     assert "failure-mode-allow" in {item.check for item in found({"resources": [listener(tree)]})}
     assert "failure-mode-allow" in {item.check for item in found(listener(tree))}
     assert found({"resources": [listener(example(MODULE))]}) == []
+
+
+@pytest.mark.parametrize("name", ["module-http", "ext-authz-http", "ext-proc-http"])
+def test_routes_alone_are_judged(name: str) -> None:
+    """What RDS serves: no filter is in the file, only their names are."""
+    tree = example(name)
+    usual = {"module-http": "idmesh"}.get(name, f"envoy.filters.http.{name[:-5].replace('-', '_')}")
+    per_route(usual, "type.googleapis.com/envoy.config.route.v3.FilterConfig", disabled=True)(tree)
+    routes = manager(tree)["routeConfig"]
+    routes["virtualHosts"][0]["routes"][0]["route"]["prefixRewrite"] = "/x"
+    for snippet in (routes, {"resources": [routes]}):
+        assert {item.check for item in found(snippet)} == {"route-disabled", "route-rewrite"}
+
+
+def test_envoys_own_dump_is_judged() -> None:
+    """/config_dump of the admin interface: what is in force, from wherever it came."""
+    tree = example(AUTHZ)
+    door(tree)["failureModeAllow"] = True
+    tree["admin"]["address"]["socketAddress"]["address"] = "0.0.0.0"
+    dynamic = {"activeState": {"listener": listener(tree)}}
+    dump = {"configs": [{"bootstrap": {"admin": tree["admin"]}}, {"dynamicListeners": [dynamic]}]}
+    assert {item.check for item in found(dump)} == {"failure-mode-allow", "admin"}
 
 
 def test_every_manager_and_chain_is_judged() -> None:
