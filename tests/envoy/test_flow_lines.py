@@ -6,6 +6,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ from envoy_harness import CLIENT, OTHER, ROOT, SERVER, wait_until
 from test_run import Run, run
 
 from ext_authz.flow.sink import read_rotated
+from ext_authz.process import find_processes
 
 __all__ = ["run"]
 
@@ -104,6 +106,7 @@ def _check_commands(run: Run, file: Path, denied: str) -> None:
 @pytest.mark.needs_envoy
 def test_follow_shows_what_comes_and_ends_with_the_node(run: Run) -> None:
     run.start(*run.door("module"))
+    wait_until((run.state.root / "api.sock").exists, "the observer", 30)
     command = [sys.executable, "-m", "ext_authz.cli", "flows", "--state", str(run.state.root), "--follow"]
     follow = subprocess.Popen(
         [*command, "--http-status", "4+"], env=dict(os.environ, PYTHONPATH=str(ROOT)), stdout=subprocess.PIPE,
@@ -127,3 +130,43 @@ def test_follow_shows_what_comes_and_ends_with_the_node(run: Run) -> None:
     assert follow.wait(20) == 2
     assert follow.stderr is not None
     assert "observer" in follow.stderr.read()
+
+
+@pytest.mark.needs_envoy
+def test_connections_are_lines_with_their_ends(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "flows.json"
+    run.write("")  # at L4
+    run.start(*run.door("module"), "--mode", "tcp", "--flows", str(file))
+    wait_until(lambda: lines(file), "the first line", 20)
+    assert ask(run, CLIENT, "/any")[0] == 200
+    assert run.status(OTHER, "/any") == 0
+    wait_until(lambda: lines(file, verdict="DROPPED"), "the denial", 20)
+    denied = lines(file, verdict="DROPPED")[0]
+    assert (denied["Type"], denied["event_type"]) == ("L3_L4", {"type": 5})
+    assert (denied["drop_reason_desc"], denied["source"]["pod_name"]) == ("POLICY_DENIED", "other")
+    opened = lines(file, verdict="FORWARDED", event_type={"type": 5})[-1]
+    assert opened["source"]["pod_name"] == "client"
+    wait_until(lambda: lines(file, uuid=opened["uuid"], event_type={"type": 4}), "its end", 20)
+    (ended,) = lines(file, uuid=opened["uuid"], event_type={"type": 4})
+    assert ended["extensions"]["value"]["duration_ns"] > 0
+    assert ended["IP"] == opened["IP"]
+
+
+@pytest.mark.needs_envoy
+@pytest.mark.parametrize("door", DOORS)
+def test_a_killed_observer_changes_no_verdict_and_comes_back(run: Run, tmp_path: Path, door: str) -> None:
+    file = tmp_path / "flows.json"
+    run.start(*run.door(door), "--flows", str(file))
+    wait_until(lambda: lines(file), "the first line", 20)
+    for _ in range(3):
+        observers = find_processes(
+            lambda words: b"ext_authz.flow.observer" in words and os.fsencode(run.state.root) in words
+        )
+        for pid in observers:
+            os.kill(pid, signal.SIGKILL)
+        for _ in range(10):
+            assert ask(run, CLIENT, "/public/x")[0] == 200
+            status, denied = ask(run, CLIENT, "/private")
+            assert status == 403
+        # What was decided meanwhile waited in the ring.
+        wait_until(lambda: lines(file, uuid=denied), "the last denial", 30)  # noqa: B023
