@@ -55,15 +55,22 @@ def test_only_the_c_library_is_needed() -> None:
         }
 
 
-def test_configuration_and_addresses_under_sanitizers(tmp_path: Path) -> None:
+_UNITS = {
+    "module_units.c": ("address.c", "door.c", "json.c", "view.c"),
+    "record_units.c": ("address.c", "door.c", "json.c", "view.c", "record.c", "rings.c"),
+}
+
+
+@pytest.mark.parametrize("units", _UNITS)
+def test_parts_that_need_no_envoy_under_sanitizers(units: str, tmp_path: Path) -> None:
     compiler = shutil.which("clang") or shutil.which("gcc")
     if compiler is None:
         missing("no C compiler")
         return
     program = tmp_path / "units"
-    sources = [Path(__file__).with_name("module_units.c")]
-    sources += [_NATIVE / "envoy" / name for name in ("address.c", "door.c", "json.c", "view.c")]
-    sources += sorted((_NATIVE / "engine").glob("*.c"))
+    sources = [Path(__file__).with_name(units)]
+    sources += [_NATIVE / "envoy" / name for name in _UNITS[units]]
+    sources += [*sorted((_NATIVE / "engine").glob("*.c")), *sorted((_NATIVE / "flow").glob("*.c"))]
     flags = ["-std=gnu11", "-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-pthread"]
     includes = [f"-I{_NATIVE / 'include'}", f"-I{_NATIVE / 'envoy'}"]
     subprocess.run([compiler, *flags, *includes, "-o", str(program), *map(str, sources)], check=True)
