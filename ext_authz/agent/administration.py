@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -31,15 +32,17 @@ OPTIONS = (("grpc.max_receive_message_length", LIMIT + (8 << 20)), ("grpc.max_se
 class Administration(node_pb2_grpc.AdminServicer):
     """
     Args:
-        rebuilt: Waits for a look at the sources that begins after the call, and gives its report.
+        rebuilt: Waits for a look at the sources that begins after the call, and gives its report; its argument is
+            when the change was asked for.
     """
 
-    def __init__(self, store: AppliedStore, rebuilt: Callable[[], Awaitable[dict[str, Any]]]) -> None:
+    def __init__(self, store: AppliedStore, rebuilt: Callable[[float], Awaitable[dict[str, Any]]]) -> None:
         self._store = store
         self._rebuilt = rebuilt
         self._writing = asyncio.Lock()
 
     async def Apply(self, request: Any, context: Any) -> Any:
+        arrived = time.time()
         files = [(file.path, file.content) for file in request.files]
         try:
             async with self._writing:
@@ -47,9 +50,10 @@ class Administration(node_pb2_grpc.AdminServicer):
         except (ApplyError, OSError) as error:
             return node_pb2.ApplyReply(failure=str(error))
         event(log, logging.INFO, "source handed in", name=request.name, files=len(files))
-        return await self._answer(request.name)
+        return await self._answer(request.name, arrived)
 
     async def Withdraw(self, request: Any, context: Any) -> Any:
+        arrived = time.time()
         try:
             async with self._writing:
                 removed = await asyncio.to_thread(self._store.remove, request.name)
@@ -58,7 +62,7 @@ class Administration(node_pb2_grpc.AdminServicer):
         if not removed:
             return node_pb2.ApplyReply(failure=f"{request.name}: was not handed in")
         event(log, logging.INFO, "source withdrawn", name=request.name)
-        return await self._answer(request.name)
+        return await self._answer(request.name, arrived)
 
     async def ListApplied(self, request: Any, context: Any) -> Any:
         found = await asyncio.to_thread(self._store.read)
@@ -68,9 +72,9 @@ class Administration(node_pb2_grpc.AdminServicer):
         ]
         return node_pb2.ListAppliedReply(sources=sources)
 
-    async def _answer(self, name: str) -> Any:
+    async def _answer(self, name: str, arrived: float) -> Any:
         try:
-            report = await self._rebuilt()
+            report = await self._rebuilt(arrived)
         except BuilderGone as error:
             return node_pb2.ApplyReply(failure=f"{name}: is kept, but not in force yet: nothing compiled: {error}")
         sources = [source for source in report["sources"] if (source["role"], source["path"]) == ("applied", name)]

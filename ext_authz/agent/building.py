@@ -39,21 +39,21 @@ class Building:
         self._waiting: list[asyncio.Future[dict[str, Any]]] = []
         self._rested = 0.0
 
-    def look(self) -> None:
-        """Something may have changed."""
-        self._propagation.event()
+    def look(self, since: float | None = None) -> None:
+        """Something may have changed, now or at that Unix time."""
+        self._propagation.event(since)
         self._changed.set()
 
-    async def rebuilt(self) -> dict[str, Any]:
+    async def rebuilt(self, since: float) -> dict[str, Any]:
         """
-        The report of a look that begins from now on.
+        The report of a look that begins from now on, for what was asked at that Unix time.
 
         Raises:
             BuilderGone: It failed; another follows.
         """
         future = asyncio.get_running_loop().create_future()
         self._waiting.append(future)
-        self.look()
+        self.look(since)
         return dict(await future)
 
     async def loop(self) -> None:

@@ -88,10 +88,10 @@ class Propagation:
     def fileno(self) -> int:
         return self._inotify.fileno() if self._inotify else -1
 
-    def event(self) -> None:
-        """Something may have changed, now. Of several before a build the first counts."""
-        if self._event is None:
-            self._event = time.time()
+    def event(self, at: float | None = None) -> None:
+        """Something may have changed, now or at that Unix time. Of several before a build the first counts."""
+        at = time.time() if at is None else at
+        self._event = at if self._event is None else min(at, self._event)
 
     def building(self) -> None:
         """What was told until now is in the build that begins; a build that failed hands it on to the next."""
