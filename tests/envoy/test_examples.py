@@ -20,6 +20,7 @@ import pytest
 from envoy_harness import CLIENT, MODULE, OTHER, ROOT, SERVER, VERSIONS, Envoy, ask, envoy_of, wait_until
 from envoy_places import EXAMPLES, PROXY, Place
 
+from ext_authz.doctor.config.judge import judge
 from ext_authz.envoy_binary import EnvoyBinary
 from ext_authz.xds.bootstrap import render
 
@@ -236,3 +237,5 @@ def test_an_example_serves_what_policy_allows(
     here = places(kind_of(name))
     with here.running(name, tmp_path, envoy) as started:
         TRAFFIC.get(name, _BY_KIND[kind_of(name)])(started, here)
+        # Doctor has nothing against what Envoy says is in force, either.
+        assert [item for item in judge(started.admin_get("/config_dump").encode()) if item.severity == "error"] == []

@@ -30,7 +30,8 @@ _CHOICES = {
     "address": ("evidence", "ignored"),
 }
 _NAMES = ("idmesh", "idmesh.upstream", "idmesh.empty")
-_VERSION = re.compile(r"[0-9]")
+# 1.2, a digest, or a folder /3/; "x86_64" is none.
+_VERSION = re.compile(r"\d+\.\d+|[0-9a-f]{12,}|/v?\d+/")
 
 
 @check

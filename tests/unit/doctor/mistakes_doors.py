@@ -150,6 +150,13 @@ DOORS: dict[str, Mistake] = {
         "module-file",
         "filename",
     ),
+    "a path with digits but no version": (
+        MODULE,
+        put(module(door), filename="/usr/lib/x86_64-linux-gnu/libidmesh_envoy.so"),
+        W,
+        "module-file",
+        "filename",
+    ),
     "a relative path": (
         MODULE,
         put(module(door), filename="idmesh/1/libidmesh_envoy.so"),
