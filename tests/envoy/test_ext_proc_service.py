@@ -209,6 +209,24 @@ def test_an_upload_passes_unseen(stage: Stage) -> None:
     assert client.send("/private", "POST", body=b"x" * 300_000).status == 403
 
 
+def test_a_websocket_works_and_holds_no_stream(stage: Stage) -> None:
+    """From its response on Envoy passes the bytes without us."""
+    to = (stage.envoy.listen.host, stage.envoy.listen.port)
+    with socket.create_connection(to, timeout=10, source_address=(CLIENT, 0)) as connection:
+        connection.sendall(
+            b"GET /public/socket HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+            b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+        )
+        reader = connection.makefile("rb")
+        assert b" 101 " in reader.readline()
+        while reader.readline() != b"\r\n":
+            pass
+        connection.sendall(b"ping")
+        assert reader.read(4) == b"ping"
+        assert [one.code for one in records(stage, "/public/socket", 2)] == [0, 101]
+        wait_until(lambda: stage.service.node.report()["ext_proc"]["streams"] == 0, "no stream")  # type: ignore[index]
+
+
 # ---- what breaks ----
 
 
