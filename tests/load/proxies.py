@@ -29,6 +29,7 @@ CONNECTIONS = 16
 BUSY = 0.93
 _WORKER = "wrk:worker_0"
 _REQUESTS = re.compile(r"^\s+(\d+) requests in", re.MULTILINE)
+_LASTED = re.compile(r"^lasted (\d+) us", re.MULTILINE)  # without its start
 _NGINX = """\
 worker_processes 1; daemon off; pid {folder}/nginx.pid; error_log {folder}/error.log;
 events {{ worker_connections 1024; }}
@@ -51,6 +52,9 @@ local at = 0
 request = function()
   at = at % #requests + 1
   return requests[at]
+end
+done = function(summary)
+  io.write(string.format("lasted %d us\\n", summary.duration))
 end
 """
 
@@ -75,14 +79,14 @@ class Proxy:
     def load(self, script: Path, seconds: float) -> Sample:
         """Closed loop of wrk, measured from outside."""
         argv = ["taskset", "-c", str(REST_CORE), machine.need("wrk", "wrk"), "-t1", f"-c{CONNECTIONS}"]
-        argv += [f"-d{seconds:g}s", "-s", str(script), f"http://127.0.0.1:{self.port}/"]
-        cpu, start = machine.cpu_seconds(self.worker), time.monotonic()
+        argv += [f"-d{max(1, round(seconds))}s", "-s", str(script), f"http://127.0.0.1:{self.port}/"]
+        cpu = machine.cpu_seconds(self.worker)
         said = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
-        used, wall = machine.cpu_seconds(self.worker) - cpu, time.monotonic() - start
-        found = _REQUESTS.search(said)
-        if not found or "Non-2xx" in said or "Socket errors" in said:
+        used = machine.cpu_seconds(self.worker) - cpu
+        found, lasted = _REQUESTS.search(said), _LASTED.search(said)
+        if not found or not lasted or "Non-2xx" in said or "Socket errors" in said:
             raise RuntimeError(f"the load went wrong:\n{said}")
-        count = int(found.group(1))
+        count, wall = int(found.group(1)), int(lasted.group(1)) / 1e6
         return Sample(count / wall, used / count * 1e6, used / wall)
 
 
@@ -158,13 +162,23 @@ def envoy_version() -> str:
 
 
 def _pin(pid: int) -> Path:
-    worker = None
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        name = (task / "comm").read_text().strip()
-        os.sched_setaffinity(int(task.name), {WORKER_CORE if name == _WORKER else REST_CORE})
-        worker = task if name == _WORKER else worker
-    if worker is None:
-        raise RuntimeError("Envoy has no worker thread")
+    end = time.monotonic() + 20
+    while True:
+        # Its port may be open before it has its worker.
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            name = (task / "comm").read_text().strip()
+            os.sched_setaffinity(int(task.name), {WORKER_CORE if name == _WORKER else REST_CORE})
+            if name == _WORKER:
+                return _pin_rest(task)
+        if time.monotonic() > end:
+            raise RuntimeError("Envoy has no worker thread")
+        time.sleep(0.02)
+
+
+def _pin_rest(worker: Path) -> Path:
+    for task in worker.parent.iterdir():
+        if task != worker:
+            os.sched_setaffinity(int(task.name), {REST_CORE})
     return worker
 
 

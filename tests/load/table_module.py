@@ -3,21 +3,23 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from ext_authz.envoy_binary import MODULE
-from ext_authz.xds.setup import Door, RbacRule, Setup, Target
-from tests.load.flows import snapshot_of
-from tests.load.generate import Object, matching_request, mix_objects
-from tests.load.proxies import BUSY, Proxy, Sample, envoy, envoy_version, listener, nginx, publish, write_script
+from ext_authz.xds.setup import Door
+from tests.load.generate import matching_request
+from tests.load.proxies import BUSY, Proxy, Sample, envoy_version, write_script
 from tests.load.rounds import CONTROL, Table, measure
+from tests.load.stage import NO_RECORDS, Stage, bare_rules, mix_snapshot, observer, paths_snapshot
 
 TITLE = "Module: stock Envoy's worker under load"
-SECONDS = 2.0
-ROUNDS = 20
+SECONDS = 1.0
+ROUNDS = int(os.environ.get("IDMESH_BENCH_ROUNDS", "20"))
+RULES, ENDPOINTS = (1, 100, 10_000), (10, 1_000, 10_000)
+WANTED_US = 2.5
 PATHS = 20_000
 RBAC_RULES = 100
 
@@ -26,8 +28,7 @@ def run(progress: Callable[[str], None]) -> dict:
     """Throughput and CPU a request of every variant; each variant's requests are all allowed."""
     with tempfile.TemporaryDirectory(prefix="idmesh-load-") as name, ExitStack() as stack:
         folder = Path(name)
-        backend = Target(host="127.0.0.1", port=stack.enter_context(nginx(folder / "nginx")))
-        running = _start_all(stack, folder, backend)
+        running = _start_all(stack, folder)
         samples: dict[str, list[Sample]] = {variant: [] for variant in [*running, CONTROL]}
         order = _Recorder(running, samples)
         measure(order.variants(), baseline="none", rounds=ROUNDS, progress=progress)
@@ -45,17 +46,18 @@ def render(data: dict) -> str:
     rates, cpu = Table("none", data["requests_per_s"]), Table("none", data["cpu_us"])
     lines = [
         f"Envoy {data['envoy']}, one worker pinned to a core, wrk with 16 connections, "
-        f"{ROUNDS} rounds of {SECONDS:g} s. Rounds with the worker less than {BUSY:.0%} busy do not count for "
-        "requests/s. `module-N`: N rules of the mix; `rbac-100` and `module-paths-100`: the same 100 rules (paths "
-        "and methods).",
+        f"{len(data['busy'][CONTROL])} rounds of {SECONDS:g} s. Rounds with the worker less than {BUSY:.0%} busy do "
+        "not count for requests/s. `module-N`: N rules of the mix, flow records written (nobody reads them); "
+        "`no-records`: none written; `observed`: an observer reads them on the other core, which it takes from wrk and nginx; `endpoints-N`: so "
+        "many endpoints besides; `rbac-100` and `module-paths-100`: the same 100 rules (paths and methods).",
         "",
         "| variant | requests/s | against none (95%) | Envoy CPU us/request | over empty module (95%) | rounds |",
         "|---|---|---|---|---|---|",
     ]
-    for name in [n for n in data["cpu_us"] if n != CONTROL] + [CONTROL]:
+    for name in sorted(data["cpu_us"], key=_order):
         counted = sum(value is not None for value in data["requests_per_s"][name])
         lines.append(f"| {name} | {_rate(rates, name)} | {cpu.median(name):.1f} | {_over(cpu, name)} | {counted} |")
-    lines += ["", _verdict(rates, cpu)]
+    lines += ["", _verdict(rates, cpu), "", _wanted(cpu)]
     return "\n".join(lines)
 
 
@@ -87,6 +89,25 @@ def _verdict(rates: Table, cpu: Table) -> str:
     return text + f"; requests/s: {ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})."
 
 
+def _wanted(cpu: Table) -> str:
+    name = f"module-{RULES[-1]}"
+    over = cpu.difference(name, "empty")
+    records = cpu.difference(name, f"{name}-no-records")
+    said = "reached" if over.median <= WANTED_US else "not reached"
+    return (
+        f"{RULES[-1]:,} rules with flow records cost {over.median:+.2f} us of Envoy's CPU a request over an empty "
+        f"module ({over.low:+.2f} to {over.high:+.2f}), wanted at most {WANTED_US:g}: {said}. The records are "
+        f"{records.median:+.2f} us of it ({records.low:+.2f} to {records.high:+.2f})."
+    )
+
+
+def _order(name: str) -> tuple[int, int, str]:
+    """No filter first, the control last, modules by their numbers."""
+    first = ("none", "empty", "module", "rbac", CONTROL)
+    numbers = [int(word) for word in name.split("-") if word.isdigit()]
+    return first.index(name.split("-")[0]), (numbers or [0])[-1] if "paths" not in name else 1 << 30, name
+
+
 class _Recorder:
     """Keeps both figures of a run; `measure` asks for one."""
 
@@ -110,43 +131,23 @@ class _Recorder:
         return sample.requests_per_s if sample.busy >= BUSY else None
 
 
-def _start_all(stack: ExitStack, folder: Path, backend: Target) -> dict[str, tuple[Proxy, Path]]:
-    bare_rules = _bare(RBAC_RULES)
-    bare_script = write_script([matching_request(n % RBAC_RULES, n) for n in range(PATHS)], folder, "bare")
-    running: dict[str, tuple[Proxy, Path]] = {}
-
-    def start(name: str, script: Path, **fields: object) -> None:
-        setup = Setup(listen=listener(), upstreams=(backend,), module=MODULE, **fields)  # type: ignore[arg-type]
-        running[name] = (stack.enter_context(envoy(setup, folder / name)), script)
-
-    start("none", bare_script, door=Door.NONE)
-    start("empty", bare_script, door=Door.EMPTY)
-    for rules in (10, 10_000):
-        state = publish(folder / f"state-{rules}", snapshot_of(_world(mix_objects(rules))))
-        script = write_script([matching_request(n % rules, n) for n in range(PATHS)], folder, f"mix-{rules}")
-        start(f"module-{rules}", script, door=Door.MODULE, state=state, destination="default/server:80")
-    state = publish(folder / "state-bare", snapshot_of(_world(_with_rules(bare_rules))))
-    start("module-paths-100", bare_script, door=Door.MODULE, state=state, destination="default/server:80")
-    rbac = tuple(RbacRule(rule["path"], rule.get("method", "")) for rule in bare_rules)
-    start("rbac-100", bare_script, door=Door.RBAC, rbac=rbac)
-    return running
-
-
-def _bare(count: int) -> list[Object]:
-    """The mix without header conditions, which Envoy's filter would need another matcher for."""
-    rules = mix_objects(count)[-1]["spec"]["ingress"][0]["toPorts"][0]["rules"]["http"]
-    return [{key: value for key, value in rule.items() if key != "headers"} for rule in rules]
-
-
-def _with_rules(rules: list[Object]) -> list[Object]:
-    objects = mix_objects(1)
-    objects[-1]["spec"]["ingress"][0]["toPorts"][0]["rules"]["http"] = rules
-    return objects
-
-
-def _world(objects: list[Object]) -> list[Object]:
-    """The mix's client stands on loopback, where wrk sends from."""
-    for item in objects:
-        if item["kind"] == "Pod" and item["metadata"]["name"] == "client":
-            item["status"]["podIPs"] = [{"ip": "127.0.0.1"}]
-    return objects
+def _start_all(stack: ExitStack, folder: Path) -> dict[str, tuple[Proxy, Path]]:
+    rules = bare_rules(RBAC_RULES)
+    bare = write_script([matching_request(n % RBAC_RULES, n) for n in range(PATHS)], folder, "bare")
+    stage = Stage(stack, folder)
+    stage.start("none", bare, door=Door.NONE)
+    stage.start("empty", bare, door=Door.EMPTY)
+    for count in RULES:
+        script = write_script([matching_request(n % count, n) for n in range(PATHS)], folder, f"mix-{count}")
+        snapshot = mix_snapshot(count)
+        stage.module(f"module-{count}", script, snapshot)
+        if count == RULES[-1]:
+            stage.module(f"module-{count}-no-records", script, snapshot, NO_RECORDS)
+            watched = f"module-{count}-observed"
+            stack.enter_context(observer(stage.module(watched, script, snapshot), folder))
+    script = folder / "mix-100.lua"
+    for count in ENDPOINTS:
+        stage.module(f"module-100-endpoints-{count}", script, mix_snapshot(100, count))
+    stage.module("module-paths-100", bare, paths_snapshot(rules))
+    stage.rbac("rbac-100", bare, rules)
+    return stage.running
