@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 _ANSWER_S = 150.0
 _EPILOG = """\
 A file or folder stands from then on as it was when it was handed in, also after a restart of the node; the same PATH
-again replaces it whole. Objects that are bad are refused one by one and keep their last good version.
+again replaces it whole. It is kept in the state directory; /run does not outlive a reboot.
+Objects that are bad are refused one by one and keep their last good version.
 Exit: 0 in force, 1 objects were refused or a reader has not acknowledged in time, 2 no node runs or PATH holds nothing.
 """
 
