@@ -56,8 +56,10 @@ asan)
 	engine fuzzer-no-link,address,undefined
 	build units "$root/tests/native/units.c" address,undefined
 	"$out/units"
-	build ring "$root/tests/native/ring.c" address,undefined
-	(cd "$out" && ./ring)
+	for name in ring ring_hostile; do
+		build "$name" "$root/tests/native/$name.c" address,undefined
+		(cd "$out" && "./$name")
+	done
 	for name in $fuzzers; do fuzz "$name" "${2:-5}"; done
 	;;
 tsan)
