@@ -266,10 +266,18 @@ static int read_own_attributes(const struct wire_field *field, void *into)
 	return fields_equal(pair.key, FILTER) ? fields_each(pair.value, read_details_field, into) : 0;
 }
 
+// What the cache filter kept is an upstream's answer too.
+static bool is_from_upstream(struct idm_bytes details)
+{
+	static const struct idm_bytes cache = BYTES("cache.");
+
+	return fields_equal(details, "via_upstream") ||
+	       (details.size >= cache.size && !memcmp(details.ptr, cache.ptr, cache.size));
+}
+
 bool proc_is_own_answer(const struct proc_message *message)
 {
 	struct idm_bytes details = { 0 };
 
-	return !fields_each(message->all, read_own_attributes, &details) && details.size &&
-	       !fields_equal(details, "via_upstream");
+	return !fields_each(message->all, read_own_attributes, &details) && details.size && !is_from_upstream(details);
 }
