@@ -433,6 +433,32 @@ def test_a_mode_that_wants_bodies_back_is_denied(
         assert not backend.requests
 
 
+def test_a_mode_that_hides_requests_shows_no_response(
+    service: Service, backend: Backend, envoy: EnvoyBinary, tmp_path: Path
+) -> None:
+    """Too late for the backend, which doctor says; but nobody gets to see what came of it."""
+    config = changed(door(service, backend), tmp_path, {"processing_mode": {"request_header_mode": "SKIP"}})
+    with running_config(config, tmp_path, envoy) as started:
+        assert ask(CLIENT, started, "/public/x").status == 403
+
+
+def test_a_request_that_finds_no_room_for_its_stream_is_denied(
+    node: Node, backend: Backend, envoy: EnvoyBinary, tmp_path: Path
+) -> None:
+    node.publish(policy(RULES))
+    with contextlib.ExitStack() as stack:
+        service = stack.enter_context(worker(node, tmp_path / "a.sock", "--streams", "1"))
+        upstream, came, go = stack.enter_context(slow_backend())
+        pool = stack.enter_context(futures.ThreadPoolExecutor(1))
+        setup = replace(door(service, backend), upstreams=(upstream,))
+        started = stack.enter_context(running(setup, tmp_path, envoy))
+        answer = pool.submit(ask, CLIENT, started, "/public/x")
+        assert came.wait(10)
+        assert ask(CLIENT, started, "/public/x").status == 403
+        go.set()
+        assert answer.result(15).status == 200
+
+
 def test_without_any_word_of_the_peer_all_is_denied_172(
     service: Service, backend: Backend, envoy: EnvoyBinary, tmp_path: Path
 ) -> None:
