@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-
 SNAPSHOT_MAX = 4 << 30
 
 
