@@ -124,7 +124,6 @@ def test_each_envoy_shows_headers_both_ways_and_no_body(version: str, backend: B
             assert ask(CLIENT, started, "/a?b=c", "POST", {"x-a": "1"}).status == 200
             denied = ask(OTHER, started, "/a")
             assert (denied.status, denied.body) == (403, b"no\r\n")
-            wait_until(lambda: len(log.read_text().splitlines()) == 2, "the access log", 15)
     assert len(backend.requests) == 1
     assert [request.WhichOneof("request") for request in service.shown] == [
         "request_headers",
@@ -137,6 +136,7 @@ def test_each_envoy_shows_headers_both_ways_and_no_body(version: str, backend: B
     attributes = attributes_of(service.shown[0])
     assert str(attributes["source.address"]).startswith(f"{CLIENT}:")
     assert str(attributes["destination.address"]).startswith(f"{SERVER}:")
+    # An Envoy that ends writes what it still holds.
     assert [json.loads(line)["verdict"] for line in log.read_text().splitlines()] == ["FORWARDED", "DROPPED"]
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ import pytest
 
 from ext_authz.casefile import read
 from ext_authz.compiler.compile import Compiler
+from ext_authz.envoy_binary import EnvoyBinary
 from ext_authz.identity.allocator import MemoryAllocator
 from ext_authz.play.client import client_hello
-from ext_authz.play.doors import Flight, _flight
+from ext_authz.play.doors import Flight, _flight, _Run
 from ext_authz.play.prepare import Prepared, prepare
-from ext_authz.play.stage import Wire
-from ext_authz.xds.setup import Door, Mode
+from ext_authz.play.results import PlayError
+from ext_authz.play.stage import Wire, Wiring
+from ext_authz.xds.setup import Direction, Door, Mode
 
 CASES = {case.id: case for case in read(Path(__file__).parents[2] / "cases/policy.yaml").cases}
 PLAIN = {"from": "client", "to": "server", "dir": "ingress", "port": 80, "protocol": "TCP"}
@@ -75,3 +78,22 @@ def test_a_client_hello_names_the_server_or_nobody() -> None:
     assert client_hello("www.example.test")[:2] == b"\x16\x03"
     assert b"www.example.test" in client_hello("www.example.test")
     assert client_hello("")[:2] == b"\x16\x03"
+
+
+class _Stage:
+    """Counts one verdict more than was played."""
+
+    played = 2
+
+    def counted(self) -> int:
+        return 3
+
+    def keep(self) -> None:
+        """Nothing to leave."""
+
+
+def test_a_door_that_counts_otherwise_than_was_played_is_an_error(tmp_path: Path) -> None:
+    run = _Run(Wiring(Door.MODULE, EnvoyBinary(tmp_path, (1, 40, 0)), tmp_path, tmp_path), contextlib.ExitStack())
+    run._stages[Mode.TCP, Direction.INGRESS, Wire.CLEAR] = _Stage()  # type: ignore[assignment]
+    with pytest.raises(PlayError, match="counted 3 verdicts, 2 flows"):
+        run._check_counts()
