@@ -36,7 +36,7 @@ from tests.envoy.envoy_harness import CLIENT, OTHER, SERVER, WORLD, policy
 KILLS = int(os.environ.get("IDMESH_KILLS", "27"))
 SEED = int(os.environ.get("IDMESH_KILLS_SEED", "0")) or random.randrange(1, 1 << 32)
 DOORS = ("module", "ext-authz", "ext-proc")
-RECOVERY_S = 60.0
+RECOVERY_S = 120.0
 # Path of every request that policy denies; the backend must never see it.
 FORBIDDEN = "/private/x", "/public/by-other"
 MARKS = {
