@@ -13,6 +13,7 @@ import struct
 from pathlib import Path
 
 from ext_authz.engine._engine import ffi, lib
+
 from tests.native.builder import WORLDS, build
 
 CORPUS = Path(__file__).parent / "corpus"
