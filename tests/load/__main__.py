@@ -12,13 +12,14 @@ import importlib
 import json
 import sys
 import time
+import traceback
 from pathlib import Path
 
 from tests.load import machine
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
-TABLES = ("engine", "hostile", "module", "ext_authz", "scale", "churn")
+TABLES = ("engine", "hostile", "module", "latency", "ext_authz", "ext_proc", "scale", "churn", "memory")
 
 
 def main() -> int:
@@ -49,22 +50,33 @@ def render() -> None:
             continue
         raw = json.loads(kept.read_text())
         module = _module(name)
-        parts.append(f"## {module.TITLE}\n\n{_provenance(name, raw)}\n\n{module.render(raw['data'])}\n")
+        try:
+            table = module.render(raw["data"])
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            table = f"The raw results are of another form than the table ({error!r}): measure again."
+        parts.append(f"## {module.TITLE}\n\n{_provenance(name, raw)}\n\n{table}\n")
     HERE.joinpath("RESULTS.md").write_text("\n".join(parts))
 
 
 def _measure(name: str) -> bool:
     module = _module(name)
     print(f"== {module.TITLE}", file=sys.stderr)
+    started = time.monotonic()
     try:
         data = module.run(_progress)
     except machine.Missing as error:
         print(f"{name}: not measured: {error}", file=sys.stderr)
         return False
+    except Exception:  # the other tables are worth having all the same
+        traceback.print_exc()
+        print(f"{name}: failed; what was measured before stays", file=sys.stderr)
+        return False
     RESULTS.mkdir(exist_ok=True)
     raw = {"machine": machine.describe(), "measured": time.strftime("%Y-%m-%d"), "data": data}
-    (RESULTS / f"{name}.json").write_text(json.dumps(raw, indent=1, sort_keys=True) + "\n")
+    (RESULTS / f"{name}.json").write_text(json.dumps(raw, indent=1) + "\n")
     _progress("")
+    print(f"{name}: measured in {time.monotonic() - started:.0f} s", file=sys.stderr)
+    render()
     return True
 
 

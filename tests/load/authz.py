@@ -9,6 +9,7 @@ REQUEST is a file with the bytes of one CheckRequest. Prints one line of JSON.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import json
 import os
@@ -21,15 +22,19 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 import grpc
+from envoy.service.auth.v3 import external_auth_pb2
+from envoy.service.ext_proc.v3 import external_processor_pb2
 
-from ext_authz.service.bare import METHOD
+from ext_authz.service.bare import METHOD, PROCESS
 from ext_authz.state import State
 
 _IN_FLIGHT = 16
+_LOOP = asyncio.new_event_loop()  # grpc.aio serves one loop of a process
 
 
 def cpu_us(pid: int) -> float:
@@ -41,32 +46,79 @@ def cpu_us(pid: int) -> float:
     return total / 1000
 
 
-class Load:
-    """Sends one request again and again over one HTTP/2 connection, with a fixed number in flight."""
+class Load(Protocol):
+    """Sends one request again and again, with a fixed number in flight, to each address in turn."""
 
-    def __init__(self, address: str, request: bytes) -> None:
-        self._channel = grpc.insecure_channel(address, options=(("grpc.use_local_subchannel_pool", 1),))
-        self._call = self._channel.unary_unary(METHOD)
+    def warm(self) -> None: ...
+
+    def run(self, calls: int) -> None: ...
+
+
+class CheckLoad:
+    """Calls of ext_authz, over one HTTP/2 connection to each address."""
+
+    def __init__(self, addresses: Sequence[str], request: bytes) -> None:
+        options = (("grpc.use_local_subchannel_pool", 1),)
+        self._calls = [grpc.insecure_channel(address, options=options).unary_unary(METHOD) for address in addresses]
         self._request = request
 
-    def warm(self) -> bytes:
-        return bytes(self._call(self._request, wait_for_ready=True, timeout=10))
+    def warm(self) -> None:
+        for call in self._calls:
+            answer = external_auth_pb2.CheckResponse.FromString(call(self._request, wait_for_ready=True, timeout=10))
+            if answer.status.code:
+                raise RuntimeError("the request of the benchmark is denied")
 
-    def run(self, calls: int) -> float:
-        """Seconds it took."""
+    def run(self, calls: int) -> None:
         free, done = threading.Semaphore(_IN_FLIGHT), threading.Semaphore(0)
 
         def ended(_future: object) -> None:
             free.release()
             done.release()
 
-        started = time.perf_counter()
-        for _ in range(calls):
+        for number in range(calls):
             free.acquire()
-            self._call.future(self._request).add_done_callback(ended)
+            self._calls[number % len(self._calls)].future(self._request).add_done_callback(ended)
         for _ in range(calls):
             done.acquire()
-        return time.perf_counter() - started
+
+
+class ProcessLoad:
+    """Streams of ext_proc, as Envoy has them: the request's headers, the response's, the end."""
+
+    def __init__(self, addresses: Sequence[str], request: bytes, response: bytes) -> None:
+        self._messages = (request, response)
+        self._streams = [_LOOP.run_until_complete(self._open(address)) for address in addresses]
+
+    def warm(self) -> None:
+        for stream in self._streams:
+            first, _ = _LOOP.run_until_complete(asyncio.wait_for(self._once(stream), 10))
+            if not external_processor_pb2.ProcessingResponse.FromString(first).HasField("request_headers"):
+                raise RuntimeError("the request of the benchmark is denied")
+
+    def run(self, calls: int) -> None:
+        async def some(first: int) -> None:
+            for number in range(first, calls, _IN_FLIGHT):
+                await self._once(self._streams[number % len(self._streams)])
+
+        async def everything() -> None:
+            await asyncio.gather(*(some(first) for first in range(_IN_FLIGHT)))
+
+        _LOOP.run_until_complete(everything())
+
+    async def _once(self, stream: Callable[..., Any]) -> tuple[bytes, bytes]:
+        call = stream(metadata=(("idmesh-peer", "source-address"),), wait_for_ready=True)
+        answers = []
+        for message in self._messages:
+            await call.write(message)
+            answers.append(await call.read())
+        await call.done_writing()
+        await call.read()
+        return answers[0], answers[1]
+
+    @staticmethod
+    async def _open(address: str) -> Callable[..., Any]:
+        channel = grpc.aio.insecure_channel(address, options=(("grpc.use_local_subchannel_pool", 1),))
+        return channel.stream_stream(PROCESS)
 
 
 @contextlib.contextmanager
@@ -83,34 +135,47 @@ def server(words: list[str], ready: Path) -> Iterator[int]:
         process.wait(10)
 
 
-def one_round(pid: int, load: Load, calls: int) -> float:
-    before = cpu_us(pid)
+def one_round(pids: list[int], load: Load, calls: int) -> float:
+    before = sum(cpu_us(pid) for pid in pids)
     load.run(calls)
-    return (cpu_us(pid) - before) / calls
+    return (sum(cpu_us(pid) for pid in pids) - before) / calls
 
 
-def compare(snapshot: Path, request: bytes, rounds: int, calls: int) -> dict[str, object]:
-    """Rounds of ours, bare and bare again (the control), in random order."""
+def compare(
+    snapshot: Path, make: Callable[[list[str]], Load], rounds: int, calls: int, workers: int = 1
+) -> dict[str, object]:
+    """
+    Rounds of ours, bare and bare again (the control), in random order.
+
+    Args:
+        make: The load for servers at these addresses.
+        workers: How many processes each of the three is.
+    """
     with tempfile.TemporaryDirectory(prefix="idmesh-measure-") as folder, contextlib.ExitStack() as stack:
         root = Path(folder)
         state = State(root / "state")
         state.prepare()
         shutil.copyfile(snapshot, state.snapshot)
         os.chmod(state.snapshot, 0o600)
-        listen = root / "ours"
-        words = ["ext_authz.service.worker", "--state", str(state.root), "--listen", f"unix:{listen}", "--log", "ERROR"]
-        pids = {"ours": stack.enter_context(server(words, listen))}
-        for name in ("bare", "control"):
-            words = ["ext_authz.service.bare", f"unix:{root / name}"]
-            pids[name] = stack.enter_context(server(words, root / name))
-        loads = {name: Load(f"unix:{root / name}", request) for name in pids}
+        pids: dict[str, list[int]] = {}
+        addresses: dict[str, list[str]] = {}
+        for name in ("ours", "bare", "control"):
+            for number in range(workers):
+                listen = root / f"{name}.{number}"
+                words = ["ext_authz.service.bare", f"unix:{listen}"]
+                if name == "ours":
+                    words = ["ext_authz.service.worker", "--state", str(state.root), "--listen", f"unix:{listen}"]
+                    words += ["--log", "ERROR"]
+                pids.setdefault(name, []).append(stack.enter_context(server(words, listen)))
+                addresses.setdefault(name, []).append(f"unix:{listen}")
+        loads = {name: make(addresses[name]) for name in pids}
         for load in loads.values():
             load.warm()
             load.run(calls // 4)
         return _rounds(pids, loads, rounds, calls)
 
 
-def _rounds(pids: dict[str, int], loads: dict[str, Load], rounds: int, calls: int) -> dict[str, object]:
+def _rounds(pids: dict[str, list[int]], loads: dict[str, Load], rounds: int, calls: int) -> dict[str, object]:
     found: dict[str, list[float]] = {name: [] for name in pids}
     for _ in range(rounds):
         for name in random.sample(list(pids), len(pids)):
@@ -140,7 +205,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--calls", type=int, default=4000)
     args = parser.parse_args(arguments)
-    print(json.dumps(compare(args.snapshot, args.request.read_bytes(), args.rounds, args.calls)))
+    request = args.request.read_bytes()
+    print(json.dumps(compare(args.snapshot, lambda at: CheckLoad(at, request), args.rounds, args.calls)))
     return 0
 
 

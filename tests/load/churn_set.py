@@ -15,12 +15,12 @@ from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.load.generate import OBJECTS_PER_FILE, Object, Scale, scale, to_yaml
+from tests.load.generate import OBJECTS_PER_FILE, TIERS, Object, Scale, scale, to_yaml
 
 NODE = "near"
 NAMESPACE = "judged"
 SERVER = f"{NAMESPACE}/server"
-OPEN, SHUT, WIDE = "open", "shut", "wide"
+OPEN, SHUT, WIDE, MOVING = "open", "shut", "wide", "moving0"
 # Client: its address on loopback. Those with a number change sides again and again.
 CLIENTS = {OPEN: "127.0.0.40", SHUT: "127.0.0.41", WIDE: "127.0.0.42"} | {
     f"moving{number}": f"127.0.0.{50 + number}" for number in range(4)
@@ -109,8 +109,8 @@ class Churn:
             return {**pod, "metadata": metadata, "status": {"podIPs": [{"ip": self._address(12)}]}}
         labels = dict(metadata["labels"])
         if kind < 9:
-            other = self._random.choice(self._pods[self._random.choice(list(self._pods))])
-            labels["tier"] = other["metadata"]["labels"]["tier"]
+            tier = int(labels["tier"].removeprefix("tier"))
+            labels["tier"] = f"tier{(tier + self._random.randrange(1, TIERS)) % TIERS}"
         else:
             labels["version"] = f"v{self._made}"
         return {**pod, "metadata": {**metadata, "labels": labels}}

@@ -52,6 +52,18 @@ def wait_for(state: State, after: int, seconds: float = START_S) -> dict:
     raise machine.Missing(f"no revision after {after} came into force")
 
 
+def ready(state: State, doors: int) -> list[str]:
+    """Where the ext_authz workers listen, once so many readers decide."""
+    end = time.monotonic() + START_S
+    while time.monotonic() < end:
+        page = read_json(state.status) or {}
+        pages = [read_json(path) or {} for path in state.readers.glob("*.json")]
+        if page.get("addresses") and sum(1 for reader in pages if reader.get("revision")) >= doors:
+            return [str(address) for address in page["addresses"]]
+        time.sleep(0.01)
+    raise machine.Missing("the node's doors did not open")
+
+
 def members(state: State, pid: int) -> dict[int, str]:
     """Processes of the node by id: agent, builder, worker, observer, envoy."""
     page = read_json(state.status) or {}

@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from ext_authz.envoy_binary import MODULE
-from ext_authz.state import State
+from ext_authz.state import State, read_json
 from ext_authz.xds.setup import Door, RbacRule, Setup, Target
 from tests.load.authz import server
 from tests.load.flows import snapshot_of
@@ -30,6 +30,7 @@ class Stage:
         self._folder = folder
         self._backend = Target(host="127.0.0.1", port=stack.enter_context(nginx(folder / "nginx")))
         self.running: dict[str, tuple[Proxy, Path]] = {}
+        self.states: dict[str, State] = {}  # of modules
 
     def start(self, name: str, script: Path, **fields: object) -> None:
         """An Envoy of this setup."""
@@ -40,7 +41,16 @@ class Stage:
         """An Envoy with the module; its state directory. ring_bytes None: records as by default."""
         state = publish(self._folder / f"state-{name}", snapshot)
         self.start(name, script, door=Door.MODULE, state=state, destination=DESTINATION, flow_ring_bytes=ring_bytes)
+        self.states[name] = State(state)
         return State(state)
+
+    def flows(self) -> dict[str, dict[str, int]]:
+        """Flow records written and lost so far, by module; they are told of each second."""
+        found = {}
+        for name, state in self.states.items():
+            pages = [read_json(path) or {} for path in state.readers.glob("*.json")]
+            found[name] = next((page["flows"] for page in pages if page.get("flows")), {"written": 0, "lost": 0})
+        return found
 
     def rbac(self, name: str, script: Path, rules: list[Object]) -> None:
         """An Envoy with its own RBAC filter and these rules."""

@@ -16,13 +16,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ext_authz.state import State, read_json
-from tests.load import machine
+from ext_authz.state import State
 from tests.load.churn_set import CLIENTS, NODE, SERVER, Churn
 from tests.load.figures import interval_slope, percentile
 from tests.load.generate import Scale
 from tests.load.judged import Judged, Truth, misjudged
-from tests.load.node import START_S, cpu_seconds, members, node, pss_mib
+from tests.load.node import cpu_seconds, members, node, pss_mib, ready
 from tests.load.proxies import free_port, nginx
 from tests.load.watching import Watching
 
@@ -53,7 +52,7 @@ def run(progress: Callable[[str], None]) -> dict:
         upstream = stack.enter_context(nginx(folder / "nginx"))
         progress("waiting for the first snapshot")
         pid = stack.enter_context(node(state, _words(folder, port, upstream), folder / "node.log"))
-        seen, judged = Watching(state), Judged(port, _service(state))
+        seen, judged = Watching(state), Judged(port, ready(state, 2)[0])
         seen.start()
         judged.start()
         try:
@@ -128,18 +127,6 @@ def _words(folder: Path, port: int, upstream: int) -> list[str]:
     words = ["--policies", str(folder / "sources" / "objects"), "--node", NODE, "--door", "module"]
     words += ["--concurrency", "1", "--listen", f"127.0.0.1:{port}", "--upstream", f"127.0.0.1:{upstream}"]
     return [*words, "--destination", f"{SERVER}:80", "--grpc", f"unix:{folder}/authz.sock", "--workers", "1"]
-
-
-def _service(state: State) -> str:
-    """Where the ext_authz worker listens, once it and Envoy decide."""
-    end = time.monotonic() + START_S
-    while time.monotonic() < end:
-        page = read_json(state.status) or {}
-        doors = {(read_json(path) or {}).get("door") for path in state.readers.glob("*.json")}
-        if page.get("addresses") and len(doors) > 1:
-            return str(page["addresses"][0])
-        time.sleep(0.01)
-    raise machine.Missing("the node's doors did not open")
 
 
 def _churn(

@@ -3,20 +3,22 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from envoy.service.auth.v3 import external_auth_pb2
 
-from tests.load.authz import compare
+from tests.load.authz import CheckLoad, compare
 from tests.load.flows import snapshot_of
 from tests.load.generate import matching_request, mix_objects
 from tests.load.proxies import publish
 
 TITLE = "ext_authz: CPU of the service per decision, beside a bare server"
-RULES = (100, 10_000)
-ROUNDS, CALLS = 20, 4_000
+RULES, WORKERS = (100, 10_000), (1, 2)
+ROUNDS, CALLS = int(os.environ.get("IDMESH_BENCH_ROUNDS", "20")), 4_000
 
 
 def run(progress: Callable[[str], None]) -> dict:
@@ -24,27 +26,45 @@ def run(progress: Callable[[str], None]) -> dict:
     found = {}
     with tempfile.TemporaryDirectory(prefix="idmesh-load-") as name:
         for rules in RULES:
-            progress(f"{rules} rules")
             state = publish(Path(name) / str(rules), snapshot_of(mix_objects(rules)))
-            found[str(rules)] = compare(state / "snapshot", _request(rules), ROUNDS, CALLS)
+            for workers in WORKERS if rules == RULES[-1] else WORKERS[:1]:
+                progress(f"{rules} rules, {workers} workers")
+                load = partial(CheckLoad, request=_request(rules))
+                found[f"{rules}/{workers}"] = compare(state / "snapshot", load, ROUNDS, CALLS, workers)
     return found
 
 
 def render(data: dict) -> str:
+    """Rows by rules and workers."""
+    return "\n".join(
+        [
+            f"The same loop, settings and messages; {_rounds_of(data)} rounds of {CALLS:,} calls, 16 in flight, one "
+            "connection to each worker.",
+            "",
+            *rows(data, "decision"),
+        ]
+    )
+
+
+def rows(data: dict, unit: str) -> list[str]:
+    """The table of what `compare` found, by "RULES/WORKERS"."""
     lines = [
-        f"The same loop, settings and messages; {ROUNDS} rounds of {CALLS:,} calls, 16 in flight, one connection.",
-        "",
-        "| rules | service CPU us/decision | bare | over bare, median (95% of rounds) | control over bare |",
-        "|---|---|---|---|---|",
+        f"| rules | workers | service CPU us/{unit} | bare | over bare, median (95% of rounds) | control over bare |",
+        "|---|---|---|---|---|---|",
     ]
-    for rules, row in data.items():
+    for name, row in data.items():
+        rules, _, workers = name.partition("/")
         cpu, added, control = row["cpu_us"], row["added_us"], row["control_us"]
         lines.append(
-            f"| {int(rules):,} | {cpu['ours']:.1f} | {cpu['bare']:.1f} | "
+            f"| {int(rules):,} | {workers} | {cpu['ours']:.1f} | {cpu['bare']:.1f} | "
             f"{added['median']:+.1f} ({added['low']:+.1f} to {added['high']:+.1f}) | "
             f"{control['median']:+.1f} ({control['low']:+.1f} to {control['high']:+.1f}) |"
         )
-    return "\n".join(lines)
+    return lines
+
+
+def _rounds_of(data: dict) -> int:
+    return int(next(iter(data.values()))["rounds"])
 
 
 def _request(rules: int) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -28,12 +29,15 @@ def run(progress: Callable[[str], None]) -> dict:
     """Throughput and CPU a request of every variant; each variant's requests are all allowed."""
     with tempfile.TemporaryDirectory(prefix="idmesh-load-") as name, ExitStack() as stack:
         folder = Path(name)
-        running = _start_all(stack, folder)
+        stage = _start_all(stack, folder)
+        running = stage.running
         samples: dict[str, list[Sample]] = {variant: [] for variant in [*running, CONTROL]}
         order = _Recorder(running, samples)
         measure(order.variants(), baseline="none", rounds=ROUNDS, progress=progress)
+        time.sleep(1.5)
         return {
             "envoy": envoy_version(),
+            "flows": stage.flows(),
             "requests_per_s": {
                 k: [s.requests_per_s if s.busy >= BUSY else None for s in v] for k, v in samples.items()
             },
@@ -47,9 +51,10 @@ def render(data: dict) -> str:
     lines = [
         f"Envoy {data['envoy']}, one worker pinned to a core, wrk with 16 connections, "
         f"{len(data['busy'][CONTROL])} rounds of {SECONDS:g} s. Rounds with the worker less than {BUSY:.0%} busy do "
-        "not count for requests/s. `module-N`: N rules of the mix, flow records written (nobody reads them); "
-        "`no-records`: none written; `observed`: an observer reads them on the other core, which it takes from wrk and nginx; `endpoints-N`: so "
-        "many endpoints besides; `rbac-100` and `module-paths-100`: the same 100 rules (paths and methods).",
+        "not count for requests/s. `module-N`: N rules of the mix, a ring for flow records that nobody reads; "
+        "`no-records`: no ring; `observed`: an observer reads them on the other core, which it takes from wrk and "
+        "nginx; `endpoints-N`: so many endpoints besides; `rbac-100` and `module-paths-100`: the same 100 rules (paths "
+        "and methods).",
         "",
         "| variant | requests/s | against none (95%) | Envoy CPU us/request | over empty module (95%) | rounds |",
         "|---|---|---|---|---|---|",
@@ -57,7 +62,7 @@ def render(data: dict) -> str:
     for name in sorted(data["cpu_us"], key=_order):
         counted = sum(value is not None for value in data["requests_per_s"][name])
         lines.append(f"| {name} | {_rate(rates, name)} | {cpu.median(name):.1f} | {_over(cpu, name)} | {counted} |")
-    lines += ["", _verdict(rates, cpu), "", _wanted(cpu)]
+    lines += ["", _verdict(rates, cpu), "", _wanted(cpu, data["flows"])]
     return "\n".join(lines)
 
 
@@ -89,15 +94,17 @@ def _verdict(rates: Table, cpu: Table) -> str:
     return text + f"; requests/s: {ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})."
 
 
-def _wanted(cpu: Table) -> str:
-    name = f"module-{RULES[-1]}"
+def _wanted(cpu: Table, flows: dict[str, dict[str, int]]) -> str:
+    name = f"module-{RULES[-1]}-observed"
     over = cpu.difference(name, "empty")
-    records = cpu.difference(name, f"{name}-no-records")
+    records = cpu.difference(name, f"module-{RULES[-1]}-no-records")
     said = "reached" if over.median <= WANTED_US else "not reached"
+    written, lost = (flows.get(name, {}).get(key, 0) for key in ("written", "lost"))
     return (
-        f"{RULES[-1]:,} rules with flow records cost {over.median:+.2f} us of Envoy's CPU a request over an empty "
-        f"module ({over.low:+.2f} to {over.high:+.2f}), wanted at most {WANTED_US:g}: {said}. The records are "
-        f"{records.median:+.2f} us of it ({records.low:+.2f} to {records.high:+.2f})."
+        f"{RULES[-1]:,} rules with flow records that are read cost {over.median:+.2f} us of Envoy's CPU a request over "
+        f"an empty module ({over.low:+.2f} to {over.high:+.2f}), wanted at most {WANTED_US:g}: {said}. The records are "
+        f"{records.median:+.2f} us of it ({records.low:+.2f} to {records.high:+.2f}); {written:,} were written and "
+        f"{lost:,} lost for want of room."
     )
 
 
@@ -131,7 +138,7 @@ class _Recorder:
         return sample.requests_per_s if sample.busy >= BUSY else None
 
 
-def _start_all(stack: ExitStack, folder: Path) -> dict[str, tuple[Proxy, Path]]:
+def _start_all(stack: ExitStack, folder: Path) -> Stage:
     rules = bare_rules(RBAC_RULES)
     bare = write_script([matching_request(n % RBAC_RULES, n) for n in range(PATHS)], folder, "bare")
     stage = Stage(stack, folder)
@@ -150,4 +157,4 @@ def _start_all(stack: ExitStack, folder: Path) -> dict[str, tuple[Proxy, Path]]:
         stage.module(f"module-100-endpoints-{count}", script, mix_snapshot(100, count))
     stage.module("module-paths-100", bare, paths_snapshot(rules))
     stage.rbac("rbac-100", bare, rules)
-    return stage.running
+    return stage
