@@ -77,6 +77,7 @@ def ids(capsys: pytest.CaptureFixture[str], *words: str) -> list[str]:
         (["--verdict", "DROPPED"], ["bad", "tcp"]),
         (["--verdict", "DROPPED", "--door", "module"], ["bad"]),
         (["--not", "--verdict", "DROPPED", "--last", "1"], ["end"]),
+        (["--not", "--verdict", "DROPPED", "--http-status", "200"], ["good"]),
         (["--not", "--path", "^/public", "--not", "--door", "ext-authz"], ["bad", "end"]),
         (["--path", "^/private", "--path", "^/public", "--http-status", "4+"], ["bad"]),
         (["--http-status", "200"], ["good"]),
@@ -213,6 +214,7 @@ def test_the_line_for_people_cannot_be_coloured_by_clients(formatter: Formatter)
     assert told.isprintable()
     coloured = compact({"verdict": "DROPPED\x1b[0m", "Summary": "\x1b"}, colour=True)
     assert coloured.count("\x1b") == 2
+    assert compact({"source": {"pod_name": "a\x1b]0;"}, "IP": {"destination": "\r"}}).isprintable()
 
 
 @pytest.mark.parametrize("flow", [{}, {"time": 1, "l4": [], "source": "x", "l7": {"type": 3}}, {"IP": None}])

@@ -96,6 +96,12 @@ def test_headers_that_leave_the_record_are_refused() -> None:
         parse(data).headers()
 
 
+def test_a_header_whose_value_leaves_the_record_is_refused() -> None:
+    good = parse(record_bytes(headers=[(b"a", b"b")]))
+    with pytest.raises(RecordError, match="header"):
+        good._replace(header_lines=b"\x01\0\xff\0ab").headers()
+
+
 def test_a_bad_record_hides_no_other() -> None:
     good, bad = record_bytes(source_port=1), _changed(record_bytes(source_port=2), "door", 77)
     found = list(records(good + bad + good))
