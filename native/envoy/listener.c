@@ -133,13 +133,25 @@ static bool proxied_addresses(struct envoy_listener *envoy, struct address *peer
 	return envoy_address(found, text, port, local);
 }
 
-// An unlisted peer's PROXY header does not count here, but Envoy would tell the upstream of it (X-Forwarded-For).
-static bool unproxied(const struct listener *self, struct envoy_listener *envoy, const struct address *peer)
+static bool same_place(const struct address *one, const struct address *other)
 {
-	struct address told, local;
+	return one->family == other->family && one->port == other->port &&
+	       !memcmp(one->bytes, other->bytes, sizeof(one->bytes));
+}
 
-	return !self->proxy_count || (proxied_addresses(envoy, &told, &local) && told.family == peer->family &&
-				      told.port == peer->port && !memcmp(told.bytes, peer->bytes, sizeof(told.bytes)));
+// An unlisted peer's PROXY header does not count here, but Envoy believes it: the services, original_dst clusters and
+// X-Forwarded-For would be told what it says, even where its source is true and its destination alone is not. So
+// Envoy must know the connection as the socket does, or as it was before the kernel redirected it.
+static bool unproxied(struct envoy_listener *envoy, int fd, const struct connection *connection)
+{
+	struct address peer, local, original = connection->local;
+
+	if (!proxied_addresses(envoy, &peer, &local) || !same_place(&peer, &connection->peer))
+		return false;
+	if (same_place(&local, &connection->local))
+		return true;
+	original_destination(fd, &original);
+	return same_place(&local, &original);
 }
 
 static bool is_tls(struct envoy_listener *envoy)
@@ -174,11 +186,14 @@ static bool learn(const struct listener *self, struct envoy_listener *envoy, str
 	ret->magic = CONNECTION_MAGIC;
 	if (fd < 0 || !socket_addresses(fd, &ret->peer, &ret->local))
 		return false;
+	server_name(envoy, ret);
+	if (trusted_proxy(self, &ret->peer))
+		return proxied_addresses(envoy, &ret->peer, &ret->local);
+	if (!unproxied(envoy, fd, ret))
+		return false;
 	if (self->original_destination)
 		original_destination(fd, &ret->local);
-	server_name(envoy, ret);
-	return trusted_proxy(self, &ret->peer) ? proxied_addresses(envoy, &ret->peer, &ret->local) :
-						 unproxied(self, envoy, &ret->peer);
+	return true;
 }
 
 // What the gRPC services see of the connection (metadata_context_namespaces); they look the identity up themselves.

@@ -84,7 +84,7 @@ def _trusted(ours: Filter, proxy: Filter | None) -> Iterator[Finding]:
     networks = ours.config.get("filter_config", "value", "proxy_protocol_from")
     if proxy and not networks.items:
         what = f"proxy_protocol stands here, and {NAME} has no proxy_protocol_from"
-        why = "the header is not believed: every client has the identity of the proxy before this Envoy"
+        why = "the header is believed from nobody: it ends the connection"
         yield warning("proxy-protocol", ours.entry, what, why, "list the proxies' networks in proxy_protocol_from")
     if networks.items and not proxy:
         what = "proxy_protocol_from is set, and no proxy_protocol filter reads the header"
