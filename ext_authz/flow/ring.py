@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import os
 from struct import Struct
+from typing import Any
 
 from ext_authz.engine._engine import ffi, lib
 from ext_authz.engine.layout import record
@@ -51,7 +52,8 @@ class Ring:
         code = lib.idm_ring_open(handle, view)
         if code:
             raise RingRefused(f"not a sealed ring: {os.strerror(-code)}")
-        self._view = ffi.gc(view[0], lib.idm_ring_close)
+        # Unmapped with the last reference: the metrics' thread may be reading counts while this ring is closed.
+        self._view: Any = ffi.gc(view[0], lib.idm_ring_close)
         self.door = DOORS[said["door"]]
         self.worker: int = said["worker"]
         self.size: int = said["data_size"]
@@ -63,7 +65,10 @@ class Ring:
 
     def take(self) -> bytes:
         """The oldest whole records, one behind another; empty if there are none."""
-        size = lib.idm_ring_take(self._view, _room, BATCH)
+        view = self._view
+        if view is None:
+            return b""
+        size = lib.idm_ring_take(view, _room, BATCH)
         if size == -errno.EBADMSG:
             self.malformed += 1
             return b""
@@ -71,12 +76,14 @@ class Ring:
 
     @property
     def written(self) -> int:
-        return int(lib.idm_ring_view_written(self._view))
+        view = self._view
+        return 0 if view is None else int(lib.idm_ring_view_written(view))
 
     @property
     def lost(self) -> int:
         """Records that found the ring full, by the producer's count, since it was made."""
-        return int(lib.idm_ring_view_lost(self._view))
+        view = self._view
+        return self.told_lost if view is None else int(lib.idm_ring_view_lost(view))
 
     def new_losses(self) -> int:
         """Records lost since the last call; at first since the ring was made, or `told_lost`."""
@@ -94,8 +101,7 @@ class Ring:
         return min(max(0, head - tail), self.size)
 
     def close(self) -> None:
-        """Unmap it now."""
-        if self._handle >= 0:
-            os.close(self._handle)
-            self._handle = -1
-            ffi.release(self._view)
+        """Let go of it: from now on it reads empty, whoever still holds it."""
+        handle, self._handle, self._view = self._handle, -1, None
+        if handle >= 0:
+            os.close(handle)
