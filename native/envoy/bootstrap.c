@@ -328,13 +328,16 @@ IDM_HOOK void *ON(bootstrap_extension_new)(struct bootstrap *self, struct envoy_
 IDM_HOOK void ON(bootstrap_extension_timer_fired)(struct envoy_bootstrap_config *envoy, struct bootstrap *self,
 						  struct envoy_timer *timer)
 {
+	struct tally tally;
 	bool changed;
 
 	(void)envoy;
 	watch(self);
 	look(self);
 	offer(self);
+	tally_sum(&tally);
 	changed = count_flows(self);
+	changed = status_set_tally(&self->status, &tally) || changed;
 	if (status_refresh(&self->status, mesh_oldest_revision()) || changed)
 		show(self);
 	mesh_end();

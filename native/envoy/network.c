@@ -14,6 +14,7 @@
 #include "counters.h"
 #include "mesh.h"
 #include "record.h"
+#include "tally.h"
 
 #define HANDSHAKE "idmesh.handshake"
 
@@ -70,6 +71,8 @@ IDM_HOOK void *ON(network_filter_config_new)(struct envoy_network_config *envoy,
 static void count(const struct network_connection *self, const struct decision *decision)
 {
 	const size_t *counters = self->config->counters;
+
+	tally_add(decision);
 	CALLBACK(network_filter_increment_counter)(self->envoy, counters[counter_of(decision)], 1);
 	if (counts_redirected(decision))
 		CALLBACK(network_filter_increment_counter)(self->envoy, counters[COUNT_REDIRECTED], 1);

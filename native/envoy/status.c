@@ -74,6 +74,21 @@ bool status_set_flows(struct status *status, uint64_t written, uint64_t lost)
 	return changed;
 }
 
+bool status_set_tally(struct status *status, const struct tally *tally)
+{
+	bool changed = memcmp(&status->tally, tally, sizeof(*tally));
+
+	status->tally = *tally;
+	return changed;
+}
+
+static void write_counts(FILE *out, const struct tally *tally)
+{
+	fprintf(out, "{\"allowed\": %llu, \"audit\": %llu, \"denied\": %llu, \"error\": %llu}",
+		(unsigned long long)tally->allowed, (unsigned long long)tally->audit,
+		(unsigned long long)tally->denied, (unsigned long long)tally->error);
+}
+
 // Errors quote file names, so anything may stand in them.
 static void write_text(FILE *out, const char *text)
 {
@@ -115,6 +130,8 @@ static void write_fields(FILE *out, const struct status *status)
 		fputs("null", out);
 	fputs(", \"flows\": ", out);
 	write_flows(out, status);
+	fputs(", \"counts\": ", out);
+	write_counts(out, &status->tally);
 	fprintf(out, ", \"oldest_decision\": %llu, \"workers\": %u, \"rejected\": %llu, \"error\": ",
 		(unsigned long long)status->oldest, status->workers, (unsigned long long)status->rejected);
 	if (status->error[0])

@@ -7,6 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "tally.h"
+
 // One request, and all that is known of it while it is judged.
 struct judgement {
 	struct idm_ring *ring; // NULL: nothing is recorded
@@ -22,6 +24,7 @@ struct judgement {
 
 static void count(struct envoy_http *envoy, const struct http_config *self, const struct decision *decision)
 {
+	tally_add(decision);
 	CALLBACK(http_filter_increment_counter)(envoy, self->counters[counter_of(decision)], NULL, 0, 1);
 	if (counts_redirected(decision))
 		CALLBACK(http_filter_increment_counter)(envoy, self->counters[COUNT_REDIRECTED], NULL, 0, 1);

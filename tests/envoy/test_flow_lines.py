@@ -71,6 +71,7 @@ def test_every_request_is_a_line_with_its_policy_and_id(run: Run, tmp_path: Path
         assert reply["l7"]["http"]["code"] == 200
         assert reply["destination"]["pod_name"] == "client"
     assert "s3cr3t" not in file.read_text()
+    _check_counts(run)
     _check_commands(run, file, private)
 
 
@@ -83,6 +84,16 @@ def _check_denials(private: dict[str, Any], other: dict[str, Any], door: str) ->
     assert (other["verdict"], other["drop_reason_desc"]) == ("DROPPED", "POLICY_DENIED")
     assert other["source"]["pod_name"] == "other"
     assert other["destination"]["pod_name"] == "server"
+
+
+def _check_counts(run: Run) -> None:
+    """Readers count their decisions themselves, exactly."""
+
+    def denied() -> bool:
+        pages = [json.loads(page.read_bytes()) for page in run.state.readers.glob("*.json")]
+        return [page["counts"]["denied"] for page in pages] == [2] and all(p["counts"]["allowed"] > 1 for p in pages)
+
+    wait_until(denied, "the reader's counts", 20)
 
 
 def _check_commands(run: Run, file: Path, denied: str) -> None:
