@@ -100,7 +100,7 @@ soak: setup ## The full counts: 100,000 paths, 1,000,000 flows, 1,000 kills, 10 
 	@IDMESH_KILLS=1000 $(BIN)/python -m pytest -q tests/service/test_kills.py
 	@PYTHON=$(CURDIR)/$(BIN)/python tests/fuzz/run.sh 600
 
-bench: setup ## Measure and rewrite tests/load/RESULTS.md (needs wrk and nginx-light; ONLY=name for one table)
+bench: setup ## Measure and rewrite tests/load/RESULTS.md (needs wrk, hey and nginx-light; ONLY=name for one table)
 	@$(BIN)/python -m tests.load $(ONLY)
 
 wheel: setup ## Build dist/idmesh-*.whl: it installs without a compiler

@@ -16,8 +16,8 @@ from ext_authz.logs import event
 log = logging.getLogger(__name__)
 
 DEBOUNCE_S = 0.004
-# Under constant change compiling takes half of a core at most: it rests as long as it took, but not for long.
-REST_MAX_S = 0.025
+# Under constant change compiling stays below half of a core: it rests a little longer than it took, if that is short.
+REST_SHARE, REST_MAX_S = 1.25, 0.030
 _RETRY_S = 1.0
 
 
@@ -78,7 +78,7 @@ class Building:
             self._succeeded(report)
         await self._built()
         ended = time.monotonic()
-        self._rested = ended + min(ended - started, REST_MAX_S)
+        self._rested = ended + min(REST_SHARE * (ended - started), REST_MAX_S)
         for future in waiting:
             if future.done():
                 continue

@@ -155,6 +155,7 @@ class FileAllocator(MemoryAllocator):
         super().__init__()
         self._path = Path(path)
         self._written = -1
+        self._parts: dict[int, tuple[Labels, str]] = {}
         self.lost: str | None = None
         self._load()
 
@@ -163,20 +164,28 @@ class FileAllocator(MemoryAllocator):
             return
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(self._path, json.dumps(self._state(), separators=(",", ":")).encode())
+            replace_file(self._path, self._text().encode())
         except OSError as error:
             raise AllocationError(f"{self._path}: identities cannot be kept: {error.strerror}") from error
         self._written = self._changes
 
-    def _state(self) -> dict[str, Any]:
-        return {
+    def _text(self) -> str:
+        """The state as JSON. A number's part is kept: most were there the last time."""
+        before, self._parts = self._parts, {}
+        for labels, number in self._numbers.items():
+            known = before.get(number)
+            if known is None or known[0] is not labels:
+                known = labels, json.dumps([number, labels], separators=(",", ":"))
+            self._parts[number] = known
+        rest = {
             "version": _VERSION,
             "domain": self._domain,
             "next": {scope.name: number for scope, number in self._next.items()},
-            "free": {scope.name: list(numbers) for scope, numbers in self._free.items()},
-            "numbers": [[number, list(labels)] for labels, number in self._numbers.items()],
-            "released": [[list(labels), since] for labels, since in self._released.items()],
+            "free": {scope.name: numbers for scope, numbers in self._free.items()},
+            "released": list(self._released.items()),
         }
+        numbers = ",".join(text for _, text in self._parts.values())
+        return f'{json.dumps(rest, separators=(",", ":"))[:-1]},"numbers":[{numbers}]}}'
 
     def _load(self) -> None:
         try:

@@ -16,7 +16,7 @@ def percentile(values: Sequence[float], part: float) -> float:
     ordered = sorted(values)
     if not ordered:
         raise ValueError("no values")
-    return ordered[max(0, math.ceil(part / 100 * len(ordered)) - 1)]
+    return ordered[max(0, math.ceil(round(part * len(ordered) / 100, 9)) - 1)]
 
 
 def interval_slope(points: Sequence[tuple[float, float]]) -> dict[str, float]:
