@@ -24,9 +24,11 @@ from ext_authz.pb.idmesh.v1 import node_pb2, node_pb2_grpc
 Status = Callable[[], dict[str, Any]]
 # Flows that are looked at in one go: others wait meanwhile.
 _CHUNK = 2048
+# Calls under way, of all clients: each may hold what was kept of flows.
+_CALLS_MAX = 128
 _OPTIONS = (
     ("grpc.so_reuseport", 0),
-    ("grpc.max_receive_message_length", 256 << 10),
+    ("grpc.max_receive_message_length", 16 << 10),
     ("grpc.max_concurrent_streams", 64),
 )
 
@@ -114,7 +116,7 @@ class ReadServer:
         Raises:
             OSError: The socket cannot be made.
         """
-        self._server = grpc.aio.server(options=_OPTIONS)
+        self._server = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=_CALLS_MAX)
         node_pb2_grpc.add_ReadServicer_to_server(self._service, self._server)
 
         def bind(staged: Path) -> None:

@@ -23,6 +23,9 @@ Condition = Callable[[Facts], bool]
 VERDICTS = ("FORWARDED", "DROPPED", "AUDIT", "REDIRECTED", "ERROR")
 _PATTERN_MAX = 4096
 _VALUES_MAX = 256
+# What one client may have the observer hold and try on every flow.
+FILTERS_MAX = 64
+_PATTERN_BYTES = 1 << 20
 
 
 class FilterError(ValueError):
@@ -36,8 +39,11 @@ def make_filter(whitelist: Iterable[Any], blacklist: Iterable[Any] = ()) -> Cond
     Raises:
         FilterError: A filter is not understood.
     """
-    wanted = [_conditions(message) for message in whitelist]
-    unwanted = [_conditions(message) for message in blacklist]
+    white, black = list(whitelist), list(blacklist)
+    if len(white) + len(black) > FILTERS_MAX:
+        raise FilterError(f"more than {FILTERS_MAX} filters")
+    wanted = [_conditions(message) for message in white]
+    unwanted = [_conditions(message) for message in black]
     if not wanted and not unwanted:
         return None
 
@@ -100,8 +106,11 @@ def _label(values: Sequence[str]) -> Condition:
 def _path(value: str) -> Condition:
     if len(value) > _PATTERN_MAX:
         raise FilterError("path: the expression is too long")
+    options = re2.Options()
+    options.max_mem = _PATTERN_BYTES
+    options.log_errors = False  # it would write the client's text to our log as it is
     try:
-        pattern = re2.compile(value)
+        pattern = re2.compile(value, options)
     except (re2.error, UnicodeError) as error:
         raise FilterError(f"path {value!r}: {error}") from None
     return lambda facts: bool(facts.path) and pattern.search(facts.path) is not None

@@ -25,7 +25,12 @@ def parse_selector(text: str) -> Callable[[Labels], bool]:
     parts = [_requirement(part.strip()) for part in _split(text)]
     if not parts:
         raise SelectorError("an empty label selector")
-    return lambda labels: all(part(_values(labels)) for part in parts)
+
+    def selects(labels: Labels) -> bool:
+        values = _values(labels)
+        return all(part(values) for part in parts)
+
+    return selects
 
 
 def _values(labels: Labels) -> dict[str, set[str]]:
