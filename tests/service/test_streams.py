@@ -67,7 +67,7 @@ class Stage:
         self.made.append(Echo())
         return self.made[-1]
 
-    def open(self, timeout: float | None = None) -> Call:
+    def open(self, timeout: float = 30) -> Call:
         return Call(self.channel.stream_stream(_PATH), timeout)
 
     def talking(self) -> Call:
@@ -80,7 +80,7 @@ class Stage:
 class Call:
     """One stream of the client's."""
 
-    def __init__(self, method: Any, timeout: float | None) -> None:
+    def __init__(self, method: Any, timeout: float) -> None:
         self._said: queue.Queue[bytes | None] = queue.Queue()
         self.call = method(iter(self._said.get, None), timeout=timeout, wait_for_ready=True)
 
@@ -275,6 +275,7 @@ def test_ten_thousand_silent_streams_cost_little_and_all_are_answered(state: Sta
         for _ in range(2):  # what one crowd left serves the next
             run_many(f"unix:{tmp_path}/a.sock", count, look)
             wait_until(lambda: told("streams") == 0, "their end", 30)
+            wait_until(lambda: rss_kib(process.pid) < before + count * 4, "memory given back")
 
 
 def test_streams_over_the_workers_limit_are_refused(state: State, tmp_path: Path) -> None:
