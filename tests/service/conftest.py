@@ -14,6 +14,7 @@ from ext_authz.state import State
 
 # The requests and snapshots of the unit tests serve here too.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit/service"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit/flow"))
 
 
 @pytest.fixture

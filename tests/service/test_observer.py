@@ -3,9 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import fcntl
 import json
 import os
 import signal
@@ -13,103 +10,23 @@ import socket
 import stat
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit/flow"))
-
 from checks import POLICY, snapshot
 from flow_rings import CONNECTION, DROPPED, RESPONSE, Producer
+from observed import GET, QUIET_S, Observed, observer, producer, shared, shared_producer
 from service_run import environment, publish, wait_until
 
 from ext_authz.flow.sink import read_rotated
-from ext_authz.pb.idmesh.v1 import node_pb2, node_pb2_grpc
+from ext_authz.pb.idmesh.v1 import node_pb2
 from ext_authz.state import State, write_json
 
-QUIET_S = 30.0
-GET = {"method": b"GET", "host": b"server", "path": b"/public/x", "protocol": b"HTTP/1.1", "ingress_entry": 0}
-
-
-class Observed:
-    """A running observer and what it said."""
-
-    def __init__(self, state: State, *words: str) -> None:
-        self.state = state
-        command = [sys.executable, "-m", "ext_authz.flow.observer", "--state", str(state.root), "--node", "node-1"]
-        self.process = subprocess.Popen(
-            [*command, *words], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        self.said: list[str] = []
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-        wait_until(lambda: any("observing" in line for line in self.said) or self.process.poll() is not None, "it",
-                   QUIET_S)  # fmt: skip
-        assert self.process.poll() is None, self.said
-        self.channel = grpc.insecure_channel(
-            f"unix:{state.root}/api.sock", options=(("grpc.use_local_subchannel_pool", 1),)
-        )
-        self.read = node_pb2_grpc.ReadStub(self.channel)
-
-    def _read(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.said.append(line.decode())
-
-    @property
-    def socket(self) -> Path:
-        return self.state.root / "flows.sock"
-
-    def flows(self, count: int, **filters: Any) -> list[dict[str, Any]]:
-        """The newest flows; waits until there are so many."""
-        found: list[dict[str, Any]] = []
-
-        def enough() -> bool:
-            found[:] = self.now(**filters)
-            return len(found) >= count
-
-        wait_until(enough, f"{count} flows, {len(found)} are there", QUIET_S)
-        assert len(found) == count
-        return found
-
-    def now(self, **filters: Any) -> list[dict[str, Any]]:
-        whitelist = [node_pb2.FlowFilter(**filters)] if filters else []
-        request = node_pb2.GetFlowsRequest(last=10000, whitelist=whitelist)
-        return [json.loads(reply.line)["flow"] for reply in self.read.GetFlows(request, timeout=QUIET_S)]
-
-    def follow(self, **filters: Any) -> Any:
-        """A stream that is told of everything from now on."""
-        whitelist = [node_pb2.FlowFilter(**filters)] if filters else []
-        call = self.read.GetFlows(node_pb2.GetFlowsRequest(follow=True, whitelist=whitelist), timeout=60)
-        call.initial_metadata()
-        return call
-
-    def end(self) -> int:
-        self.process.terminate()
-        return self.process.wait(QUIET_S)
-
-
-@contextlib.contextmanager
-def observer(state: State, *words: str) -> Iterator[Observed]:
-    made = Observed(state, *words)
-    try:
-        yield made
-    finally:
-        made.channel.close()
-        if made.process.poll() is None:
-            made.process.kill()
-        made.process.wait()
-
-
-@pytest.fixture
-def producer() -> Producer:
-    return Producer(1 << 20)
+__all__ = ["producer", "shared", "shared_producer"]
 
 
 def test_records_become_lines_for_clients_and_in_the_file(state: State, producer: Producer, tmp_path: Path) -> None:
@@ -170,22 +87,6 @@ def test_a_follower_sees_what_its_filter_holds_for(
     got = {json.loads(next(call).line)["flow"]["l4"]["TCP"]["source_port"] for _ in ports}
     call.cancel()
     assert got == ports
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
-    state = State(tmp_path_factory.mktemp("observer") / "state")
-    state.prepare()
-    publish(state, snapshot())
-    with observer(state) as observed:
-        yield observed
-
-
-@pytest.fixture(scope="module")
-def shared_producer(shared: Observed) -> Iterator[Producer]:
-    made = Producer(1 << 20)
-    with made.connect(shared.socket):
-        yield made
 
 
 def test_a_filter_that_is_no_filter_is_refused_with_a_reason(shared: Observed) -> None:
@@ -388,132 +289,3 @@ def test_metrics_are_served_on_loopback_only(state: State) -> None:
     done = subprocess.run(command, env=environment(), capture_output=True, timeout=QUIET_S, check=False)
     assert done.returncode == 1
     assert b"loopback" in done.stderr
-
-
-# ---- hostile producers ----
-
-
-def _memfd(size: int, seals: int = 0) -> int:
-    handle = os.memfd_create("evil", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
-    os.ftruncate(handle, size)
-    if seals:
-        fcntl.fcntl(handle, fcntl.F_ADD_SEALS, seals)
-    return handle
-
-
-def _send(observed: Observed, data: bytes, handles: list[int]) -> bytes:
-    """What the observer answers: nothing, and then its end of the connection is closed."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
-        connection.settimeout(QUIET_S)
-        connection.connect(str(observed.socket))
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            socket.send_fds(connection, [data], handles)
-            return connection.recv(1)
-        return b""
-
-
-def test_what_is_no_ring_is_refused_and_harms_nobody(
-    shared: Observed, shared_producer: Producer, tmp_path: Path
-) -> None:
-    good = Producer()
-    hello, size = good.hello(), 4096 + (1 << 16)
-    (tmp_path / "file").write_bytes(bytes(size))
-    plain = os.open(tmp_path / "file", os.O_RDWR)
-    unsealed, empty, odd = _memfd(size), _memfd(size, fcntl.F_SEAL_SHRINK), _memfd(size + 1, fcntl.F_SEAL_SHRINK)
-    small, frozen = _memfd(4096, fcntl.F_SEAL_SHRINK), _memfd(size, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_WRITE)
-    read, write = os.pipe()
-    wrong = {
-        "no descriptor": (hello, []),
-        "two descriptors": (hello, [good.handle, good.handle]),
-        "a file": (hello, [plain]),
-        "not sealed": (hello, [unsealed]),
-        "no ring within": (hello, [empty]),
-        "an odd size": (hello, [odd]),
-        "too small": (hello, [small]),
-        "not writable": (hello, [frozen]),
-        "a pipe": (hello, [read]),
-        "a short hello": (hello[:-1], [good.handle]),
-        "a long hello": (hello + b"x", [good.handle]),
-        "other magic": (b"\0" * 8 + hello[8:], [good.handle]),
-        "another version": (hello[:8] + b"\x63\0\0\0" + hello[12:], [good.handle]),
-        "an unknown door": (hello[:16] + b"\x63\0\0\0" + hello[20:], [good.handle]),
-    }
-    before = len(os.listdir(f"/proc/{shared.process.pid}/fd"))
-    for what, (data, handles) in wrong.items():
-        assert _send(shared, data, handles) == b"", what
-    shared_producer.put(**GET | {"path": b"/after-hostile"})
-    shared.flows(1, path="^/after-hostile$")
-    wait_until(lambda: len(os.listdir(f"/proc/{shared.process.pid}/fd")) <= before, "descriptors", QUIET_S)
-    for handle in (plain, unsealed, empty, odd, small, frozen, read, write):
-        os.close(handle)
-
-
-def test_garbage_in_a_ring_is_skipped_and_counted(state: State, producer: Producer) -> None:
-    with observer(state) as observed, producer.connect(observed.socket):
-        producer.put(**GET, decision=b"1" * 16)
-        observed.flows(1)
-        observed.process.send_signal(signal.SIGSTOP)
-        for number in range(100):
-            producer.put(**GET, decision=number.to_bytes(16, "big"))
-        os.pwrite(producer.handle, os.urandom(1 << 16), 4096)
-        observed.process.send_signal(signal.SIGCONT)
-        wait_until(lambda: any("damaged" in line or "malformed" in line for line in observed.said), "a word", QUIET_S)
-        producer.put(**GET | {"path": b"/after-garbage"})
-        observed.flows(1, path="^/after-garbage$")
-
-
-def test_a_producer_that_lies_about_its_counts_stops_nothing(state: State, producer: Producer) -> None:
-    from ext_authz.engine._engine import ffi
-
-    with observer(state) as observed, producer.connect(observed.socket):
-        for field in ("head", "written", "lost", "data_size", "magic", "tail"):
-            os.pwrite(producer.handle, b"\xff" * 8, ffi.offsetof("struct idm_ring_head", field))
-        other = Producer()
-        with other.connect(observed.socket):
-            other.put(**GET)
-            observed.flows(1)
-
-
-def test_a_flood_of_connections_leaves_room_for_the_next(state: State) -> None:
-    with observer(state) as observed:
-        flood = []
-        for _ in range(300):
-            connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            connection.connect(str(observed.socket))
-            flood.append(connection)
-        wait_until(lambda: any("too many" in line for line in observed.said), "a refusal", QUIET_S)
-        for connection in flood:
-            connection.close()
-        producer = Producer()
-
-        def heard() -> bool:
-            with contextlib.suppress(OSError), producer.connect(observed.socket):
-                producer.put(**GET)
-                return bool(observed.now())
-            return False
-
-        wait_until(heard, "a flow", QUIET_S)
-
-
-@pytest.mark.needs_root
-def test_another_user_is_refused(state: State, producer: Producer) -> None:
-    state.root.chmod(0o755)
-    folder = os.open(state.root, os.O_RDONLY)
-    with observer(state) as observed:
-        observed.socket.chmod(0o666)  # even if the mode let them
-        child = os.fork()
-        if not child:
-            with contextlib.suppress(OSError):
-                os.fchdir(folder)
-                os.setgroups([])
-                ctypes.CDLL(None).setresgid(65534, 65534, 65534)
-                ctypes.CDLL(None).setresuid(65534, 65534, 65534)
-                with producer.connect(Path(observed.socket.name)) as connection:
-                    connection.settimeout(20)
-                    connection.recv(1)
-            os._exit(0)
-        os.close(folder)
-        os.waitpid(child, 0)
-        wait_until(lambda: any("user 65534" in line for line in observed.said), "a refusal", QUIET_S)
-        producer.put(**GET)
-        assert observed.now() == []
