@@ -152,11 +152,17 @@ class Stage:
         )
 
     def recover(self) -> None:
-        wait_until(self.well, f"recovery; see {self.folder}/log: {self._trouble()}", RECOVERY_S)
+        try:
+            wait_until(self.well, "recovery", RECOVERY_S)
+        except AssertionError as error:
+            raise AssertionError(f"{error}: {self._trouble()}") from None
         self.check_backend()
 
     def _trouble(self) -> str:
-        return str({kind: self.of_kind(kind) for kind in MARKS})
+        running = {kind: self.of_kind(kind) for kind in MARKS}
+        answers = self.once(CLIENT, "/public/x"), self.once(CLIENT, "/private/x")
+        log = (self.folder / "log").read_text(errors="replace")[-3000:]
+        return f"{running}, {read_status(self.state).problems}, answers {answers}\n{log}"
 
     def check_backend(self) -> None:
         """Count what reached it and never should have; forget the rest."""
