@@ -15,11 +15,12 @@ from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.load.generate import OBJECTS_PER_FILE, TIERS, Object, Scale, scale, to_yaml
+from tests.load.generate import OBJECTS_PER_FILE, Object, Scale, scale, to_yaml
 
 NODE = "near"
 NAMESPACE = "judged"
 SERVER = f"{NAMESPACE}/server"
+GRANTED, REFUSED = "granted", "none"
 OPEN, SHUT, WIDE, MOVING = "open", "shut", "wide", "moving0"
 # Client: its address on loopback. Those with a number change sides again and again.
 CLIENTS = {OPEN: "127.0.0.40", SHUT: "127.0.0.41", WIDE: "127.0.0.42"} | {
@@ -75,7 +76,7 @@ class Churn:
         path = self._random.choice(list(self._pods))
         held = self._pods[path]
         index = self._random.randrange(len(held))
-        held[index] = self._changed(held[index])
+        held[index] = self._changed(held[index], held)
         self._texts[path][index] = _pod_text(held[index])
         self._replace(path, self._texts[path])
 
@@ -99,20 +100,18 @@ class Churn:
         if len(self._far) > FAR_FILES:
             self._far.popleft().unlink()
 
-    def _changed(self, pod: Object) -> Object:
+    def _changed(self, pod: Object, near: list[Object]) -> Object:
         """Of ten changes six are a replacement, three another workload's labels, one brings labels nobody had."""
         self._made += 1
         metadata = dict(pod["metadata"])
         kind = self._random.randrange(10)
-        if kind < 6:
+        place, own = metadata["namespace"], metadata["labels"]
+        others = [m["labels"] for m in (one["metadata"] for one in near) if m["namespace"] == place]
+        others = [labels for labels in others if labels != own and "version" not in labels]
+        if kind < 6 or (kind < 9 and not others):
             metadata["name"] = f"{metadata['labels']['app']}-r{self._made}"
             return {**pod, "metadata": metadata, "status": {"podIPs": [{"ip": self._address(12)}]}}
-        labels = dict(metadata["labels"])
-        if kind < 9:
-            tier = int(labels["tier"].removeprefix("tier"))
-            labels["tier"] = f"tier{(tier + self._random.randrange(1, TIERS)) % TIERS}"
-        else:
-            labels["version"] = f"v{self._made}"
+        labels = self._random.choice(others) if kind < 9 else {**own, "version": f"v{self._made}"}
         return {**pod, "metadata": {**metadata, "labels": labels}}
 
     def _far_pod(self, metadata: Object) -> Object:
@@ -128,17 +127,24 @@ class Churn:
         return f"10.{first + (number >> 16)}.{number >> 8 & 255}.{number & 255}"
 
     def _put_client(self, client: str) -> None:
-        access = "granted" if self.right[client] and client != WIDE else "none"
-        labels = {"access": access, "client": client}
-        metadata = {"name": client, "namespace": NAMESPACE, "labels": labels}
+        access = GRANTED if self.right[client] and client != WIDE else REFUSED
+        metadata = {"name": client, "namespace": NAMESPACE, "labels": {"access": access, "client": client}}
         status = {"podIPs": [{"ip": CLIENTS[client]}]}
         pod = {"metadata": metadata, "spec": {"nodeName": NODE}, "status": status}
-        self._replace(self.folder / f"client-{client}.yaml", [_pod_text(pod)])
+        # Others have both sets of labels all the time: to move is to become like a workload that is there.
+        twins = [_twin(client, number, word) for number, word in enumerate((GRANTED, REFUSED))]
+        self._replace(self.folder / f"client-{client}.yaml", [_pod_text(one) for one in (pod, *twins)])
 
     def _replace(self, path: Path, texts: list[str]) -> None:
         staged = self._staging / path.name
         staged.write_text("---\n".join(texts))
         os.replace(staged, path)
+
+
+def _twin(client: str, number: int, access: str) -> Object:
+    last = CLIENTS[client].rpartition(".")[2]
+    metadata = {"name": f"{client}-{access}", "namespace": NAMESPACE, "labels": {"access": access, "client": client}}
+    return {"metadata": metadata, "spec": {"nodeName": NODE}, "status": {"podIPs": [{"ip": f"198.51.{number}.{last}"}]}}
 
 
 def _pod_text(pod: Object) -> str:
@@ -165,7 +171,7 @@ def _judged() -> list[Object]:
         "endpointSelector": {"matchLabels": {"app": "server"}},
         "ingress": [
             {
-                "fromEndpoints": [{"matchLabels": {"access": "granted"}}],
+                "fromEndpoints": [{"matchLabels": {"access": GRANTED}}],
                 "toPorts": [{"ports": [{"port": "80", "protocol": "TCP"}], "rules": {"http": [{"path": "/.*"}]}}],
             }
         ],
