@@ -164,7 +164,11 @@ def package_fingerprint(*folders: str) -> str:
 
 
 def find_processes(ours: Callable[[list[bytes]], bool]) -> list[int]:
-    """Processes of our user whose command line passes; whoever is between two programs may be missed."""
+    """
+    Processes of our user and PID namespace whose command line passes; who is between two programs may be missed.
+
+    A container without a user namespace of its own runs with our user id too, and calls itself what it likes.
+    """
     found = []
     for name in os.listdir("/proc"):
         if name.isdigit() and int(name) != os.getpid():
@@ -175,10 +179,18 @@ def find_processes(ours: Callable[[list[bytes]], bool]) -> list[int]:
 
 
 def command_line(pid: int) -> list[bytes]:
-    """Empty: gone, or of another user."""
+    """Empty: gone, of another user, or in a container."""
     try:
-        if os.stat(f"/proc/{pid}").st_uid != os.geteuid():
+        if os.stat(f"/proc/{pid}").st_uid != os.geteuid() or not _in_our_namespace(pid):
             return []
         return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:-1]
     except OSError:
         return []
+
+
+def _in_our_namespace(pid: int) -> bool:
+    """Of PIDs. What root may not look at has capabilities that a child of ours has not."""
+    try:
+        return os.path.samestat(os.stat(f"/proc/{pid}/ns/pid"), os.stat("/proc/self/ns/pid"))
+    except PermissionError:
+        return os.geteuid() != 0
