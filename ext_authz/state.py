@@ -13,12 +13,14 @@ import fcntl
 import json
 import os
 import stat
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 SNAPSHOT_MAX = 4 << 30
+_LOCK_S = 1.0
 
 
 class StateError(Exception):
@@ -99,10 +101,8 @@ class State:
         """
         handle = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise StateError(f"{self.root}: another node runs with this state directory") from None
+            if not _lock(handle):
+                raise StateError(f"{self.root}: another node runs with this state directory")
             os.ftruncate(handle, 0)
             os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
             yield
@@ -123,6 +123,19 @@ class State:
             return int(words[0]) if words else None
         finally:
             os.close(handle)
+
+
+def _lock(handle: int) -> bool:
+    """Tried for a moment: who asks whether a node runs holds the lock while he looks."""
+    until = time.monotonic() + _LOCK_S
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > until:
+                return False
+        time.sleep(0.001)
 
 
 def folder_problem(folder: Path) -> str | None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -52,3 +53,27 @@ def test_a_snapshot_behind_a_link_is_not_followed(tmp_path: Path) -> None:
     os.unlink(tmp_path / "snapshot")
     os.mkfifo(tmp_path / "snapshot", 0o600)
     assert not Follower(tmp_path / "snapshot", Store()).look()
+
+
+def test_asking_whether_a_node_runs_keeps_none_from_beginning(tmp_path: Path) -> None:
+    """Whoever reads status or metrics has the observer ask; each time it holds the lock for a moment."""
+    state, ended = State(tmp_path / "state"), threading.Event()
+    state.prepare()
+
+    def ask() -> None:
+        while not ended.is_set():
+            state.running()
+
+    askers = [threading.Thread(target=ask) for _ in range(4)]
+    with state.owned():
+        pass  # makes the file
+    for asker in askers:
+        asker.start()
+    try:
+        for _ in range(50):
+            with state.owned():
+                assert state.running() == os.getpid()
+    finally:
+        ended.set()
+        for asker in askers:
+            asker.join()
