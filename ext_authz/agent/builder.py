@@ -44,6 +44,7 @@ _APPLIED_MAX = 5000
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 # At scale tidying takes longer than a change may wait: so late after the last one that the next rarely meets it.
 _IDLE_S = 5.0
+_COLLECT_EVERY = 100
 _SETTLE_S = 0.1
 _SETTLE_LOOKS = 5
 
@@ -146,11 +147,13 @@ def serve(builder: Builder) -> None:
     """Answer each line of stdin; end with it. Nobody is kept waiting while memory is tidied."""
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever prints must not speak on our channel
-    untidy = False
+    untidy, builds = False, 0
     gc.disable()
     while True:
         if untidy and not select.select([0], [], [], _IDLE_S)[0]:
+            gc.unfreeze()
             tidy()
+            gc.freeze()
             untidy = False
         if not os.read(0, 4096):
             return
@@ -161,8 +164,12 @@ def serve(builder: Builder) -> None:
             report = {"failure": f"{type(error).__name__}: {error}"}
         out.write(json.dumps(report) + "\n")
         out.flush()
-        # Full collections walk a million lasting objects (180 ms): only while nobody waits.
-        gc.collect(0)
+        # A full collection walks a million lasting objects (180 ms): only while nobody waits. Between, what was there
+        # then is left alone, and what came since is looked through now and then, or cycles would pile up.
+        builds += 1
+        gc.collect(0 if builds % _COLLECT_EVERY else 2)
+        if builds == 1:
+            gc.freeze()
         untidy = True
 
 
