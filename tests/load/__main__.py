@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import signal
 import sys
 import time
 import traceback
@@ -36,6 +37,7 @@ def main() -> int:
         for name in TABLES:
             print(f"{name:10} {_module(name).TITLE}")
         return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
     failed = [] if args.render else [name for name in args.names or TABLES if not _measure(name)]
     render()
     return 2 if failed else 0
