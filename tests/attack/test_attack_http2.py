@@ -86,7 +86,7 @@ def _ask(envoy: Envoy, headers: Headers) -> int:
         return 0
 
 
-@pytest.fixture(params=[Door.MODULE, Door.EXT_AUTHZ])
+@pytest.fixture(params=[Door.MODULE, Door.EXT_AUTHZ, Door.EXT_PROC])
 def door(
     request: pytest.FixtureRequest, node: Node, authz: Service, backend: Backend, tmp_path: Path, envoy: EnvoyBinary
 ) -> Iterator[Envoy]:

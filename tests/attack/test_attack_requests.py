@@ -95,7 +95,7 @@ DENIED = {
 }
 
 
-@pytest.fixture(params=[Door.MODULE, Door.EXT_AUTHZ])
+@pytest.fixture(params=[Door.MODULE, Door.EXT_AUTHZ, Door.EXT_PROC])
 def door(
     request: pytest.FixtureRequest, node: Node, authz: Service, backend: Backend, tmp_path: Path, envoy: EnvoyBinary
 ) -> Iterator[Envoy]:

@@ -17,7 +17,7 @@ SECRET = "s3cr3t-t0ken"
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("door", [Door.MODULE, Door.EXT_AUTHZ])
+@pytest.mark.parametrize("door", [Door.MODULE, Door.EXT_AUTHZ, Door.EXT_PROC])
 def test_queries_and_credentials_are_not_logged(
     door: Door, version: str, node: Node, authz: Service, backend: Backend, tmp_path: Path
 ) -> None:
