@@ -22,7 +22,7 @@ from ext_authz.commands.inputs import error_text, record_text
 from ext_authz.logs import escape
 from ext_authz.model.load import find_files, load, read_bytes
 from ext_authz.model.types import PolicyError
-from ext_authz.state import State, default_state
+from ext_authz.state import State, default_state, folder_problem
 
 if TYPE_CHECKING:
     import grpc
@@ -87,6 +87,9 @@ def run(args: argparse.Namespace) -> int:
             return 1
     if state.running() is None:
         raise Failure(f"no node is running with the state directory {state.root}")
+    # Who made the directory answers at its socket, and would be handed the Secrets among the sources.
+    if problem := folder_problem(state.root):
+        raise Failure(escape(problem))
     outcome = _hand_over(state, sources, args.remove)
     if args.wait and not outcome.failures:
         outcome.waiting = wait_for_readers(state, outcome.revision, args.timeout)

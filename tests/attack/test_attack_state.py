@@ -4,12 +4,18 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
-from envoy_harness import policy, snapshot
+from envoy_harness import ROOT, policy, snapshot
 
+from ext_authz.pb.idmesh.v1 import node_pb2, node_pb2_grpc
 from ext_authz.service.follow import Follower
 from ext_authz.service.store import Store
 from ext_authz.state import State, StateError, default_state
@@ -77,3 +83,32 @@ def test_asking_whether_a_node_runs_keeps_none_from_beginning(tmp_path: Path) ->
         ended.set()
         for asker in askers:
             asker.join()
+
+
+class _Listening(node_pb2_grpc.AdminServicer):
+    """An admin socket that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[bytes] = []
+
+    def Apply(self, request: Any, context: Any) -> Any:
+        self.told += [file.content for file in request.files]
+        return node_pb2.ApplyReply(revision=1)
+
+
+@pytest.mark.parametrize("mode", [0o700, 0o777])
+def test_no_secret_is_handed_to_whoever_made_a_state_directory(tmp_path: Path, mode: int) -> None:
+    """In /tmp anybody may make the folder of a user who has no runtime directory, and a socket in it."""
+    source, state, listening = tmp_path / "s.yaml", State(tmp_path / "state"), _Listening()
+    source.write_text("apiVersion: v1\nkind: Secret\nmetadata: {name: s, namespace: a}\nstringData: {k: hidden}\n")
+    state.prepare()
+    state.root.chmod(mode)
+    server = grpc.server(ThreadPoolExecutor(1))
+    node_pb2_grpc.add_AdminServicer_to_server(listening, server)
+    server.add_insecure_port(f"unix:{state.admin}")
+    server.start()
+    command = [sys.executable, "-m", "ext_authz.cli", "apply", "--state", str(state.root), str(source)]
+    with state.owned():
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    server.stop(None).wait()
+    assert (done.returncode, len(listening.told)) == ((0, 1) if mode == 0o700 else (2, 0)), done.stderr
