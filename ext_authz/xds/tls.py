@@ -5,7 +5,8 @@ TLS towards clients: the listener verifies their certificates, and what it verif
 Envoy reports certificates that nobody vouches for like verified ones, so a trust domain is configured only where this
 context stands: a trusted CA, certificates required, SPIFFE ids of the trust domain only, and no resumed sessions, which
 are not verified again. Envoy's RBAC filter alone is told whether a certificate was verified: it closes connections
-whose was not, should somebody weaken the context later.
+whose was not, should somebody weaken the context later. It does so at the client's first byte, so what a TCP server
+says before that would be read by then.
 
 The module cannot read when a certificate ends. Envoy's formatter can: set_filter_state reports it once a connection,
 and a filter of the module before it holds everybody back until the handshake is complete.
