@@ -3,17 +3,22 @@
 What clients sent as JSON text: always valid, always ASCII, and without what may not be shown.
 
 Bytes that are no UTF-8 appear as \\xNN. Redaction is the default: query strings and fragments, user information of
-hosts, and the headers that carry credentials, each replaced by Hubble's word for it.
+hosts, and the headers whose names speak of credentials, each replaced by Hubble's word for it.
 """
 
 from __future__ import annotations
 
+import re
 from json.encoder import encode_basestring_ascii as _quoted
 
 REDACTED = "HUBBLE_REDACTED"
-_SECRET_HEADERS = frozenset(
-    {"authorization", "proxy-authorization", "cookie", "set-cookie", "x-api-key", "x-auth-token", "x-csrf-token"}
-)
+# Parts of a header's name that say what its value is for: x-api-key, x-vault-token, x-amz-security-token.
+_SECRET_WORDS = frozenset(
+    {"apikey", "assertion", "auth", "authentication", "authorization", "bearer", "cert", "cookie", "cookie2",
+     "credential", "credentials", "csrf", "jwt", "key", "otp", "passwd", "password", "pwd", "secret", "session",
+     "sessionid", "sid", "signature", "sso", "token", "xsrf", "csrftoken", "xsrftoken"}
+)  # fmt: skip
+_WORD = re.compile(r"[a-z0-9]+")
 _URL_HEADERS = frozenset({"referer", "location", "origin", ":path", "x-envoy-original-path", "x-original-url"})
 _WORDS_MAX = 4096
 
@@ -46,7 +51,7 @@ def redact_host(host: str) -> str:
 
 def redact_header(name: str, value: str) -> str:
     lower = name.lower()
-    if lower in _SECRET_HEADERS:
+    if not _SECRET_WORDS.isdisjoint(_WORD.findall(lower)):
         return REDACTED
     return redact_path(value) if lower in _URL_HEADERS else value
 
