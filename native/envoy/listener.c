@@ -112,9 +112,17 @@ static bool trusted_proxy(const struct listener *self, const struct address *pee
 	return false;
 }
 
+// Envoy writes a link-local address with its scope ("fe80::1%2"), which is none of the address.
+static struct idm_bytes without_scope(struct idm_bytes text)
+{
+	const char *percent = text.size ? memchr(text.ptr, '%', text.size) : NULL;
+
+	return percent ? (struct idm_bytes){text.ptr, (size_t)(percent - text.ptr)} : text;
+}
+
 static bool envoy_address(bool found, struct idm_bytes text, uint32_t port, struct address *ret)
 {
-	if (!found || !address_parse(text, ret))
+	if (!found || !address_parse(without_scope(text), ret))
 		return false;
 	ret->port = (uint16_t)port;
 	return true;

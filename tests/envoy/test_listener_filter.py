@@ -4,17 +4,19 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from envoy_backend import Backend
-from envoy_harness import CLIENT, OTHER, SERVER, Envoy, Node, ask, policy, running, setup_for
+from envoy_harness import CLIENT, OTHER, SERVER, Envoy, Node, ask, policy, running, running_config, setup_for
 from envoy_worker import worker
 
 from ext_authz.envoy_binary import EnvoyBinary
-from ext_authz.xds.setup import Door, Target
+from ext_authz.xds.bootstrap import render
+from ext_authz.xds.setup import Door, Target, parse_target
 
 PROXY, STRANGER = "127.2.0.9", "127.2.1.9"
 FORGED = {"X-Forwarded-For": f"{CLIENT}, {CLIENT}", "X-Envoy-External-Address": CLIENT}
@@ -73,3 +75,24 @@ def test_a_proxy_header_counts_from_listed_networks_only(
         assert through_proxy(started, STRANGER, CLIENT) == ""
         assert through_proxy(started, OTHER, CLIENT) == ""
     assert len(backend.requests) == 1
+
+
+def _link_local() -> list[str]:
+    """This host's own addresses of that kind, with their scope; there may be none."""
+    rows = [line.split() for line in Path("/proc/net/if_inet6").read_text().splitlines()]
+    return [f"{socket.inet_ntop(socket.AF_INET6, bytes.fromhex(row[0]))}%{row[5]}" for row in rows if row[3] == "20"]
+
+
+def test_one_listener_knows_clients_of_every_family(
+    node: Node, backend: Backend, tmp_path: Path, envoy: EnvoyBinary
+) -> None:
+    """Envoy and the socket spell one address differently: mapped into IPv6, with a scope."""
+    node.publish(policy("").replace("fromEndpoints: [{matchLabels: {app: client}}]", "fromEntities: [all]"))
+    tree = json.loads(render(setup_for(Door.MODULE, backend.address, state=node.state, listen=parse_target("[::]:0"))))
+    tree["staticResources"]["listeners"][0]["address"]["socketAddress"]["ipv4Compat"] = True
+    (tmp_path / "envoy.json").write_text(json.dumps(tree))
+    with running_config(tmp_path / "envoy.json", tmp_path, envoy) as started:
+        for host in ("127.0.0.1", "::1", *_link_local()):
+            with socket.create_connection((host, started.listen.port), 10) as line:
+                line.sendall(b"GET /a HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                assert line.recv(12) == b"HTTP/1.1 200", host
