@@ -29,6 +29,7 @@ from ext_authz.model.types import (
     Endpoint,
     Endpoints,
     ObjectRef,
+    Origin,
     Policy,
     PolicyError,
     Secret,
@@ -108,7 +109,7 @@ class WorldBuilder:
             parts = [Part([p for part in parts for p in part.good if id(p) not in joined.refused])]
         lists = [part.endpoints(around) for part in parts]
         nodes = _node_endpoints(records, self._node)
-        if nodes != self._nodes:
+        if list(map(_with_place, nodes)) != list(map(_with_place, self._nodes)):
             self._nodes = nodes
         own = [address for node in nodes for address in node.addresses]
         self._addresses.set([part.addresses for part in parts])
@@ -171,6 +172,11 @@ def _node_endpoints(records: dict[type, list[Any]], own: str | None) -> list[End
             Endpoint("kube-apiserver", "external", (), (address,), kube_apiserver=True, local=False, origin=origin)
         )
     return found
+
+
+def _with_place(endpoint: Endpoint) -> tuple[Endpoint, Origin | None]:
+    """Equal endpoints may stand in other places, and warnings name the place."""
+    return endpoint, endpoint.origin
 
 
 def _world(
