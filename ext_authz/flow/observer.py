@@ -57,6 +57,7 @@ class Observer:
 
     def __init__(self, options: Options, status: Status | None = None) -> None:
         state = options.state
+        self._reopening = asyncio.Event()
         self.hub = Hub()
         self.sink = make_sink(options.flows)
         self.intake = Intake(state.root / "flows.sock")
@@ -79,7 +80,7 @@ class Observer:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, ended.set)
-        loop.add_signal_handler(signal.SIGHUP, self._reopen)
+        loop.add_signal_handler(signal.SIGHUP, self._reopening.set)
         await self.reading.follow_names()
         self.intake.listen()
         await self.server.start()
@@ -87,7 +88,8 @@ class Observer:
             await self.metrics.start()
         event(log, logging.INFO, "observing", state=self.server.path.parent)
         reading = asyncio.create_task(self.reading.run())
-        others = [asyncio.create_task(self._follow_names()), asyncio.create_task(_when(ended))]
+        followed = (self._follow_names(), self._follow_hangups(), _when(ended))
+        others = [asyncio.create_task(one) for one in followed]
         try:
             done, _ = await asyncio.wait([reading, *others], return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -100,11 +102,15 @@ class Observer:
             await asyncio.sleep(_NAMES_S)
             await self.reading.follow_names()
 
-    def _reopen(self) -> None:
-        try:
-            self.sink.reopen()
-        except OSError as error:
-            event(log, logging.WARNING, "cannot open the file of flows anew", reason=error)
+    async def _follow_hangups(self) -> None:
+        """Whoever moved the file away says so by SIGHUP."""
+        while True:
+            await self._reopening.wait()
+            self._reopening.clear()
+            try:
+                await self.reading.reopen()
+            except OSError as error:
+                event(log, logging.WARNING, "cannot open the file of flows anew", reason=error)
 
     async def _stop(self, reading: asyncio.Task[None], others: list[asyncio.Task[None]]) -> None:
         self.reading.stop()

@@ -45,6 +45,7 @@ class Reading:
         self._load_due = 0.0
         self._stopping = False
         self._loading = asyncio.Lock()
+        self._writing = asyncio.Lock()  # a file closed under the thread that writes may be another's the next moment
         self.counts = Counts()
 
     async def run(self) -> None:
@@ -83,6 +84,16 @@ class Reading:
     def stop(self) -> None:
         """What stands in the rings is still read, then `run` ends."""
         self._stopping = True
+
+    async def reopen(self) -> None:
+        """
+        The file of lines was moved away: write to a new one.
+
+        Raises:
+            OSError: It cannot be opened; the next lines try again.
+        """
+        async with self._writing:
+            await asyncio.to_thread(self._sink.reopen)
 
     async def _drain(self, limit_s: float = 1.5) -> None:
         """Producers that go on writing are not waited for."""
@@ -152,7 +163,8 @@ class Reading:
     async def _write(self, batch: list[Seen]) -> None:
         data = "\n".join([seen.line for seen in batch]).encode() + b"\n"
         try:
-            await asyncio.to_thread(self._sink.write, data)
+            async with self._writing:
+                await asyncio.to_thread(self._sink.write, data)
         except OSError as error:
             self.counts.unwritten += len(batch)
             self._quiet.warn("flows could not be written", len(batch), reason=error)
