@@ -152,7 +152,8 @@ class Placer:
 
     def _add(self, endpoint: Endpoint) -> None:
         labels = self._assigner.labels_of(endpoint)
-        addresses = tuple(parse_address(text) for text in endpoint.addresses)
+        # Each once: an IPv4 address may stand there mapped to IPv6 as well.
+        addresses = tuple(dict.fromkeys(map(parse_address, endpoint.addresses)))
         ports = _sorted_ports(endpoint.named_ports)
         outside = endpoint.kind == "external" and bool(addresses)
         identity = self._world(4) if outside else self._assigner.number_of(labels)

@@ -114,6 +114,7 @@ class History:
 
     def _pod(self) -> Raw:
         names = self._draw.some(PORT_NAMES, 2)
+        labels = {key: self._random.choice(values) for key, values in LABELS.items() if self._draw.chance(0.7)}
         ports = [
             {"name": name, "containerPort": port, "protocol": protocol}
             for name in names
@@ -130,9 +131,7 @@ class History:
             "metadata": {
                 "name": f"pod{self._random.randrange(12)}",
                 "namespace": self._random.choice(NAMESPACES),
-                "labels": {
-                    key: self._random.choice(values) for key, values in LABELS.items() if self._draw.chance(0.7)
-                },
+                "labels": labels,
             },
             "spec": spec,
             "status": {"podIPs": [{"ip": address} for address in ips]},

@@ -163,6 +163,14 @@ def test_equal_objects_read_again_change_nothing() -> None:
     assert meaning(third) == meaning(resolve(replace(POOL, policies=POOL.policies[1:]), resolver._allocator))
 
 
+def test_an_endpoint_that_names_an_address_twice_can_go() -> None:
+    twice = replace(POOL.endpoints[0], name="twice", addresses=("10.9.9.9", "::ffff:10.9.9.9"))
+    resolver = Resolver(MemoryAllocator())
+    resolver.update(replace(POOL, endpoints=(*POOL.endpoints, twice)))
+    after = resolver.update(POOL)
+    assert meaning(after) == meaning(resolve(POOL, resolver._allocator))
+
+
 def test_identities_nobody_has_any_more_are_released_and_reused_only_after_confirmation() -> None:
     allocator = MemoryAllocator()
     resolver = Resolver(allocator)
