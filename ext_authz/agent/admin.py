@@ -80,17 +80,17 @@ class Admin:
 
 def admin_of(config: Any) -> Admin:
     """Where a bootstrap's admin interface listens."""
-    address = _field(_field(config, "admin"), "address")
-    if _field(address, "pipe"):
-        return Admin(path=str(_field(_field(address, "pipe"), "path")))
-    found = _field(address, "socket_address", "socketAddress")
-    host, port = str(_field(found, "address") or "127.0.0.1"), _field(found, "port_value", "portValue")
+    address = field_of(field_of(config, "admin"), "address")
+    if field_of(address, "pipe"):
+        return Admin(path=str(field_of(field_of(address, "pipe"), "path")))
+    found = field_of(address, "socket_address", "socketAddress")
+    host, port = str(field_of(found, "address") or "127.0.0.1"), field_of(found, "port_value", "portValue")
     if not isinstance(port, int):
         return Admin()
     return Admin(host="127.0.0.1" if host == "0.0.0.0" else host, port=port)
 
 
-def _field(value: Any, *names: str) -> Any:
+def field_of(value: Any, *names: str) -> Any:
     """A field under either of its names; None where there is none."""
     if not isinstance(value, dict):
         return None

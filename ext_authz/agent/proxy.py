@@ -75,6 +75,12 @@ class Proxy:
             self._forget(record.get("pid"), earlier)
         self._succeed(earlier)
 
+    def alone(self) -> bool:
+        """True if no Envoy of an earlier node is there to be adopted or succeeded."""
+        record = read_json(self._record)
+        pid = record.get("pid") if isinstance(record, dict) else None
+        return not find_processes(self._is_ours) and not (isinstance(pid, int) and Path(f"/proc/{pid}").exists())
+
     def _is_ours(self, words: list[bytes]) -> bool:
         config = os.fsencode(self._config)
         return any(pair == (b"-c", config) for pair in itertools.pairwise(words))

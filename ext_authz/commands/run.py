@@ -18,11 +18,13 @@ from ext_authz import logs
 from ext_authz.agent.admin import admin_of
 from ext_authz.agent.children import Children
 from ext_authz.agent.compiling import Compiling
+from ext_authz.agent.listeners import taken_listeners
 from ext_authz.agent.node import Node
 from ext_authz.agent.observing import Observing
 from ext_authz.agent.proxy import Proxy
 from ext_authz.cli import Failure
 from ext_authz.envoy_binary import MODULE, EnvoyNotFound, find_envoy
+from ext_authz.logs import escape
 from ext_authz.model.settings import SettingsError, parse_settings
 from ext_authz.service.listen import AddressError, parse_address
 from ext_authz.service.pool import Pool
@@ -99,6 +101,10 @@ def _check(args: argparse.Namespace) -> None:
         raise Failure("the BPF datapath is not part of this version")
     if args.door and not (args.listen and args.upstream):
         raise Failure("--door needs --listen and --upstream")
+    if not args.door and (args.listen or args.upstream or args.destination):
+        raise Failure("--listen, --upstream and --destination need --door")
+    if args.flows not in ("", "-") and not Path(args.flows).absolute().parent.is_dir():
+        raise Failure(f"--flows {escape(args.flows)}: its folder is not there")
     if args.workers < 1:
         raise Failure("--workers must be at least 1")
     if args.concurrency is not None and args.concurrency < 0:
@@ -164,10 +170,13 @@ def _make_proxy(args: argparse.Namespace, state: State) -> Proxy | None:
     words += [] if any("log-level" in word or word == "-l" for word in args.envoy_arg) else _QUIET
     words += args.envoy_arg
     environment = binary.environment(MODULE)
-    admin = admin_of(_read_config(config))
-    return Proxy(
-        state, binary.path, config, admin, MODULE, arguments=words, environment=environment, grace_s=args.grace
+    read = _read_config(config)
+    proxy = Proxy(
+        state, binary.path, config, admin_of(read), MODULE, arguments=words, environment=environment, grace_s=args.grace
     )
+    if proxy.alone() and (taken := taken_listeners(read)):
+        raise Failure(f"{taken[0]}: another process listens there; Envoy would get only a part of the connections")
+    return proxy
 
 
 def _write_config(args: argparse.Namespace, state: State) -> Path:

@@ -192,6 +192,8 @@ def test_systemd_hears_ready_only_when_requests_are_answered(node: Running) -> N
     [
         ["--grpc", "0.0.0.0:9000"],
         ["--door", "module"],
+        ["--listen", "127.0.0.1:1"],
+        ["--flows", "missing/flows"],
         ["--set", "nonsense=1"],
         ["--workers", "0"],
         ["--concurrency", "-1"],
