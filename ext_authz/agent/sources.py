@@ -222,7 +222,10 @@ def _take_applied(applied: Applied, found: _Found) -> None:
     found.sources.append(source)
     for path, content in applied.files:
         if path in found.contents:
-            reason = f"is read by another source already: what was handed in as {applied.name} does not count"
+            reason = (
+                f"is read by another source already: what was handed in as {applied.name} does not count "
+                "(idmesh apply --remove takes it back)"
+            )
             found.errors.append(PolicyError(Origin(path, 1, 1), _NOBODY, "", reason))
         else:
             found.contents[path] = content
