@@ -265,7 +265,7 @@ class PortRule:
     terminating_tls: TlsContext | None = None
     originating_tls: TlsContext | None = None
     listener: ListenerRef | None = None
-    origin: Origin | None = field(default=None, compare=False)
+    origin: Origin | None = None  # compared: entries made of it name the place
     path: str = field(default="", compare=False)
 
 

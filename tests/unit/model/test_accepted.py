@@ -173,7 +173,8 @@ class TestPorts:
 
     def test_empty_ports_stay(self) -> None:
         assert entry("toPorts: []").to_ports == ()
-        assert entry("toPorts: [{}]").to_ports == (PortRule(()),)
+        (rule,) = entry("toPorts: [{}]").to_ports
+        assert rule == PortRule((), origin=rule.origin)
         assert entry("").to_ports is None
 
     def test_icmp_names_and_numbers(self) -> None:
