@@ -14,7 +14,9 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import compress, count, pairwise
+from operator import is_not
+from struct import iter_unpack
 from typing import TYPE_CHECKING
 
 from ext_authz.compiler.assemble import Table, pack_table
@@ -96,6 +98,9 @@ class PolicyPools:
         # number, and whether judging it costs.
         self._entry_of: dict[int, tuple[MergedEntry, int, int, bool]] = {}
         self._side_of: dict[int, tuple[SidePolicy, SideFields]] = {}
+        self._fresh: set[int] = set()  # those of them that were packed since use_selectors()
+        self._left: set[int] = set()  # numbers that changed hands then
+        self._selectors_before: dict[Selector, int] = {}
         self._short_of: dict[int, PolicyError] = {}
         self._short_by: dict[tuple[int, ...], Short | None] = {}
         self._policy_of: dict[int, tuple[SubjectPolicy, int]] = {}
@@ -105,6 +110,7 @@ class PolicyPools:
         self._entry_selector: list[int] = []
         self._entry_http: list[HttpSet] = []
         self._row_of: dict[tuple[int, ...], bytes] = {}
+        self._entries_of: dict[bytes, tuple[int, ...]] = {}  # by row; empty where one counts twice
 
     def use_selectors(self, numbers_now: Mapping[Selector, int], kept_policies: bool) -> None:
         """
@@ -114,6 +120,8 @@ class PolicyPools:
             kept_policies: Some subject may have a policy from before, whose selectors are perhaps gone.
         """
         left = {number for selector, number in self._selectors.items() if numbers_now.get(selector) != number}
+        self._left, self._selectors_before = left, self._selectors
+        self._fresh.clear()
         if left:
             self._entry_of = {key: kept for key, kept in self._entry_of.items() if kept[2] not in left}
         if left and kept_policies:
@@ -204,20 +212,84 @@ class PolicyPools:
             return known[1]
         flags = layout.SIDE_ENFORCED * side.enforced
         flags |= layout.SIDE_AUDIT * side.audit | layout.SIDE_ISOLATED * side.isolated
-        rows, short = self._rows_of(side)
-        any_row = rows.pop(layout.ANY, None)
-        packed = b"".join(self._row(rows[selector]) for selector in sorted(rows))
+        short = None
+        changed = self._changed_rows(side, before)
+        if changed is None:
+            numbered, short = self._rows_of(side)
+            changed = {selector: self._row(entries) for selector, entries in numbered.items()}
+        any_row = changed.pop(layout.ANY, None)
+        packed = b"".join([changed[selector] for selector in sorted(changed)])
         fields = (
             flags,
-            layout.NONE if any_row is None else self._rows.intern(self._row(any_row)),
+            layout.NONE if any_row is None else self._rows.intern(any_row),
             self._rows.intern(packed) if packed else 0,
-            len(rows),
+            len(changed),
             short[0] if short else 0,
         )
         if short:
             self._short_of[id(side)] = short[1]
         self._side_of[id(side)] = (side, fields)
+        self._fresh.add(id(side))
         return fields
+
+    def _changed_rows(self, side: SidePolicy, before: SidePolicy) -> dict[int, bytes] | None:
+        """
+        The rows of a side, by selector, from those of its last one and what differs; None where that is in doubt.
+
+        A number that changed hands stands for another selector now: its last row counts only as wholly gone.
+        """
+        known = self._side_of.get(id(before))
+        if known is None or known[1][4] or id(before) in self._fresh:
+            return None
+        gone, new = _middle(before.entries, side.entries)
+        rows, lost, come = self._packed_rows(known[1]), defaultdict(set), defaultdict(list)
+        for entry in gone:
+            chosen = layout.ANY if entry.selector is None else self._selectors_before.get(entry.selector)
+            found = self._entry_of.get(id(entry))
+            if entry.http is not None or chosen is None or chosen not in rows:
+                return None
+            if chosen in self._left:
+                lost[chosen].add(id(entry))
+            elif found is not None and found[2] == chosen:
+                lost[chosen].add(found[1])
+            else:
+                return None
+        for entry in new:
+            _, number, chosen, costs = self._entry_of.get(id(entry)) or self._numbered(entry)
+            if costs:
+                return None
+            come[chosen].append(number)
+        for chosen in self._left & rows.keys():
+            held = self._entries_of.get(rows.pop(chosen))
+            if not held or len(lost.pop(chosen, ())) != len(held):
+                return None
+        return rows if self._apply(rows, lost, come) else None
+
+    def _packed_rows(self, side: SideFields) -> dict[int, bytes]:
+        """A packed side's rows, by selector."""
+        _, any_row, first, count, _ = side
+        size, data = self._rows.item_size, self._rows.data
+        split = iter_unpack(f"<I{size - 4}s", data[first * size : (first + count) * size])
+        rows = {chosen: chosen.to_bytes(4, "little") + rest for chosen, rest in split}
+        if any_row != layout.NONE:
+            rows[layout.ANY] = bytes(data[any_row * size : (any_row + 1) * size])
+        return rows
+
+    def _apply(self, rows: dict[int, bytes], lost: Mapping[int, set[int]], come: Mapping[int, list[int]]) -> bool:
+        """Pack again the rows that lost entries or got some; False: it cannot be told what they hold."""
+        for chosen in lost.keys() | come.keys():
+            held = self._entries_of.get(rows[chosen]) if chosen in rows else ()
+            away = lost.get(chosen, set())
+            if held is None or (chosen in rows and not held) or not away.issubset(held):
+                return False
+            entries = [number for number in held if number not in away] + come.get(chosen, [])
+            if len(set(entries)) != len(entries):
+                return False
+            if entries:
+                rows[chosen] = self._row(entries)
+            else:
+                del rows[chosen]
+        return True
 
     def _rows_of(self, side: SidePolicy) -> tuple[dict[int, list[int]], Short | None]:
         """Entry numbers by selector number, and how short texts must be to be judged in time."""
@@ -254,6 +326,7 @@ class PolicyPools:
                 *(self._spans.intern(b"".join(spans)), len(spans)),
                 *(self._named.intern(b"".join(named)), len(named)),
             )
+            self._entries_of[found] = key if len(unique) == len(key) and self._entries_of.get(found, key) else ()
         return found
 
     def _rank(self, number: int) -> tuple[int, bool, int, int]:
@@ -352,6 +425,17 @@ class PolicyPools:
             if worst is None or longest < worst[0]:
                 worst = longest, _short_warning(origin, total, longest)
         return worst
+
+
+def _middle(
+    before: Sequence[MergedEntry], now: Sequence[MergedEntry]
+) -> tuple[Sequence[MergedEntry], Sequence[MergedEntry]]:
+    """Of two lists what stands between the objects they begin and end with in common."""
+    shorter = min(len(before), len(now))
+    head = next(compress(count(), map(is_not, before, now)), shorter)
+    tail = next(compress(count(), map(is_not, reversed(before), reversed(now))), shorter)
+    tail = min(tail, shorter - head)
+    return before[head : len(before) - tail], now[head : len(now) - tail]
 
 
 def _short_warning(origin: RuleOrigin, total: int, longest: int) -> PolicyError:
