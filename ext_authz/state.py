@@ -110,9 +110,16 @@ class State:
             os.close(handle)
 
     def running(self) -> int | None:
-        """Process id of the node that holds the directory."""
+        """
+        Process id of the node that holds the directory.
+
+        Raises:
+            PermissionError: Only another user could say.
+        """
         try:
             handle = os.open(self.lock, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except PermissionError:
+            raise
         except OSError:
             return None
         try:

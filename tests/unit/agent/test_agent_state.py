@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from ext_authz import cli
 from ext_authz.agent.admin import Admin, admin_of
 from ext_authz.agent.notify import notify, watchdog_interval_s
 from ext_authz.agent.status import read_status
@@ -250,3 +252,16 @@ def test_the_admin_interface_is_found_however_it_is_written(config: Any, admin: 
 @pytest.mark.parametrize("config", [None, {}, [], "x", {"admin": None}, {"admin": {"address": {}}}])
 def test_without_an_admin_interface_there_is_none(config: Any) -> None:
     assert not admin_of(config)
+
+
+def test_who_may_not_ask_hears_so_and_not_that_no_node_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(path: object, *_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr("ext_authz.state.os.open", refuse)
+    assert cli.main(["status", "--state", str(tmp_path)]) == 2
+    said = capsys.readouterr()
+    assert "Permission denied" in said.err
+    assert "no node" not in said.out + said.err
