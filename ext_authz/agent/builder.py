@@ -27,7 +27,7 @@ from ext_authz import logs
 from ext_authz.agent.applied import AppliedStore
 from ext_authz.agent.pressure import pressure
 from ext_authz.agent.sources import Sources, View, within
-from ext_authz.agent.standing import standing_warnings
+from ext_authz.agent.standing import Standing
 from ext_authz.compiler.compile import Compiled, Compiler
 from ext_authz.compiler.publish import FileTransport, Transport
 from ext_authz.identity.allocator import FileAllocator
@@ -57,6 +57,7 @@ class Builder:
         self._transport: Transport = FileTransport(state.root)
         self._allocator = FileAllocator(state.identities)
         self._compiler = Compiler(self._allocator, revision=self._transport.revision)
+        self._standing = Standing()
         self._digest = ""
         self._published = 0.0
 
@@ -120,7 +121,7 @@ class Builder:
             "error_count": len(errors),
             "warnings": [warning.record() for warning in warnings[:_SHOWN_MAX]],
             "warning_count": len(warnings),
-            "standing": standing_warnings(world)[:_SHOWN_MAX],
+            "standing": self._standing.warnings(world)[:_SHOWN_MAX],
             "kept": view.kept,
             "closed": world.closed,
             "applied_errors": _applied_errors(view, errors),

@@ -7,21 +7,41 @@ Nothing here is wrong; all of it lets traffic pass that a reader of the policies
 
 from __future__ import annotations
 
-from operator import attrgetter
+from collections.abc import Iterable, Sequence
+from operator import attrgetter, is_
 from typing import Any
 
 from ext_authz.model.types import ObjectRef, Policy, Rule, Settings, World
 
 
-def standing_warnings(world: World) -> list[dict[str, Any]]:
-    """One record each: reason, and file, line and object where there is one."""
-    found = _settings(world.settings)
-    for policy in world.policies:
+class Standing:
+    """Tells of one world after another; policies that are the same objects are not looked through again."""
+
+    def __init__(self) -> None:
+        self._policies: Sequence[Policy] = ()
+        self._found: list[dict[str, Any]] = []
+
+    def warnings(self, world: World) -> list[dict[str, Any]]:
+        """One record each: reason, and file, line and object where there is one."""
+        before, now = self._policies, world.policies
+        if len(before) != len(now) or not all(map(is_, before, now)):
+            self._found = _policies(now)
+            self._policies = now
+        return [*_settings(world.settings), *self._found, *_others(world)]
+
+
+def _policies(policies: Iterable[Policy]) -> list[dict[str, Any]]:
+    found = []
+    for policy in policies:
         for rule in policy.rules:
             if not (rule.default_deny_ingress and rule.default_deny_egress):
                 found += _rule(policy, rule)
+    return found
+
+
+def _others(world: World) -> list[dict[str, Any]]:
     audited = filter(attrgetter("audit"), world.endpoints)
-    found += [_record("audit: denials of this endpoint pass", object=endpoint.name) for endpoint in audited]
+    found = [_record("audit: denials of this endpoint pass", object=endpoint.name) for endpoint in audited]
     if world.closed:
         found.append(_record("the node is closed: the subjects of a policy cannot be read"))
     for isolated in world.isolated:
