@@ -7,7 +7,7 @@ Source: reference policy-semantics sections 2, 10 and 19 (steps 2 to 5).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ext_authz.compiler.entries import EntryVerdict, MergedEntry, RuleOrigin, SidePolicy, SubjectPolicy
@@ -75,6 +75,11 @@ class Enforcer:
         ingress = self._side(kind, [rule.ingress for rule in rules if rule.ingress.has], True, errors)
         egress = self._side(kind, [rule.egress for rule in rules if rule.egress.has], False, errors)
         return SubjectPolicy(ingress, egress)
+
+    def keep_only(self, policies: Iterable[SubjectPolicy]) -> None:
+        """Let go of what was remembered for others than these."""
+        live = {id(side) for policy in policies for side in (policy.ingress, policy.egress)}
+        self._known = {key: value for key, value in self._known.items() if id(value[0]) in live}
 
     def _side(self, kind: SubjectKind, sides: Sequence[Side], ingress: bool, errors: list[PolicyError]) -> SidePolicy:
         if not sides and not kind.forced:

@@ -273,9 +273,10 @@ class _State:
     def _prune(self) -> None:
         """Let go of policies of rules that are gone, now and then."""
         self._merger.forget()
-        if len(self._computed) > 4 * len(self._subjects) + 1000:
-            live = {id(policy) for policy in self._subjects.values()}
+        if len(self._computed) > 2 * len(self._subjects) + 1000:
+            live = {id(policy): policy for policy in self._subjects.values()}
             self._computed = {key: value for key, value in self._computed.items() if id(value[0]) in live}
+            self._enforcer.keep_only(live.values())
 
     def _isolated(self, world: World) -> set[int]:
         found: set[int] = set()

@@ -138,8 +138,8 @@ class Loader:
         return [known.part for known in files.values()]
 
     def _forget_documents(self) -> None:
-        """Let go of texts that no file holds any more, when they are more than those that some file holds."""
-        if len(self._documents) > 2 * sum(len(known.texts) for known in self._files.values()) + 1000:
+        """Let go of texts that no file holds any more, once they are many beside those that some file holds."""
+        if len(self._documents) > 1.2 * sum(len(known.texts) for known in self._files.values()) + 1000:
             held = {text for known in self._files.values() for text in known.texts}
             self._documents = {text: read for text, read in self._documents.items() if text in held}
 
