@@ -36,6 +36,11 @@ class Compiling:
     def pid(self) -> int | None:
         return self._process.pid if self._process and self._process.returncode is None else None
 
+    @property
+    def died(self) -> bool:
+        """It ended by itself, and no build has started another since."""
+        return self._process is not None and self._process.returncode is not None
+
     async def build(self) -> dict[str, Any]:
         """
         One look at the sources.

@@ -161,6 +161,10 @@ class Node:
                 self._stale |= late > self.worst_stall_ms + _WORSE_MS
                 self.worst_stall_ms = late
             await asyncio.to_thread(self.children.tick)
+            # The next change should not wait for a process to start and read everything. After a failed build another
+            # is due anyway.
+            if self.compiling.died and not self.building.failure:
+                self.building.look()
             waited = time.monotonic() - self._written > _STATUS_S
             if self.children.page() != self._shown or (self._stale and waited):
                 await asyncio.to_thread(self._write_status)

@@ -128,6 +128,15 @@ def test_a_killed_compiling_process_is_replaced(node: Running) -> None:
     wait_until(lambda: not allowed(node.client.check(request())), "the change")
 
 
+def test_a_killed_compiling_process_is_replaced_though_nothing_changes(node: Running) -> None:
+    node.start()
+    builder = node.status()[1]["builder"]["pid"]
+    time.sleep(1.5)  # until the poll has seen what there is
+    os.kill(builder, signal.SIGKILL)
+    wait_until(lambda: node.status()[1]["builder"]["pid"] not in (builder, None), "another")
+    assert node.status()[1]["failure"] == ""
+
+
 def test_revisions_only_rise_over_a_restart(node: Running) -> None:
     node.start()
     before = int(facts(node.client.check(request()))["revision"])
