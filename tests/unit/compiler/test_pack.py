@@ -100,6 +100,32 @@ def test_a_selector_that_returns_under_another_number_is_packed_anew():
     assert meaning(Snapshot(packer.pack(back).snapshot)) == meaning(Snapshot(pack(back).snapshot))
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_a_side_packed_by_difference_means_what_it_means_packed_whole(seed):
+    """Selectors come and go with their entries, and a number that is free goes to the next that comes."""
+    source, packer = random.Random(seed), Packer()
+    pool = [entry(peer, port) for peer in "abcdef" for port in (80, 443)] + [
+        entry(None, 22),
+        http_entry(http_rule("/a"), port=8080),
+    ]
+    world, numbers = resolved({300: ingress(*pool)}), {}
+    held = source.sample(pool, 6)
+    for _ in range(15):
+        for _ in range(source.randint(1, 2)):
+            held = [one for one in held if one is not source.choice(held)]
+            coming = source.choice(pool)
+            held = held if coming in held else [*held[:2], coming, *held[2:]]
+        used = {one.selector for one in held if one.selector is not None}
+        numbers = {selector: number for selector, number in numbers.items() if selector in used}
+        for selector in sorted(used - numbers.keys(), key=lambda one: one.text):
+            numbers[selector] = min(set(range(20)) - set(numbers.values()))
+        by_number = {number: selector for selector, number in numbers.items()}
+        selectors = tuple(by_number.get(number) for number in range(max(by_number, default=-1) + 1))
+        own = {300: ingress(*held), 301: ingress(*held[1:])}
+        now = changed(world, selectors=selectors, selector_numbers=numbers, membership={}, subjects=own)
+        assert meaning(Snapshot(packer.pack(now).snapshot)) == meaning(Snapshot(pack(now).snapshot))
+
+
 def test_a_policy_from_before_is_not_read_with_the_selectors_of_now():
     packer = Packer()
     kept = ingress(entry("a"))
