@@ -11,9 +11,8 @@ python=${PYTHON:-python3}
 cd "$root"
 
 round() { # seconds
-	PYTHONPATH="$root" IDMESH_FUZZ_SECONDS="$1" "$python" tests/fuzz/model_fuzz.py
-	PYTHONPATH="$root" IDMESH_FUZZ_SECONDS="$1" "$python" tests/fuzz/regex_fuzz.py
-	PYTHONPATH="$root" IDMESH_FUZZ_SECONDS="$1" "$python" tests/fuzz/record_fuzz.py
+	printf '%s\n' model regex record |
+		PYTHONPATH="$root" IDMESH_FUZZ_SECONDS="$1" xargs -P2 -I NAME "$python" tests/fuzz/NAME_fuzz.py
 	"$root/tests/native/run.sh" fuzz "$1"
 }
 
