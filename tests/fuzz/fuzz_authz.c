@@ -3,25 +3,15 @@
  * Arbitrary bytes as CheckRequests, against sound snapshots (folder IDMESH_SEEDS) and without any. Besides bad
  * accesses it looks for answers that are no message, and for an allow that the report does not bear out.
  */
-#include <dirent.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
 #include "../../native/service/wire.h"
 #include "idmesh/check.h"
+#include "seeds.h"
 
-#define SNAPSHOTS_MAX 32
+#define SNAPSHOTS_MAX (SEEDS_MAX + 1)
 
 static struct idm_store *stores[SNAPSHOTS_MAX];
 static struct idm_checker *checkers[SNAPSHOTS_MAX];
 static uint32_t count;
-
-static void fail(const char *what)
-{
-	fprintf(stderr, "%s\n", what);
-	abort();
-}
 
 // A store with this snapshot (NULL: none) and a checker that asks it.
 static void add(struct idm_snapshot *snapshot)
@@ -32,43 +22,12 @@ static void add(struct idm_snapshot *snapshot)
 	count++;
 }
 
-static void load(const char *path)
-{
-	static char data[1 << 20];
-	struct idm_snapshot *snapshot;
-	struct idm_error error;
-	FILE *file = fopen(path, "rb");
-	size_t size;
-
-	if (!file)
-		fail(path);
-	size = fread(data, 1, sizeof(data), file);
-	fclose(file);
-	if (idm_snapshot_load(data, size, NULL, &snapshot, &error))
-		fail(error.message);
-	add(snapshot);
-}
-
 int LLVMFuzzerInitialize(int *argc, char ***argv)
 {
-	const char *folder = getenv("IDMESH_SEEDS");
-	DIR *dir = folder ? opendir(folder) : NULL;
-	struct dirent *item;
-
 	(void)argc;
 	(void)argv;
-	if (!dir)
-		fail("IDMESH_SEEDS must name the folder of seed snapshots");
 	add(NULL);
-	while ((item = readdir(dir)) && count < SNAPSHOTS_MAX) {
-		char path[4096];
-
-		if (!strstr(item->d_name, ".snapshot"))
-			continue;
-		snprintf(path, sizeof(path), "%s/%s", folder, item->d_name);
-		load(path);
-	}
-	closedir(dir);
+	seeds_each(add);
 	return 0;
 }
 

@@ -3,60 +3,24 @@
  * Arbitrary flows against sound snapshots (folder IDMESH_SEEDS). Besides bad accesses it looks for disagreement: one
  * flow alone, in a batch and explained; a path raw and in canonical form.
  */
-#include <dirent.h>
-#include <stdio.h>
-#include <stdlib.h>
-
 #include "feed.h"
+#include "seeds.h"
 
-#define SNAPSHOTS_MAX 32
+#define SNAPSHOTS_MAX (SEEDS_MAX + 1)
 
 static struct idm_snapshot *snapshots[SNAPSHOTS_MAX];
 static uint32_t snapshot_count;
 
-static void fail(const char *what)
+static void add(struct idm_snapshot *snapshot)
 {
-	fprintf(stderr, "%s\n", what);
-	abort();
-}
-
-static void load(const char *path)
-{
-	static char data[1 << 20];
-	struct idm_error error;
-	FILE *file = fopen(path, "rb");
-	size_t size;
-
-	if (!file)
-		fail(path);
-	size = fread(data, 1, sizeof(data), file);
-	fclose(file);
-	if (idm_snapshot_load(data, size, NULL, &snapshots[snapshot_count], &error))
-		fail(error.message);
-	snapshot_count++;
+	snapshots[snapshot_count++] = snapshot;
 }
 
 int LLVMFuzzerInitialize(int *argc, char ***argv)
 {
-	const char *folder = getenv("IDMESH_SEEDS");
-	DIR *dir = folder ? opendir(folder) : NULL;
-	struct dirent *item;
-
 	(void)argc;
 	(void)argv;
-	if (!dir)
-		fail("IDMESH_SEEDS must name the folder of seed snapshots");
-	while ((item = readdir(dir)) && snapshot_count < SNAPSHOTS_MAX) {
-		char path[4096];
-
-		if (!strstr(item->d_name, ".snapshot"))
-			continue;
-		snprintf(path, sizeof(path), "%s/%s", folder, item->d_name);
-		load(path);
-	}
-	closedir(dir);
-	if (!snapshot_count)
-		fail("no seed snapshot");
+	seeds_each(add);
 	return 0;
 }
 

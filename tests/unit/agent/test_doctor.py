@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -48,7 +47,6 @@ def test_a_callback_that_this_envoy_lacks_fails_unless_it_is_weak() -> None:
     assert grades(imported(Symbols(frozenset(), frozenset(), frozenset({CALLBACK + "newer"})), ENVOY)) == {Grade.OK}
 
 
-@pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")
 def test_symbols_are_read_from_the_file(tmp_path: Path) -> None:
     source = (
         "void seen(void) { extern void wanted(void); wanted(); }\n"
