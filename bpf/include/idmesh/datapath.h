@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: Apache-2.0 */
+/* SPDX-License-Identifier: Apache-2.0 OR BSD-2-Clause */
 /*
  * What BPF programs, their loader (native/datapath) and Python share: the layout of every map.
  *
