@@ -52,7 +52,7 @@ IDM_MAP(fragments, BPF_MAP_TYPE_LRU_HASH, struct idm_fragment_key, uint32_t, 819
 IDM_MAP(tokens, BPF_MAP_TYPE_LRU_HASH, struct idm_token_key, uint32_t, 16384, 0);
 IDM_MAP(grants, BPF_MAP_TYPE_LRU_HASH, uint32_t, struct idm_grant, 16384, 0);
 IDM_MAP(affinity, BPF_MAP_TYPE_LRU_HASH, struct idm_affinity_key, struct idm_affinity, 16384, 0);
-IDM_MAP(translations, BPF_MAP_TYPE_LRU_HASH, uint64_t, struct idm_translation, 16384, 0);
+IDM_MAP(translations, BPF_MAP_TYPE_LRU_HASH, struct idm_translation_key, struct idm_translation, 16384, 0);
 
 // What the loader says of this host, whatever the revision.
 IDM_MAP(attachments, BPF_MAP_TYPE_HASH, uint32_t, struct idm_attachment, 4096, IDM_F_READ_ONLY);

@@ -224,7 +224,7 @@ struct idm_fragment_key {
 	uint8_t reserved[3];
 };
 
-/* ---- services: HASH; backends: ARRAY; affinity: LRU_HASH; translations: LRU_HASH by socket cookie ---- */
+/* ---- services: HASH; backends: ARRAY; affinity: LRU_HASH; translations: LRU_HASH ---- */
 
 struct idm_service_key {
 	struct idm_address address; /* VIP; all 0 with a port: NodePort on any address of the host */
@@ -243,20 +243,27 @@ struct idm_backend {
 	uint16_t port;
 	uint8_t protocol;
 	uint8_t reserved;
+	uint32_t service; /* whose row this is: idm_service.id; a row of another service is never used */
 };
 struct idm_affinity_key {
-	struct idm_address client;
+	struct idm_address client; /* cookie of the network namespace, then idm_workload.endpoint or 0 (8 bytes each) */
 	uint32_t service;
 };
 struct idm_affinity {
 	struct idm_backend backend;
 	uint32_t seen_s;
 };
-struct idm_translation { /* what a socket asked for, and was given */
-	struct idm_address address;
+struct idm_translation_key { /* an unconnected socket may talk to backends of many services */
+	uint64_t cookie; /* of the socket */
 	struct idm_address backend;
 	uint16_t port;
-	uint16_t backend_port;
+	uint16_t reserved;
+	uint32_t reserved2;
+};
+struct idm_translation { /* what the socket asked for when it was given this backend */
+	struct idm_address address;
+	uint16_t port;
+	uint16_t reserved;
 	uint32_t service;
 };
 
