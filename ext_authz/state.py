@@ -67,6 +67,15 @@ class State:
         return self.root / "applied"
 
     @property
+    def attached(self) -> Path:
+        return self.root / "attached"
+
+    @property
+    def datapath(self) -> Path:
+        """What the data path keeps: its bpffs, what it changed on this host, its page."""
+        return self.root / "datapath"
+
+    @property
     def admin(self) -> Path:
         return self.root / "admin.sock"
 
@@ -81,7 +90,7 @@ class State:
         Raises:
             StateError: One is somebody else's, or others may write to it.
         """
-        for folder in (self.root, self.readers, self.kept, self.applied):
+        for folder in (self.root, self.readers, self.kept, self.applied, self.attached, self.datapath):
             # Root's directory can be entered by others: the read socket's group must reach it, whatever the umask.
             mode = 0o755 if folder == self.root and os.geteuid() == 0 else 0o700
             if not folder.exists():

@@ -25,6 +25,7 @@ from typing import Any
 
 from ext_authz import logs
 from ext_authz.agent.applied import AppliedStore
+from ext_authz.agent.attachments import AttachmentStore
 from ext_authz.agent.pressure import pressure
 from ext_authz.agent.sources import Sources, View, within
 from ext_authz.agent.standing import Standing
@@ -53,7 +54,8 @@ class Builder:
     """What the process holds between two looks."""
 
     def __init__(self, state: State, paths: dict[str, list[Path]], settings: Settings, node: str | None) -> None:
-        self._sources = Sources(state.kept, paths, settings, node, AppliedStore(state.applied))
+        applied, attached = AppliedStore(state.applied), AttachmentStore(state.attached)
+        self._sources = Sources(state.kept, paths, settings, node, applied, attached)
         self._transport: Transport = FileTransport(state.root)
         self._allocator = FileAllocator(state.identities)
         self._compiler = Compiler(self._allocator, revision=self._transport.revision)
@@ -125,6 +127,7 @@ class Builder:
             "kept": view.kept,
             "closed": world.closed,
             "applied_errors": _applied_errors(view, errors),
+            "attached_errors": _attached_errors(view, errors),
             "pressure": pressure(compiled.snapshot, self._allocator, view),
             "counts": {"policies": len(world.policies), "endpoints": len(world.endpoints), **view.counts},
         }
@@ -135,6 +138,16 @@ def _applied_errors(view: View, errors: list[PolicyError]) -> dict[str, list[str
     names = [source.path for source in view.sources if source.role == "applied"]
     found = {name: [error for error in errors if within(error.origin.file, name)] for name in names}
     return {name: [json.dumps(e.record()) for e in of[:_APPLIED_MAX]] for name, of in found.items()}
+
+
+def _attached_errors(view: View, errors: list[PolicyError]) -> dict[str, list[str]]:
+    """What is wrong with attached endpoints, by the file that keeps them."""
+    folders = [source.path for source in view.sources if source.role == "attached"]
+    found: dict[str, list[str]] = {}
+    for error in errors:
+        if any(within(error.origin.file, folder) for folder in folders):
+            found.setdefault(error.origin.file, []).append(error.reason)
+    return found
 
 
 def _fresh(file: str) -> bool:

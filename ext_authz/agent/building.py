@@ -19,6 +19,8 @@ DEBOUNCE_S = 0.004
 # Under constant change compiling stays below half of a core: it rests a little longer than it took, if that is short.
 REST_SHARE, REST_MAX_S = 1.25, 0.030
 _RETRY_S = 1.0
+# What only whoever waits for the report wants to know.
+_ANSWERS = ("applied_errors", "attached_errors")
 
 
 class Building:
@@ -89,7 +91,7 @@ class Building:
 
     def _succeeded(self, report: dict[str, Any]) -> None:
         self.failure = ""
-        self.report = {name: value for name, value in report.items() if name != "applied_errors"}
+        self.report = {name: value for name, value in report.items() if name not in _ANSWERS}
         self._propagation.built(int(report["revision"]), bool(report["changed"]))
         if report["changed"]:
             names = ("revision", "digest", "read_ms", "compile_ms", "publish_ms", "error_count")

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ext_authz.agent.applied import Applied, AppliedStore
+from ext_authz.agent.attachments import AttachmentStore
 from ext_authz.agent.contents import FileCache
 from ext_authz.agent.kept import Kept, KeptStore
 from ext_authz.model import SUFFIXES
@@ -35,7 +36,7 @@ _NOBODY = ObjectRef("", "", "")
 class Source:
     """One path the user gave, as found at the last look."""
 
-    role: str  # policies | endpoints | applied
+    role: str  # policies | endpoints | applied | attached
     path: str
     files: int = 0
     objects: int = 0
@@ -81,8 +82,11 @@ class Sources:
         settings: Settings,
         node: str | None,
         applied: AppliedStore | None = None,
+        attached: AttachmentStore | None = None,
     ) -> None:
         self._applied = applied
+        self._attached = attached
+        self._node = node
         self._paths = [(role, str(path.absolute())) for role, found in paths.items() for path in found]
         self._store = KeptStore(kept)
         self._loader = Loader(settings=settings, node=node)
@@ -100,6 +104,8 @@ class Sources:
         self._files.forget(found.contents)
         for applied in self._applied.read() if self._applied else ():
             _take_applied(applied, found)
+        if self._attached:
+            _take_attached(self._attached, self._node, found)
         mender = _Mender(self._store, found)
         loaded = self._loader.load_contents(list(found.contents.items()), mender.mend)
         world = loaded.world
@@ -229,6 +235,22 @@ def _take_applied(applied: Applied, found: _Found) -> None:
             found.errors.append(PolicyError(Origin(path, 1, 1), _NOBODY, "", reason))
         else:
             found.contents[path] = content
+
+
+def _take_attached(store: AttachmentStore, node: str | None, found: _Found) -> None:
+    """Attached endpoints that brought labels are Pods of this node; one that cannot be read stays what it was."""
+    files = store.files()
+    if not files:
+        return
+    source = Source("attached", str(store.folder), files=len(files))
+    found.sources.append(source)
+    for file in files:
+        if file.attachment is None:
+            source.problem = file.problem
+            found.lost.append((file.path, file.problem))
+            found.errors.append(PolicyError(Origin(file.path, 1, 1), _NOBODY, "", file.problem))
+        elif content := file.attachment.document(node):
+            found.contents[file.path] = content
 
 
 class _Mender:
