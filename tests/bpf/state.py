@@ -56,7 +56,7 @@ class Here:
 def namespace_state(place: Place) -> State:
     """Links, addresses, rules, routes, sysctls, nft, tc, tcx and sk_lookup of a network namespace."""
     with place.inside():
-        links = {number: name for number, name in socket.if_nameindex()}
+        links = dict(socket.if_nameindex())
         return {
             "links": _lines("ip -o link show", r" qlen \d+| state \w+|,?LOWER_UP|,?NO-CARRIER"),
             "addresses": _lines("ip -o address show", r"valid_lft .*|tentative"),
