@@ -61,6 +61,10 @@ IDM_MAP(services, BPF_MAP_TYPE_HASH, struct idm_service_key, struct idm_service,
 IDM_MAP(backends, BPF_MAP_TYPE_ARRAY, uint32_t, struct idm_backend, 32768, IDM_F_READ_ONLY);
 IDM_MAP(workloads, BPF_MAP_TYPE_HASH, uint64_t, struct idm_workload, 4096, IDM_F_READ_ONLY);
 
+// Envoy's transparent listeners, 0 for IPv4 and 1 for IPv6: put in by the program at Envoy's cgroup when they start to
+// listen, gone when they are closed.
+IDM_MAP(listeners, BPF_MAP_TYPE_SOCKMAP, uint32_t, uint64_t, 2, 0);
+
 IDM_MAP(counters, BPF_MAP_TYPE_PERCPU_ARRAY, uint32_t, struct idm_counter, IDM_COUNTERS, 0);
 IDM_MAP(losses, BPF_MAP_TYPE_PERCPU_ARRAY, uint32_t, uint64_t, 1, 0);
 

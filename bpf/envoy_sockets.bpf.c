@@ -1,0 +1,266 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Envoy's sockets: which are its listeners, for whom it connects to servers, and that nobody else sends as it does.
+ *
+ *   envoy_sockets  (sock_ops, Envoy's cgroup) keeps the transparent listeners where sk_lookup.bpf.c finds them, and
+ *                  writes the row of leg 1 when Envoy connects with a token: for the client of that token alone.
+ *   keep_marks     (setsockopt, a cgroup above all) refuses our marks to everybody else. CAP_NET_RAW would be enough.
+ *   keep_packets   (egress, the same cgroup) drops packets that carry our marks all the same (a mark can come with a
+ *                  message), and connections that Envoy opens in a client's name without its row.
+ */
+#include "maps.h"
+#include "steer.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+#define FAMILY_IP4 2
+#define FAMILY_IP6 10
+#define SOCKET_LEVEL 1  /* SOL_SOCKET */
+#define SOCKET_MARK 36  /* SO_MARK */
+#define PAGE_BYTES 4096 /* of options longer than a page programs see a part, and must say that they left it alone */
+#define PASS 1
+#define REFUSE 0
+
+static const uint32_t only; // the one row of arrays
+
+static __always_inline bool is_ours(uint32_t mark)
+{
+	mark &= IDM_MARK_MASK;
+	return mark == IDM_MARK_TO_PROXY || mark == IDM_MARK_FROM_PROXY;
+}
+
+static __always_inline bool is_envoy(uint64_t cgroup)
+{
+	uint32_t row = only;
+	const struct idm_config *settings = bpf_map_lookup_elem(&config, &row);
+
+	return settings && settings->envoy_cgroup && settings->envoy_cgroup == cgroup;
+}
+
+// ---- listeners ----
+
+static __always_inline bool is_loopback(const struct idm_address *address, bool ip4)
+{
+	struct idm_address wanted = {.bytes = {[15] = 1}};
+
+	if (ip4)
+		wanted = steer_mapped(bpf_htonl(0x7f000001));
+	return steer_same_address(address, &wanted);
+}
+
+static __always_inline void keep_listener(struct bpf_sock_ops *ctx, const struct steer_end *local)
+{
+	bool ip4 = ctx->family == FAMILY_IP4;
+	uint32_t row = only, slot = !ip4;
+	const struct idm_config *settings = bpf_map_lookup_elem(&config, &row);
+	uint32_t port;
+
+	if (!settings)
+		return;
+	port = ip4 || !settings->proxy_port6 ? settings->proxy_port : settings->proxy_port6;
+	if (!port || local->port != port || !is_loopback(&local->address, ip4))
+		return;
+	// Each worker has a listener of its own; whichever stands here, the kernel spreads over all of them.
+	bpf_sock_map_update(ctx, &listeners, &slot, BPF_ANY);
+}
+
+// ---- leg 1 ----
+
+static __always_inline uint32_t known_prefix(const struct idm_address *address, uint32_t slot)
+{
+	struct idm_prefix_key key = {.bits = 128, .address = *address};
+	const struct idm_prefix_row *row =
+		slot ? bpf_map_lookup_elem(&prefixes_1, &key) : bpf_map_lookup_elem(&prefixes_0, &key);
+
+	return row ? row->identity : 0;
+}
+
+// Who the server is, as the live tables say.
+static __always_inline void add_server(const struct idm_state *now, const struct steer_end *server,
+				       struct idm_connection *ret)
+{
+	uint32_t slot = ret->generation & 1;
+	const struct idm_endpoint_row *endpoint = slot ? bpf_map_lookup_elem(&endpoints_1, &server->address) :
+							 bpf_map_lookup_elem(&endpoints_0, &server->address);
+	struct idm_address ip4 = steer_mapped(0);
+
+	ret->destination_endpoint = IDM_NO_INDEX;
+	if (endpoint) {
+		ret->destination_identity = endpoint->identity;
+		ret->destination_endpoint = endpoint->endpoint;
+		ret->destination_ifindex = endpoint->ifindex;
+	} else if (bpf_map_lookup_elem(&locals, &server->address)) {
+		ret->destination_identity = 1;
+	} else {
+		ret->destination_identity = known_prefix(&server->address, slot);
+		if (!ret->destination_identity)
+			ret->destination_identity = __builtin_memcmp(&server->address, &ip4, 12) ?
+							    now->world6[slot] :
+							    now->world4[slot];
+	}
+}
+
+/*
+ * The row says REDIRECTED like its other leg's: judged again it lives on as long as L3/L4 does not deny it. Packets of
+ * an Envoy that connects without a grant, or not from the grant's address, find no row and are dropped.
+ */
+static __always_inline void open_leg(const struct steer_end *local, const struct steer_end *server, uint32_t mark)
+{
+	uint32_t row = only, token = IDM_MARK_TOKEN(mark);
+	const struct idm_state *now = bpf_map_lookup_elem(&state, &row);
+	struct idm_grant *grant = bpf_map_lookup_elem(&grants, &token);
+	struct idm_connection_key key;
+	struct idm_connection leg = {
+		.verdict = STEER_REDIRECTED,
+		.flags = IDM_CONNECTION_EGRESS | IDM_CONNECTION_INGRESS,
+		.egress_entry = IDM_NO_INDEX,
+		.ingress_entry = IDM_NO_INDEX,
+		.tcp = IDM_TCP_SYN,
+		.token = token,
+	};
+
+	if (!now || !now->generation || !grant || !steer_same_address(&grant->source, &local->address))
+		return;
+	leg.opened_ns = bpf_ktime_get_boot_ns();
+	leg.seen_s = leg.opened_ns / 1000000000;
+	leg.generation = now->generation;
+	leg.revision = now->revision[leg.generation & 1];
+	leg.source_identity = grant->identity;
+	leg.source_endpoint = grant->endpoint;
+	add_server(now, server, &leg);
+	if (steer_key(local, server, IDM_LEG_PROXY, &key))
+		leg.flags |= IDM_CONNECTION_SOURCE_HIGH;
+	bpf_map_update_elem(&connections, &key, &leg, BPF_ANY);
+}
+
+// ---- programs ----
+
+static __always_inline bool ends_of(const struct bpf_sock_ops *ctx, struct steer_end *local, struct steer_end *server)
+{
+	local->port = ctx->local_port;
+	server->port = bpf_ntohl(ctx->remote_port);
+	if (ctx->family == FAMILY_IP4) {
+		local->address = steer_mapped(ctx->local_ip4);
+		server->address = steer_mapped(ctx->remote_ip4);
+		return true;
+	}
+	if (ctx->family != FAMILY_IP6)
+		return false;
+	for (int i = 0; i < 4; i++) {
+		uint32_t word = ctx->local_ip6[i];
+
+		__builtin_memcpy(local->address.bytes + i * 4, &word, sizeof(word));
+		word = ctx->remote_ip6[i];
+		__builtin_memcpy(server->address.bytes + i * 4, &word, sizeof(word));
+	}
+	return true;
+}
+
+SEC("sockops")
+int envoy_sockets(struct bpf_sock_ops *ctx)
+{
+	struct steer_end local, server;
+	struct bpf_sock *socket = ctx->sk;
+
+	if (!socket || !ends_of(ctx, &local, &server))
+		return PASS;
+	if (ctx->op == BPF_SOCK_OPS_TCP_LISTEN_CB)
+		keep_listener(ctx, &local);
+	else if (ctx->op == BPF_SOCK_OPS_TCP_CONNECT_CB && (socket->mark & IDM_MARK_MASK) == IDM_MARK_FROM_PROXY)
+		open_leg(&local, &server, socket->mark);
+	return PASS;
+}
+
+SEC("cgroup/setsockopt")
+int keep_marks(struct bpf_sockopt *ctx)
+{
+	uint32_t *mark = ctx->optval;
+
+	if (ctx->level != SOCKET_LEVEL || ctx->optname != SOCKET_MARK || (void *)(mark + 1) > ctx->optval_end) {
+		if (ctx->optlen > PAGE_BYTES)
+			ctx->optlen = 0;
+		return PASS;
+	}
+	return is_ours(*mark) && !is_envoy(bpf_get_current_cgroup_id()) ? REFUSE : PASS;
+}
+
+struct segment {
+	struct steer_end from;
+	struct steer_end to;
+	bool opens; // the first of a connection
+};
+
+// False: not TCP, or none that a socket of this host would send.
+static __always_inline bool read_segment(struct __sk_buff *skb, struct segment *ret)
+{
+	struct tcphdr tcp;
+	uint32_t offset;
+
+	if (skb->protocol == bpf_htons(0x0800)) {
+		struct iphdr ip;
+
+		if (bpf_skb_load_bytes(skb, 0, &ip, sizeof(ip)) || ip.protocol != IPPROTO_TCP)
+			return false;
+		ret->from.address = steer_mapped(ip.saddr);
+		ret->to.address = steer_mapped(ip.daddr);
+		offset = ip.ihl * 4;
+	} else {
+		struct ipv6hdr ip;
+
+		if (skb->protocol != bpf_htons(0x86dd) || bpf_skb_load_bytes(skb, 0, &ip, sizeof(ip)) ||
+		    ip.nexthdr != IPPROTO_TCP)
+			return false;
+		__builtin_memcpy(&ret->from.address, &ip.saddr, sizeof(ret->from.address));
+		__builtin_memcpy(&ret->to.address, &ip.daddr, sizeof(ret->to.address));
+		offset = sizeof(ip);
+	}
+	if (bpf_skb_load_bytes(skb, offset, &tcp, sizeof(tcp)))
+		return false;
+	ret->from.port = bpf_ntohs(tcp.source);
+	ret->to.port = bpf_ntohs(tcp.dest);
+	ret->opens = tcp.syn && !tcp.ack;
+	return true;
+}
+
+static __always_inline bool has_leg(const struct segment *segment, uint32_t token)
+{
+	struct idm_connection_key key;
+	const struct idm_connection *leg;
+
+	steer_key(&segment->from, &segment->to, IDM_LEG_PROXY, &key);
+	leg = bpf_map_lookup_elem(&connections, &key);
+	return leg && leg->token == token;
+}
+
+static __always_inline bool is_own(const struct idm_address *address)
+{
+	struct idm_address loopback4 = steer_mapped(bpf_htonl(0x7f000000));
+
+	return bpf_map_lookup_elem(&locals, address) || is_loopback(address, false) ||
+	       !__builtin_memcmp(address, &loopback4, 13);
+}
+
+// Established connections are judged packet by packet where the server is; here only that none begins unknown.
+static __always_inline int judge_envoy(struct __sk_buff *skb)
+{
+	uint32_t mark = skb->mark;
+	struct segment segment;
+	bool marked = (mark & IDM_MARK_MASK) == IDM_MARK_FROM_PROXY;
+
+	if (!read_segment(skb, &segment))
+		return marked ? REFUSE : PASS;
+	if (!segment.opens)
+		return PASS;
+	if (marked)
+		return has_leg(&segment, IDM_MARK_TOKEN(mark)) ? PASS : REFUSE;
+	// In a client's name, but without saying so: the server's side would take it for the host's.
+	return is_own(&segment.from.address) ? PASS : REFUSE;
+}
+
+SEC("cgroup_skb/egress")
+int keep_packets(struct __sk_buff *skb)
+{
+	if (is_envoy(bpf_skb_cgroup_id(skb)))
+		return judge_envoy(skb);
+	return is_ours(skb->mark) ? REFUSE : PASS;
+}

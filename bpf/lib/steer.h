@@ -1,0 +1,173 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Steering: how a packet of a connection that needs L7 gets to Envoy on this host.
+ *
+ * The mark says only that a packet is steered: a rule routes it into the host's own stack (ext_authz/datapath/routing.py)
+ * where sk_lookup.bpf.c finds Envoy's listener. Who the client is stands in the connection's row, and Envoy's own
+ * connection to the server is bound to the same client by a token, which its packets carry in their mark.
+ */
+#ifndef IDMESH_STEER_H
+#define IDMESH_STEER_H
+
+#include "maps.h"
+#include <bpf/bpf_endian.h>
+
+#define STEER_REDIRECTED 5 /* IDM_REDIRECTED of idmesh/engine.h, which needs libc */
+#define STEER_PASS (-1) /* TC_ACT_UNSPEC: to the stack, and other programs still see it */
+#define STEER_DROP 2    /* TC_ACT_SHOT */
+#define STEER_TRIES 8   /* at a free token: even with a million of them given, all fail once in 10^9 */
+#define STEER_MACS 12   /* bytes of both addresses of an Ethernet header */
+
+static __always_inline bool steer_same_address(const struct idm_address *one, const struct idm_address *other)
+{
+	return !__builtin_memcmp(one, other, sizeof(*one));
+}
+
+static __always_inline bool steer_same_client(const struct idm_grant *one, const struct idm_grant *other)
+{
+	return one->identity == other->identity && one->endpoint == other->endpoint &&
+	       steer_same_address(&one->source, &other->source);
+}
+
+// A token that nobody has: given to this client. 0: none was found.
+static __always_inline uint32_t steer_new_token(const struct idm_token_key *client, const struct idm_grant *grant)
+{
+	for (int i = 0; i < STEER_TRIES; i++) {
+		uint32_t token = bpf_get_prandom_u32() & IDM_TOKEN_MAX;
+
+		if (!token || bpf_map_update_elem(&grants, &token, grant, BPF_NOEXIST))
+			continue;
+		// Two processors may each give one to the same client: both hold, the later one is given again.
+		bpf_map_update_elem(&tokens, client, &token, BPF_ANY);
+		return token;
+	}
+	return 0;
+}
+
+// The client's token. 0: none could be given.
+static __always_inline uint32_t steer_token(const struct idm_token_key *client, uint32_t generation)
+{
+	struct idm_grant grant = {
+		.source = client->source,
+		.identity = client->identity,
+		.endpoint = client->endpoint,
+		.generation = generation,
+	};
+	uint32_t *known = bpf_map_lookup_elem(&tokens, client);
+	struct idm_grant *given;
+	uint32_t token;
+
+	// Not known: the client is new, or forgotten. What Envoy still has open with an older token ends with its grant.
+	if (!known)
+		return steer_new_token(client, &grant);
+	token = *known;
+	given = bpf_map_lookup_elem(&grants, &token);
+	// The grant alone was forgotten, and perhaps its number was given to somebody else since.
+	if (!given || !steer_same_client(given, &grant))
+		return steer_new_token(client, &grant);
+	given->generation = generation;
+	return token;
+}
+
+static __always_inline bool steer_grant(const struct idm_connection_key *key, struct idm_connection *connection)
+{
+	struct idm_token_key client = {
+		.identity = connection->source_identity,
+		.endpoint = connection->source_endpoint,
+	};
+
+	if (connection->token)
+		return true;
+	client.source = connection->flags & IDM_CONNECTION_SOURCE_HIGH ? key->high : key->low;
+	connection->token = steer_token(&client, connection->generation);
+	return connection->token;
+}
+
+/*
+ * Send a workload's packet into Envoy. Also for packets of leg 1 that the server sends back: they reach Envoy's own
+ * socket the same way.
+ * connection: its row, or what is about to become it; gets its token. The row must stand before the packet passes.
+ * Returns the program's answer.
+ */
+static __always_inline int steer(struct __sk_buff *skb, struct idm_connection_key *key,
+				 struct idm_connection *connection)
+{
+	if (!steer_grant(key, connection))
+		return STEER_DROP;
+	skb->mark = IDM_MARK_TO_PROXY;
+	return STEER_PASS;
+}
+
+// Frames to the workload become frames from it: what the stack takes in must be addressed to this side.
+static __always_inline bool steer_turn(struct __sk_buff *skb)
+{
+	uint8_t was[STEER_MACS], now[STEER_MACS];
+
+	if (bpf_skb_load_bytes(skb, 0, was, sizeof(was)))
+		return false;
+	__builtin_memcpy(now, was + STEER_MACS / 2, STEER_MACS / 2);
+	__builtin_memcpy(now + STEER_MACS / 2, was, STEER_MACS / 2);
+	return !bpf_skb_store_bytes(skb, 0, now, sizeof(now), 0);
+}
+
+/*
+ * The same for a packet on its way to the workload (or to a client: a reply on leg 1 that came from outside): it comes
+ * in again at this interface, marked, where from_workload lets it pass to the stack.
+ */
+static __always_inline int steer_hairpin(struct __sk_buff *skb, struct idm_connection_key *key,
+					 struct idm_connection *connection)
+{
+	if (!steer_grant(key, connection) || !steer_turn(skb))
+		return STEER_DROP;
+	skb->mark = IDM_MARK_TO_PROXY;
+	return bpf_redirect(skb->ifindex, BPF_F_INGRESS);
+}
+
+// ---- rows by what sockets know of themselves ----
+
+struct steer_end {
+	struct idm_address address;
+	uint32_t port;
+};
+
+static __always_inline struct idm_address steer_mapped(uint32_t address_be)
+{
+	struct idm_address mapped = {.bytes = {[10] = 0xff, [11] = 0xff}};
+
+	__builtin_memcpy(mapped.bytes + 12, &address_be, sizeof(address_be));
+	return mapped;
+}
+
+// -1, 0 or 1; as text of bytes.
+static __always_inline int steer_compare(const struct idm_address *one, const struct idm_address *other)
+{
+	for (int i = 0; i < 16; i += 4) {
+		uint32_t a, b;
+
+		__builtin_memcpy(&a, one->bytes + i, sizeof(a));
+		__builtin_memcpy(&b, other->bytes + i, sizeof(b));
+		if (a != b)
+			return bpf_ntohl(a) < bpf_ntohl(b) ? -1 : 1;
+	}
+	return 0;
+}
+
+/* True if `from` became the key's high end. */
+static __always_inline bool steer_key(const struct steer_end *from, const struct steer_end *to, uint8_t leg,
+				      struct idm_connection_key *ret)
+{
+	int order = steer_compare(&from->address, &to->address);
+	bool high = order > 0 || (!order && from->port > to->port);
+	const struct steer_end *first = high ? to : from, *second = high ? from : to;
+
+	__builtin_memset(ret, 0, sizeof(*ret));
+	ret->low = first->address;
+	ret->low_port = first->port;
+	ret->high = second->address;
+	ret->high_port = second->port;
+	ret->protocol = IPPROTO_TCP;
+	ret->leg = leg;
+	return high;
+}
+
+#endif
