@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 STAMP := build/stamp
 OLD_ENVOYS := 1.38.3 1.39.3
 FUZZ_SECONDS ?= 60
-ENGINE_SOURCES := $(wildcard native/include/idmesh/*.h native/engine/*.[ch] native/automata/*.[ch] native/flow/*.[ch] native/service/*.[ch] native/ffi/*.py native/ffi/*.h)
+ENGINE_SOURCES := $(wildcard native/include/idmesh/*.h native/engine/*.[ch] native/automata/*.[ch] native/flow/*.[ch] native/service/*.[ch] native/events/*.c bpf/include/idmesh/*.h native/ffi/*.py native/ffi/*.h)
 MODULE_SOURCES := $(wildcard native/envoy/*) $(ENGINE_SOURCES)
 
 .PHONY: help setup demo test check lint types native-asan native-tsan fuzz fuzz-short soak bench wheel clean
@@ -75,8 +75,8 @@ test: setup ## Run the tests
 lint: setup ## Check style
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@clang -std=gnu11 -fsyntax-only -Wall -Wextra -Werror -Inative/include -Inative/ffi native/engine/*.c native/automata/*.c \
-		native/flow/*.c native/service/*.c native/envoy/*.c
+	@clang -std=gnu11 -fsyntax-only -Wall -Wextra -Werror -Inative/include -Inative/ffi -Ibpf/include native/engine/*.c native/automata/*.c \
+		native/flow/*.c native/service/*.c native/events/*.c native/envoy/*.c
 
 types: setup ## Check types
 	@$(BIN)/mypy

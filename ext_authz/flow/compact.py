@@ -71,6 +71,8 @@ def _kind(flow: Mapping[str, Any]) -> str:
     if _map(flow.get("event_type")).get("type") == 5:
         match = _MATCHES.get(flow.get("policy_match_type") or 0, "unknown")
         return f"policy-verdict:{match} {flow.get('traffic_direction') or ''}".rstrip()
+    if _map(flow.get("event_type")).get("type") == 1:
+        return "drop"
     return str(flow.get("trace_observation_point") or "unknown").lower().replace("_", "-")
 
 

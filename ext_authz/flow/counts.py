@@ -1,21 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What is counted of flows, in plain dictionaries: a library's counter would cost as much as formatting a line.
+What is counted of flows. C counts every record that is read, whether or not anybody wants it as a line; here its
+places get the names that Hubble gives them, when somebody asks.
 
-Every key is one of few: what a client can write (methods, protocols) is folded into those that are known.
+Source: native/include/idmesh/counts.h
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
 
+from ext_authz.engine._engine import ffi, lib
 from ext_authz.engine.types import Direction
-from ext_authz.flow.facts import Seen
-from ext_authz.flow.record import FlowType, Record
+from ext_authz.flow.record import FlowType
+from ext_authz.flow.shape import DROP_REASONS
 
-METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE"})
-PROTOCOLS = {text.encode(): text for text in ("HTTP/1.0", "HTTP/1.1", "HTTP/2", "HTTP/2.0", "HTTP/3", "HTTP/3.0")}
+# Columns, as the header lists them.
+METHODS = ("other", "CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE")
+VERSIONS = ("other", "HTTP/1.0", "HTTP/1.1", "HTTP/2", "HTTP/3")
+PROTOCOLS = ("other", "TCP", "UDP", "SCTP", "ICMPv4", "ICMPv6", "HTTP")
+VERDICTS = ("FORWARDED", "DROPPED", "AUDIT", "REDIRECTED", "ERROR")
 # Seconds; Prometheus' default buckets, as Hubble has them.
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _TYPES = {
@@ -24,59 +30,109 @@ _TYPES = {
     FlowType.CONNECTION: ("PolicyVerdict", ""),
     FlowType.END: ("Trace", "to-endpoint"),
 }
-_L4 = {6: "TCP", 17: "UDP", 132: "SCTP", 1: "ICMPv4", 58: "ICMPv6"}
-_MATCHES = {0: "none", 1: "l3-only", 2: "l3-l4", 3: "l4-only", 4: "all", 5: "l3-proto", 6: "proto-only"}
-_REPORTERS = {Direction.EGRESS: "client", Direction.INGRESS: "server"}
-_L7 = (FlowType.REQUEST, FlowType.RESPONSE)
+_MATCHES = ("none", "l3-only", "l3-l4", "l4-only", "all", "l3-proto", "proto-only", "unknown")
+_ACTIONS = {"FORWARDED": "forwarded", "DROPPED": "dropped", "AUDIT": "audited", "REDIRECTED": "redirected"}
+_SIDES = {Direction.INGRESS: "ingress", Direction.EGRESS: "egress"}
+_REPORTERS = {Direction.INGRESS: "server", Direction.EGRESS: "client"}
+_REASONS: int = lib.IDM_COUNT_REASONS
 
 
 class Durations:
-    """One histogram."""
+    """One histogram: observations by bucket (the last one above all bounds), and the sum in seconds."""
 
     __slots__ = ("counts", "sum")
 
-    def __init__(self) -> None:
-        self.counts = [0] * (len(BUCKETS) + 1)
-        self.sum = 0.0
-
-    def observe(self, seconds: float) -> None:
-        self.counts[bisect_left(BUCKETS, seconds)] += 1
-        self.sum += seconds
+    def __init__(self, counts: list[int], sum_s: float) -> None:
+        self.counts = counts
+        self.sum = sum_s
 
 
 class Counts:
-    """Counted since the process began."""
+    """Counted since the process began. Any thread may read."""
 
     def __init__(self) -> None:
-        self.flows: Counter[tuple[str, str, str, str]] = Counter()  # protocol, type, subtype, verdict
-        self.drops: Counter[tuple[str, str]] = Counter()  # reason, protocol
-        self.requests: Counter[tuple[str, str, str, str]] = Counter()  # method, protocol, status, reporter
-        self.durations: dict[tuple[str, str], Durations] = {}  # method, reporter
-        self.verdicts: Counter[tuple[str, str, str]] = Counter()  # direction, match, action
-        self.malformed = 0
+        made = lib.idm_counter_create()
+        if made == ffi.NULL:
+            raise MemoryError
+        self._counter: Any = ffi.gc(made, lib.idm_counter_destroy)
+        self._counts: Any = lib.idm_counter_counts(made)
+        self.damaged = 0  # rings, and records that could not be formatted
         self.unwritten = 0
 
-    def add(self, record: Record, opened: Record, seen: Seen) -> None:
-        kind, verdict = record.type, seen.facts.verdict
-        protocol = "HTTP" if kind in _L7 else _L4.get(opened.protocol, "other")
-        self.flows[(protocol, *_TYPES[kind], verdict)] += 1  # type: ignore[index]
-        if verdict in ("DROPPED", "ERROR"):
-            self.drops[seen.facts.drop_reason or "L7_DENIED", protocol] += 1
-        if kind == FlowType.RESPONSE:
-            self._add_response(record, opened, seen)
-        elif kind == FlowType.CONNECTION:
-            direction = "egress" if record.direction == Direction.EGRESS else "ingress"
-            match = "l7/http" if verdict == "REDIRECTED" else _MATCHES.get(record.match_type, "unknown")
-            action = {"DROPPED": "dropped", "AUDIT": "audited", "REDIRECTED": "redirected"}.get(verdict, "forwarded")
-            self.verdicts[direction, match, action] += 1
+    def add(self, batch: bytes) -> int:
+        """Count records that stand one behind another; how many were understood."""
+        return int(lib.idm_counter_add(self._counter, ffi.from_buffer(batch), len(batch)))
 
-    def _add_response(self, record: Record, opened: Record, seen: Seen) -> None:
-        method = seen.facts.method if seen.facts.method in METHODS else "other"
-        protocol = PROTOCOLS.get(opened.http_protocol, "other")
-        reporter = _REPORTERS[opened.direction]  # type: ignore[index]
-        status = str(record.code) if 100 <= record.code <= 599 else "other"
-        self.requests[method, protocol, status, reporter] += 1
-        durations = self.durations.get((method, reporter))
-        if durations is None:
-            durations = self.durations[method, reporter] = Durations()
-        durations.observe(record.latency_ns / 1e9)
+    @property
+    def malformed(self) -> int:
+        return int(self._counts.malformed) + self.damaged
+
+    @property
+    def flows(self) -> Counter[tuple[str, str, str, str]]:
+        """Protocol, type, subtype, verdict."""
+
+        def key(protocol: int, kind: int, verdict: int) -> tuple[str, str, str, str]:
+            return PROTOCOLS[protocol], *_TYPES.get(FlowType(kind), ("other", "")), VERDICTS[verdict]
+
+        return _summed(self._counts.flows, (len(PROTOCOLS), lib.IDM_COUNT_TYPES, len(VERDICTS)), key)
+
+    @property
+    def drops(self) -> Counter[tuple[str, str]]:
+        """Reason, protocol."""
+
+        def key(reason: int, protocol: int) -> tuple[str, str]:
+            name = DROP_REASONS.get(reason, "DROP_REASON_UNKNOWN") if reason else "L7_DENIED"
+            return name, PROTOCOLS[protocol]
+
+        return _summed(self._counts.drops, (_REASONS, len(PROTOCOLS)), key)
+
+    @property
+    def requests(self) -> Counter[tuple[str, str, str, str]]:
+        """Method, protocol, status, reporter; counted when they were answered."""
+
+        def key(method: int, version: int, status: int, side: int) -> tuple[str, str, str, str]:
+            shown = str(status + 99) if status else "other"
+            return METHODS[method], VERSIONS[version], shown, _REPORTERS[Direction(side)]
+
+        shape = (len(METHODS), len(VERSIONS), lib.IDM_COUNT_STATUSES, len(_REPORTERS))
+        return _summed(self._counts.responses, shape, key)
+
+    @property
+    def durations(self) -> dict[tuple[str, str], Durations]:
+        """By method and reporter."""
+        found = {}
+        for number, method in enumerate(METHODS):
+            for side, reporter in _REPORTERS.items():
+                counts = list(self._counts.durations[number][side])
+                if any(counts):
+                    found[method, reporter] = Durations(counts, self._counts.durations_ns[number][side] / 1e9)
+        return found
+
+    @property
+    def verdicts(self) -> Counter[tuple[str, str, str]]:
+        """Of connections: direction, match, action."""
+
+        def key(side: int, match: int, verdict: int) -> tuple[str, str, str]:
+            redirected = VERDICTS[verdict] == "REDIRECTED"
+            shown = "l7/http" if redirected else _MATCHES[match]
+            return _SIDES[Direction(side)], shown, _ACTIONS.get(VERDICTS[verdict], "forwarded")
+
+        return _summed(self._counts.connections, (len(_SIDES), len(_MATCHES), len(VERDICTS)), key)
+
+
+def _summed(array: Any, shape: tuple[int, ...], key: Callable[..., Any]) -> Counter[Any]:
+    """Everything in a C array that is not zero, by what its indexes mean."""
+    found: Counter[Any] = Counter()
+    for indexes, count in _nonzero(array, shape):
+        found[key(*indexes)] += count
+    return found
+
+
+def _nonzero(array: Any, shape: tuple[int, ...]) -> Iterator[tuple[list[int], int]]:
+    for place, count in enumerate(memoryview(ffi.buffer(array)).cast("B").cast("Q")):
+        if count:
+            indexes = []
+            for size in reversed(shape):
+                place, index = divmod(place, size)
+                indexes.append(index)
+            yield indexes[::-1], count

@@ -34,6 +34,7 @@ _ENDS = (FlowType.RESPONSE, FlowType.END)
 _L7 = (FlowType.REQUEST, FlowType.RESPONSE)
 _DROPPED = int(VerdictCode.DROPPED)
 _NO_ID = bytes(16)
+_NO_ENDS = (Door.EXT_AUTHZ, Door.BPF)
 
 
 class Formatter:
@@ -66,8 +67,8 @@ class Formatter:
         """
         if record.type in _ENDS:
             return self._open.pop(record.decision, record)
-        # ext_authz sees no answers, and a producer without random numbers gives no ids.
-        if record.verdict != _DROPPED and record.door != Door.EXT_AUTHZ and record.decision != _NO_ID:
+        # ext_authz and the kernel see no ends, and a producer without random numbers gives no ids.
+        if record.verdict != _DROPPED and record.door not in _NO_ENDS and record.decision != _NO_ID:
             self._open[record.decision] = record
             if len(self._open) > OPEN_MAX:
                 self._open.popitem(last=False)

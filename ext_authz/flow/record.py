@@ -37,6 +37,7 @@ class FlowType(IntEnum):
     RESPONSE = lib.IDM_FLOW_RESPONSE
     CONNECTION = lib.IDM_FLOW_CONNECTION
     END = lib.IDM_FLOW_END
+    DROP = lib.IDM_FLOW_DROP
 
 
 class Flags(IntFlag):

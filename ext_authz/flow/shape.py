@@ -12,12 +12,21 @@ from ext_authz.flow.names import Identities, Policies, Resolver, Rule
 from ext_authz.flow.record import DOORS, Flags, FlowType, Record
 from ext_authz.flow.text import quoted
 
-# Hubble's names of the reasons this engine gives.
+# Hubble's names of the reasons that the engine and the kernel's programs give.
 DROP_REASONS = {
+    130: "INVALID_SOURCE_MAC",
+    132: "INVALID_SOURCE_IP",
     133: "POLICY_DENIED",
+    134: "INVALID_PACKET_DROPPED",
+    139: "UNSUPPORTED_L3_PROTOCOL",
+    142: "UNKNOWN_L4_PROTOCOL",
+    155: "CT_MAP_INSERTION_FAILED",
+    157: "IP_FRAGMENTATION_NOT_SUPPORTED",
+    158: "SERVICE_BACKEND_NOT_FOUND",
     165: "NO_CONFIGURATION_AVAILABLE_TO_PERFORM_POLICY_DECISION",
     171: "INVALID_IDENTITY",
     172: "UNKNOWN_SENDER",
+    175: "FIRST_LOGICAL_DATAGRAM_FRAGMENT_NOT_FOUND",
     180: "PROXY_REDIRECTION_NOT_SUPPORTED_FOR_PROTOCOL",
     181: "POLICY_DENY",
     189: "AUTH_REQUIRED",
@@ -25,12 +34,13 @@ DROP_REASONS = {
 }
 _AUTH = {Auth.REQUIRED: "SPIRE", Auth.ALWAYS_FAIL: "TEST_ALWAYS_FAIL"}
 # pkg/monitor/api: what the event was.
-_TRACE, _POLICY_VERDICT, _ACCESS_LOG = 4, 5, 129
+_DROP, _TRACE, _POLICY_VERDICT, _ACCESS_LOG = 1, 4, 5, 129
 _EVENTS = {
     FlowType.REQUEST: _ACCESS_LOG,
     FlowType.RESPONSE: _ACCESS_LOG,
     FlowType.CONNECTION: _POLICY_VERDICT,
     FlowType.END: _TRACE,
+    FlowType.DROP: _DROP,
 }
 _STRUCT = "type.googleapis.com/google.protobuf.Struct"
 
@@ -83,7 +93,7 @@ def make_shape(record: Record, opened: Record, resolver: Resolver, source: End, 
     ends = f'"source":{first.json},"destination":{second.json},"Type":"{_type(kind)}"'
     rules = _sides(opened, resolver.policies)
     tail = {
-        "event_type": {"type": _EVENTS[kind]},
+        "event_type": {"type": _EVENTS[kind], "sub_type": reason if kind is FlowType.DROP else 0},
         "traffic_direction": Direction(opened.direction).name,
         "policy_match_type": opened.match_type if kind is FlowType.CONNECTION else 0,
     }

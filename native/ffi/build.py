@@ -22,8 +22,8 @@ from cffi import FFI
 
 MODULE = "ext_authz.engine._engine"
 # snapshot.h first: the others include it.
-HEADERS = ("snapshot.h", "matcher.h", "engine.h", "peer.h", "flow.h", "check.h", "process.h")
-SOURCE_DIRS = ("native/engine", "native/automata", "native/flow", "native/service")
+HEADERS = ("snapshot.h", "matcher.h", "engine.h", "peer.h", "flow.h", "counts.h", "check.h", "process.h", "events.h")
+SOURCE_DIRS = ("native/engine", "native/automata", "native/flow", "native/service", "native/events")
 C_FLAGS = ("-std=gnu11", "-O3", "-fvisibility=hidden", "-fno-semantic-interposition", "-Wall", "-Wextra")
 ROOT = Path(globals().get("__file__", "native/ffi/build.py")).resolve().parent.parent.parent
 
@@ -73,7 +73,7 @@ def make_builder(base: Path, root: Path = ROOT) -> FFI:
         MODULE,
         "".join(f'#include "{name}"\n' for name in includes),
         sources=[shown(path) for path in sources(root)],
-        include_dirs=[shown(root / folder) for folder in ("native/include", "native/ffi", *SOURCE_DIRS)],
+        include_dirs=[shown(root / folder) for folder in ("native/include", "native/ffi", "bpf/include", *SOURCE_DIRS)],
         extra_compile_args=list(C_FLAGS),
         libraries=["pthread"],
     )
@@ -84,7 +84,7 @@ def is_fresh(target: Path, root: Path = ROOT) -> bool:
     """True if the module in place is newer than everything it is made of."""
     if not target.exists():
         return False
-    inputs = [Path(__file__), *headers(root), *sources(root)]
+    inputs = [Path(__file__), *headers(root), *sources(root), root / "bpf/include/idmesh/datapath.h"]
     inputs += [path for folder in SOURCE_DIRS for path in (root / folder).glob("*.h")]
     return all(path.stat().st_mtime < target.stat().st_mtime for path in inputs)
 

@@ -2,7 +2,7 @@
 /*
  * The flow record, and the ring that carries it from a thread that decides to the observer.
  *
- * A ring has one producer (an Envoy worker, a service process, later BPF's reader) and one consumer. It lives in a
+ * A ring has one producer (an Envoy worker, a service process, BPF's reader) and one consumer. It lives in a
  * memfd whose size is sealed, so nobody can truncate it under a mapping. The producer keeps its own head privately
  * and masks every index it takes from shared memory: a hostile or dead consumer can lose records, never more. When
  * the ring is full a record is dropped and counted, the producer never waits.
@@ -31,6 +31,7 @@ enum idm_flow_type {
 	IDM_FLOW_RESPONSE = 2,   /* the end of an allowed request: code, latency; no addresses, no text */
 	IDM_FLOW_CONNECTION = 3, /* a verdict on a connection (L3/L4) */
 	IDM_FLOW_END = 4,        /* the end of an allowed connection: latency is its duration */
+	IDM_FLOW_DROP = 5,       /* a packet that is no connection's and was dropped in the kernel */
 };
 
 enum idm_flow_record_flags {
