@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ext_authz.agent.attachments import Attachment, AttachError
+from ext_authz.agent.attachments import AttachError, Attachment
 from ext_authz.agent.netlink import Link, Netlink, in_namespace
 
 _NAMED = Path("/run/netns")

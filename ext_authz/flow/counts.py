@@ -29,6 +29,7 @@ _TYPES = {
     FlowType.RESPONSE: ("L7", "HTTP"),
     FlowType.CONNECTION: ("PolicyVerdict", ""),
     FlowType.END: ("Trace", "to-endpoint"),
+    FlowType.DROP: ("Drop", ""),
 }
 _MATCHES = ("none", "l3-only", "l3-l4", "l4-only", "all", "l3-proto", "proto-only", "unknown")
 _ACTIONS = {"FORWARDED": "forwarded", "DROPPED": "dropped", "AUDIT": "audited", "REDIRECTED": "redirected"}
