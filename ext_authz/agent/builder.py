@@ -45,7 +45,9 @@ _APPLIED_MAX = 5000
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 # At scale tidying takes longer than a change may wait: so late after the last one that the next rarely meets it.
 _IDLE_S = 5.0
-_COLLECT_EVERY = 100
+# Containers made and not freed since the last collection. Builds leave no cycles behind, so that this stays level; what
+# does leave some is looked for once they may be this many.
+_UNTIDY_MAX = 2_000_000
 _SETTLE_S = 0.1
 _SETTLE_LOOKS = 5
 
@@ -161,13 +163,11 @@ def serve(builder: Builder) -> None:
     """Answer each line of stdin; end with it. Nobody is kept waiting while memory is tidied."""
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever prints must not speak on our channel
-    untidy, builds = False, 0
+    untidy = False
     gc.disable()
     while True:
         if untidy and not select.select([0], [], [], _IDLE_S)[0]:
-            gc.unfreeze()
-            tidy()
-            gc.freeze()
+            _tidy()
             untidy = False
         if not os.read(0, 4096):
             return
@@ -178,13 +178,20 @@ def serve(builder: Builder) -> None:
             report = {"failure": f"{type(error).__name__}: {error}"}
         out.write(json.dumps(report) + "\n")
         out.flush()
-        # A full collection walks a million lasting objects (180 ms): only while nobody waits. Between, what was there
-        # then is left alone, and what came since is looked through now and then, or cycles would pile up.
-        builds += 1
-        gc.collect(0 if builds % _COLLECT_EVERY else 2)
-        if builds == 1:
-            gc.freeze()
+        bound_garbage()
         untidy = True
+
+
+def bound_garbage() -> None:
+    """A collection walks all lasting objects (300 ms at scale): where no pause comes, only for much."""
+    if gc.get_count()[0] > _UNTIDY_MAX:
+        _tidy()
+
+
+def _tidy() -> None:
+    gc.unfreeze()
+    tidy()
+    gc.freeze()
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

@@ -112,16 +112,6 @@ class PeerReader:
         self._settings = settings
         self._selectors = SelectorReader(reader)
         self._group_selectors = SelectorReader(reader, "cidrgroup")
-        self._readers: dict[str, Callable[[Node, str], Peer | None]] = {
-            "Endpoints": self._endpoint,
-            "Nodes": self._node,
-            "Entities": self._entity,
-            "CIDR": self._cidr,
-            "CIDRSet": self._cidr_rule,
-            "Services": self._service,
-            "Groups": self._group,
-            "FQDNs": self._fqdn,
-        }
 
     def read(self, entry: Mapping, path: str, direction: str, verdict: str) -> tuple[Peer, ...] | None:
         """None: no peer field counts as present. (): one does, and selects nothing."""
@@ -136,8 +126,8 @@ class PeerReader:
             is_present |= node is not None and (bool(items) or field not in absent)
             if items:
                 filled.append(field)
-                read = self._readers[field.removeprefix(prefix)]
-                found.extend(peer for item, place in items if (peer := read(item, place)) is not None)
+                read = _READERS[field.removeprefix(prefix)]
+                found.extend(peer for item, place in items if (peer := read(self, item, place)) is not None)
         self._check_combination(entry, path, filled)
         self._check_options(entry, path, prefix, filled)
         return tuple(found) if is_present else None
@@ -265,6 +255,19 @@ class PeerReader:
                 for item, where in reader.elements(aws.get(name), child(place, name)):
                     reader.text(item, where)
         return GroupPeer()
+
+
+# Here, for methods bound to a reader and kept by it would make it a cycle, which only the collector frees.
+_READERS: dict[str, Callable[[PeerReader, Node, str], Peer | None]] = {
+    "Endpoints": PeerReader._endpoint,
+    "Nodes": PeerReader._node,
+    "Entities": PeerReader._entity,
+    "CIDR": PeerReader._cidr,
+    "CIDRSet": PeerReader._cidr_rule,
+    "Services": PeerReader._service,
+    "Groups": PeerReader._group,
+    "FQDNs": PeerReader._fqdn,
+}
 
 
 def is_inside(inner: Network, outer: Network) -> bool:
