@@ -46,6 +46,7 @@ class ReadService(node_pb2_grpc.ReadServicer):
     async def GetFlows(self, request: Any, context: Any) -> AsyncIterator[Any]:
         try:
             passes = make_filter(request.whitelist, request.blacklist)
+            await self._hub.settle()
             follower = self._hub.follow() if request.follow else None
         except FilterError as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))

@@ -24,7 +24,7 @@ PROTOCOLS = ("other", "TCP", "UDP", "SCTP", "ICMPv4", "ICMPv6", "HTTP")
 VERDICTS = ("FORWARDED", "DROPPED", "AUDIT", "REDIRECTED", "ERROR")
 # Seconds; Prometheus' default buckets, as Hubble has them.
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-_TYPES = {
+_TYPES: dict[int, tuple[str, str]] = {
     FlowType.REQUEST: ("L7", "HTTP"),
     FlowType.RESPONSE: ("L7", "HTTP"),
     FlowType.CONNECTION: ("PolicyVerdict", ""),
@@ -32,7 +32,7 @@ _TYPES = {
     FlowType.DROP: ("Drop", ""),
 }
 _MATCHES = ("none", "l3-only", "l3-l4", "l4-only", "all", "l3-proto", "proto-only", "unknown")
-_ACTIONS = {"FORWARDED": "forwarded", "DROPPED": "dropped", "AUDIT": "audited", "REDIRECTED": "redirected"}
+_ACTIONS = ("forwarded", "dropped", "audited", "redirected", "dropped")
 _SIDES = {Direction.INGRESS: "ingress", Direction.EGRESS: "egress"}
 _REPORTERS = {Direction.INGRESS: "server", Direction.EGRESS: "client"}
 _REASONS: int = lib.IDM_COUNT_REASONS
@@ -73,7 +73,7 @@ class Counts:
         """Protocol, type, subtype, verdict."""
 
         def key(protocol: int, kind: int, verdict: int) -> tuple[str, str, str, str]:
-            return PROTOCOLS[protocol], *_TYPES.get(FlowType(kind), ("other", "")), VERDICTS[verdict]
+            return PROTOCOLS[protocol], *_TYPES.get(kind, ("other", "")), VERDICTS[verdict]
 
         return _summed(self._counts.flows, (len(PROTOCOLS), lib.IDM_COUNT_TYPES, len(VERDICTS)), key)
 
@@ -116,7 +116,7 @@ class Counts:
         def key(side: int, match: int, verdict: int) -> tuple[str, str, str]:
             redirected = VERDICTS[verdict] == "REDIRECTED"
             shown = "l7/http" if redirected else _MATCHES[match]
-            return _SIDES[Direction(side)], shown, _ACTIONS.get(VERDICTS[verdict], "forwarded")
+            return _SIDES[Direction(side)], shown, _ACTIONS[verdict]
 
         return _summed(self._counts.connections, (len(_SIDES), len(_MATCHES), len(VERDICTS)), key)
 

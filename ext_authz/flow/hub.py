@@ -3,13 +3,14 @@
 The newest flows, and the clients that follow them.
 
 Each client has a bounded queue. One that is too slow loses flows and is told how many; it never slows the others.
+While nobody looks on, records may be held as they came: `settle` makes flows of them, for whoever begins to look.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from ext_authz.flow.facts import Seen
 
@@ -79,8 +80,9 @@ class Hub:
         self._followers: set[Follower] = set()
         self.lost = 0  # in rings, ever
         self.client_lost = 0
-        self.seen = 0
+        self.seen = 0  # records, whether or not they became flows
         self.closed = False
+        self.settle: Callable[[], Awaitable[None]] = _settled
 
     def publish(self, batch: Sequence[Seen]) -> None:
         size = sum([len(seen.line) for seen in batch])
@@ -88,7 +90,6 @@ class Hub:
         self._size += size
         while len(self._recent) > self._kept or self._size > KEPT_BYTES:
             self._size -= len(self._recent.popleft().line)
-        self.seen += len(batch)
         for follower in self._followers:
             if not follower.push(batch, size):
                 self.client_lost += len(batch)
@@ -125,3 +126,7 @@ class Hub:
         self.closed = True
         for follower in self._followers:
             follower.wake()
+
+
+async def _settled() -> None:
+    """Nothing is held."""

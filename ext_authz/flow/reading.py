@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-From rings to lines: batches are taken, named, formatted, handed to the clients and written.
+From rings to lines: batches are taken and counted, and where anybody wants them named, formatted, handed to the clients
+and written.
 
 One task does it all, a bounded piece at a time, and lets others run between; what may take long (loading a snapshot,
 writing) runs in a thread. While it waits the rings fill, and what does not fit there is counted by their producers.
+
+A line costs a hundred times what its counting does. So while there is neither a file nor a client that follows, and
+more comes than a few records at a time, the newest are held as they are until somebody asks.
 """
 
 from __future__ import annotations
@@ -13,23 +17,28 @@ import logging
 import time
 
 from ext_authz.engine.types import SnapshotError
+from ext_authz.flow.backlog import Backlog
 from ext_authz.flow.counts import Counts
 from ext_authz.flow.facts import Seen
 from ext_authz.flow.hub import Hub
 from ext_authz.flow.hubble import Formatter
 from ext_authz.flow.intake import Intake
 from ext_authz.flow.names import Names
+from ext_authz.flow.pace import Pace
 from ext_authz.flow.quiet import Quiet
 from ext_authz.flow.record import Record, RecordError, records
 from ext_authz.flow.sink import NoSink, Sink
 
 log = logging.getLogger(__name__)
 
-BUSY_S, IDLE_S = 0.002, 0.05
 # A snapshot is loaded for at most a tenth of the time, and records wait for their names no longer than this.
 _NAMES_WAIT_S = 0.2
 _LOAD_PAUSE_S = 0.1
+# What is held becomes lines before names change, so that few are old; but that costs, so not more often than this.
+_SETTLE_S = 5.0
 _SLICE = 64
+# A batch of no more is formatted at once.
+_FEW = 64
 
 
 class Reading:
@@ -46,19 +55,22 @@ class Reading:
         self._stopping = False
         self._loading = asyncio.Lock()
         self._writing = asyncio.Lock()  # a file closed under the thread that writes may be another's the next moment
+        self._processing = asyncio.Lock()  # batches in their order
+        self._held = Backlog()
+        self._settled = 0.0
+        self._pace = Pace()
         self.counts = Counts()
+        hub.settle = self.settle
 
     async def run(self) -> None:
         """
-        Until `stop`; a ring that has something is looked at again soon, an idle one twenty times a second.
+        Until `stop`; rings are looked at as often as they fill.
 
         Never cancelled while it works: what was taken from a ring would be lost.
         """
-        pause = BUSY_S
         while not self._stopping:
-            size = await self.turn()
-            pause = BUSY_S if size else min(pause * 2, IDLE_S)
-            await asyncio.sleep(0 if size > 64 << 10 else pause)
+            await self.turn()
+            await asyncio.sleep(self._pace.pause())
         await self._drain()
 
     async def turn(self) -> int:
@@ -68,10 +80,11 @@ class Reading:
             before = ring.malformed
             data = ring.take()
             if ring.malformed != before:
-                self.counts.malformed += 1
+                self.counts.damaged += 1
                 self._quiet.warn("a ring was damaged, what stood in it is skipped", door=ring.door, pid=ring.pid)
             if data:
-                await self._process(data)
+                self._pace.saw(len(data), ring.size)
+                await self._take_in(data)
                 taken += len(data)
             lost = ring.new_losses()
             if lost:
@@ -103,6 +116,11 @@ class Reading:
 
     async def follow_names(self) -> None:
         """Load the published snapshot if it is another one. A bad one leaves the names as they were."""
+        if self._held and time.monotonic() - self._settled > _SETTLE_S and self._names.changed():
+            await self.settle()
+        await self._load_names()
+
+    async def _load_names(self) -> None:
         async with self._loading:
             if not self._names.changed():
                 return
@@ -123,19 +141,41 @@ class Reading:
             return
         if wait > 0:
             await asyncio.sleep(wait)
-        await self.follow_names()
+        await self._load_names()
+
+    async def settle(self) -> None:
+        """Make flows of what is held."""
+        async with self._processing:
+            await self._settle()
+
+    async def _settle(self) -> None:
+        self._settled = time.monotonic()
+        while self._held:
+            await self._process(self._held.pop())
+
+    async def _take_in(self, data: bytes) -> None:
+        count = self.counts.add(data)
+        self._hub.seen += count
+        async with self._processing:
+            if self._is_wanted() or (count <= _FEW and not self._held):
+                await self._settle()
+                await self._process(data)
+            else:
+                self._held.add(data, count)
+
+    def _is_wanted(self) -> bool:
+        return self._hub.followed or not isinstance(self._sink, NoSink)
 
     async def _process(self, data: bytes) -> None:
         found: list[Record] = []
         for item in records(data):
-            if isinstance(item, RecordError):
-                self.counts.malformed += 1
+            if isinstance(item, RecordError):  # it is counted already
                 self._quiet.warn("a record was malformed", reason=item)
             else:
                 found.append(item)
         await self._names_for(max((record.revision for record in found), default=0))
         # Sending a line to a client takes a round of the event loop, so clients need many of them.
-        size = _SLICE if self._hub.followed else len(found)
+        size = _SLICE if self._hub.followed or self._held else len(found)
         batch: list[Seen] = []
         for start in range(0, len(found), size or 1):
             part = self._format(found[start : start + size])
@@ -150,13 +190,11 @@ class Reading:
         batch = []
         for record in found:
             try:
-                opened = self._formatter.opened(record)
-                seen = self._formatter.format(record, opened)
+                seen = self._formatter.format(record, self._formatter.opened(record))
             except (RecordError, ValueError) as error:
-                self.counts.malformed += 1
+                self.counts.damaged += 1
                 self._quiet.warn("a record was malformed", reason=error)
                 continue
-            self.counts.add(record, opened, seen)
             batch.append(seen)
         return batch
 
