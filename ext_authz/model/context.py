@@ -22,8 +22,9 @@ from ext_authz.model.nodes import Mapping, Node
 from ext_authz.model.ports import is_service_name
 from ext_authz.model.reading import Reader, child, present, shown
 from ext_authz.model.selector import bad_key, bad_value
+from ext_authz.model.services import ServiceFront, read_front, read_slice_ports, read_targets
 from ext_authz.model.settings import CONFIG_MAP_KEYS, SettingsError, parse_value
-from ext_authz.model.types import NamedPort, Origin, Secret
+from ext_authz.model.types import NamedPort, Origin, Secret, ServiceTarget
 
 NAMESPACE_KEY = "io.kubernetes.pod.namespace"
 NAMESPACE_LABELS = "io.cilium.k8s.namespace.labels"
@@ -108,6 +109,7 @@ class ServiceRecord:
     name: str
     labels: dict[str, str]
     selector: dict[str, str]
+    front: ServiceFront
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +118,7 @@ class SliceRecord:
     service: str
     addresses: tuple[str, ...]
     origin: Origin
+    targets: tuple[ServiceTarget, ...]
 
 
 class ContextReader:
@@ -187,11 +190,14 @@ class ContextReader:
 
     def service(self) -> ServiceRecord:
         selector = self._label_map(self._at("spec", "selector"), "spec.selector")
-        return ServiceRecord(self._namespace, self._name, self.labels(), selector)
+        front = read_front(self._reader, self._at("spec"))
+        return ServiceRecord(self._namespace, self._name, self.labels(), selector, front)
 
     def endpoint_slice(self) -> SliceRecord | None:
         reader = self._reader
         found: list[str] = []
+        targets: list[ServiceTarget] = []
+        ports = read_slice_ports(reader, self._at("ports"))
         for item, place in reader.elements(self._at("endpoints"), "endpoints"):
             mapping = reader.mapping(item, place)
             if mapping is None:
@@ -200,13 +206,18 @@ class ContextReader:
             ready = _unless_null(conditions.get("ready")) if conditions is not None else None
             if reader.boolean(ready, child(place, "conditions.ready")) is False:
                 continue
+            own: list[str] = []
             for address, where in reader.elements(mapping.get("addresses"), child(place, "addresses")):
                 text = reader.text(address, where)
                 if text is not None and self._text("addressType") != "FQDN":
-                    found.extend(self._address(address, where, text))
+                    own.extend(self._address(address, where, text))
+            found.extend(own)
+            targets.extend(read_targets(reader, mapping, place, ports, own))
         service = self.labels().get(SERVICE_NAME_LABEL, "")
         origin = reader.origin(self._root)
-        return SliceRecord(self._namespace, service, tuple(dict.fromkeys(found)), origin) if service else None
+        if not service:
+            return None
+        return SliceRecord(self._namespace, service, tuple(dict.fromkeys(found)), origin, tuple(targets))
 
     def secret(self) -> Secret:
         reader = self._reader

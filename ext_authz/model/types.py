@@ -357,14 +357,44 @@ class Endpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class ServicePort:
+    """node_port 0: none."""
+
+    name: str
+    port: int
+    protocol: str = "TCP"
+    node_port: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceTarget:
+    """One ready address behind the Service's port of that name; node empty: not known."""
+
+    port_name: str
+    address: str
+    port: int
+    protocol: str = "TCP"
+    node: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Service:
-    """selector None or empty: backends are given by address."""
+    """
+    selector None or empty: backends are given by address.
+
+    addresses, ports, targets: what the data path translates; affinity_s 0: none. local: only targets of the own node.
+    """
 
     namespace: str
     name: str
     labels: Mapping[str, str]
     selector: Mapping[str, str] | None
     backends: tuple[str, ...] = ()
+    addresses: tuple[str, ...] = ()
+    ports: tuple[ServicePort, ...] = ()
+    targets: tuple[ServiceTarget, ...] = ()
+    affinity_s: int = 0
+    local: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -207,15 +207,22 @@ def _world(
 
 
 def _services(records: dict[type, list[Any]]) -> tuple[Service, ...]:
-    backends: dict[tuple[str, str], dict[str, None]] = {}
+    slices: dict[tuple[str, str], list[SliceRecord]] = {}
     for record in records.get(SliceRecord, ()):
-        backends.setdefault((record.namespace, record.service), {}).update(dict.fromkeys(record.addresses))
+        slices.setdefault((record.namespace, record.service), []).append(record)
     return tuple(
-        Service(
-            service.namespace, service.name, service.labels, service.selector or None,
-            tuple(backends.get((service.namespace, service.name), ())),
-        )
+        _service(service, slices.get((service.namespace, service.name), []))
         for service in records.get(ServiceRecord, ())
+    )
+
+
+def _service(service: ServiceRecord, slices: list[SliceRecord]) -> Service:
+    backends = dict.fromkeys(address for record in slices for address in record.addresses)
+    targets = dict.fromkeys(target for record in slices for target in record.targets)
+    front = service.front
+    return Service(
+        service.namespace, service.name, service.labels, service.selector or None, tuple(backends),
+        front.addresses, front.ports, tuple(targets), front.affinity_s, front.local,
     )  # fmt: skip
 
 
