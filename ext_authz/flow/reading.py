@@ -144,9 +144,10 @@ class Reading:
         await self._load_names()
 
     async def settle(self) -> None:
-        """Make flows of what is held."""
-        async with self._processing:
-            await self._settle()
+        """Make flows of what is held. Waits for no writer: where lines are written, nothing is held."""
+        if self._held:
+            async with self._processing:
+                await self._settle()
 
     async def _settle(self) -> None:
         self._settled = time.monotonic()
