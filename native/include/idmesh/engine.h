@@ -5,8 +5,10 @@
 #ifndef IDMESH_ENGINE_H
 #define IDMESH_ENGINE_H
 
+#ifndef __bpf__
 #include <stddef.h>
 #include <stdint.h>
+#endif
 
 #include "idmesh/snapshot.h"
 

@@ -20,7 +20,9 @@
 #ifndef IDMESH_SNAPSHOT_H
 #define IDMESH_SNAPSHOT_H
 
+#ifndef __bpf__
 #include <stdint.h>
+#endif
 
 #define IDM_FORMAT 1
 #define IDM_NONE 0xffffffffu
@@ -53,7 +55,11 @@ struct idm_table_ref {
 	uint64_t offset;
 	uint64_t size;
 	uint64_t revision;  /* revision in which this content first appeared */
-	uint8_t digest[32]; /* BLAKE2b-256 of the table's bytes */
+	/*
+	 * BLAKE2b-256 of the table's section directory and of the BLAKE2b-256 digests of each 4096 bytes of each
+	 * section, in order (a section's last block may be shorter). Readers only compare digests.
+	 */
+	uint8_t digest[32];
 };
 
 struct idm_section {
