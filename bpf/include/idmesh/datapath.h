@@ -162,7 +162,7 @@ struct idm_connection {
 	uint32_t egress_entry; /* winning entries, or IDM_NO_INDEX */
 	uint32_t ingress_entry;
 	uint32_t token;  /* steered: for the mark of Envoy's upstream sockets */
-	uint8_t verdict; /* idm_verdict_code: FORWARDED, AUDIT, REDIRECTED (steered into Envoy) */
+	uint8_t verdict; /* idm_verdict_code: FORWARDED, AUDIT, REDIRECTED (steered into Envoy); DROPPED: denied since, each packet is judged again */
 	uint8_t flags;   /* IDM_CONNECTION_* */
 	uint8_t l7;      /* idm_l7 of the redirect */
 	uint8_t tcp;     /* IDM_TCP_* seen */
@@ -227,7 +227,7 @@ struct idm_fragment_key {
 /* ---- services: HASH; backends: ARRAY; affinity: LRU_HASH; translations: LRU_HASH ---- */
 
 struct idm_service_key {
-	struct idm_address address; /* VIP; all 0 with a port: NodePort on any address of the host */
+	struct idm_address address; /* VIP; :: or ::ffff:0.0.0.0: NodePort on any address of the host of that version */
 	uint16_t port;
 	uint8_t protocol;
 	uint8_t reserved;
@@ -330,7 +330,7 @@ enum idm_packet_drop {
 	IDM_PACKET_UNKNOWN_L3 = 139,
 	IDM_PACKET_UNKNOWN_L4 = 142,
 	IDM_PACKET_MAP_FULL = 155,
-	IDM_PACKET_FRAGMENT_NOT_FOUND = 157,
+	IDM_PACKET_FRAGMENT_NOT_FOUND = 175,
 };
 
 #endif
