@@ -76,6 +76,11 @@ class State:
         return self.root / "datapath"
 
     @property
+    def datapath_pins(self) -> Path:
+        """Made when the data path is set up for the first time, gone after a clean-up."""
+        return self.datapath / "bpf"
+
+    @property
     def admin(self) -> Path:
         return self.root / "admin.sock"
 

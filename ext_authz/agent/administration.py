@@ -18,6 +18,8 @@ from typing import Any
 import grpc
 
 from ext_authz.agent.applied import LIMIT, AppliedStore, ApplyError
+from ext_authz.agent.attaching import Attaching, Wanted
+from ext_authz.agent.attachments import AttachError
 from ext_authz.agent.compiling import BuilderGone
 from ext_authz.logs import event
 from ext_authz.pb.idmesh.v1 import node_pb2, node_pb2_grpc
@@ -36,8 +38,11 @@ class Administration(node_pb2_grpc.AdminServicer):
             when the change was asked for.
     """
 
-    def __init__(self, store: AppliedStore, rebuilt: Callable[[float], Awaitable[dict[str, Any]]]) -> None:
+    def __init__(
+        self, store: AppliedStore, rebuilt: Callable[[float], Awaitable[dict[str, Any]]], attaching: Attaching
+    ) -> None:
         self._store = store
+        self._attaching = attaching
         self._rebuilt = rebuilt
         self._writing = asyncio.Lock()
 
@@ -71,6 +76,35 @@ class Administration(node_pb2_grpc.AdminServicer):
             for source in found
         ]
         return node_pb2.ListAppliedReply(sources=sources)
+
+    async def Attach(self, request: Any, context: Any) -> Any:
+        labels = dict(request.labels.labels) if request.HasField("labels") else None
+        wanted = Wanted(
+            request.namespace,
+            request.name,
+            request.netns,
+            request.cgroup,
+            request.interface,
+            tuple(request.addresses),
+            labels,
+        )
+        try:
+            done = await self._attaching.attach(wanted)
+        except (AttachError, OSError) as error:
+            return node_pb2.AttachReply(failure=str(error))
+        found = done.attachment
+        event(log, logging.INFO, "endpoint attached", name=found.key, place=found.place, identity=done.identity)
+        return node_pb2.AttachReply(
+            revision=done.revision, identity=done.identity, addresses=found.addresses, ifindex=found.ifindex
+        )
+
+    async def Detach(self, request: Any, context: Any) -> Any:
+        try:
+            revision = await self._attaching.detach(request.namespace, request.name)
+        except (AttachError, OSError) as error:
+            return node_pb2.AttachReply(failure=str(error))
+        event(log, logging.INFO, "endpoint detached", name=f"{request.namespace}/{request.name}")
+        return node_pb2.AttachReply(revision=revision)
 
     async def _answer(self, name: str, arrived: float) -> Any:
         try:

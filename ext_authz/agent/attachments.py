@@ -15,6 +15,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,14 @@ _K8S = "k8s:"
 
 class AttachError(ValueError):
     """An endpoint cannot be attached as asked; nothing was changed."""
+
+
+class Stage(StrEnum):
+    """How far it is. Who dies between two steps leaves a stage from which the next node goes on."""
+
+    COMING = "coming"  # its programs may not be there yet: it has no identity
+    ATTACHED = "attached"
+    LEAVING = "leaving"  # its identity is taken away, its programs may be there still
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +62,7 @@ class Attachment:
     cgroup: str = ""
     cgroup_id: int = 0
     attached: float = 0.0
+    stage: Stage = Stage.ATTACHED
 
     @property
     def key(self) -> str:
@@ -68,8 +78,8 @@ class Attachment:
         return {"format": _FORMAT, **found, "addresses": list(self.addresses)}
 
     def document(self, node: str | None) -> bytes:
-        """The Pod that it counts as; empty where the sources have one."""
-        if self.labels is None:
+        """The Pod that it counts as; empty where the sources have one, or while it comes or leaves."""
+        if self.labels is None or self.stage is not Stage.ATTACHED:
             return b""
         metadata = {"namespace": self.namespace, "name": self.name, "labels": dict(self.labels)}
         status = {"podIPs": [{"ip": address} for address in self.addresses]}
@@ -135,6 +145,10 @@ class AttachmentStore:
             return False
         path.unlink()
         return True
+
+    def path(self, key: str) -> str:
+        """The file that keeps it."""
+        return str(self._path(key))
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{hashlib.blake2b(key.encode(), digest_size=16).hexdigest()}.json"
@@ -250,6 +264,7 @@ def _read(path: Path) -> AttachmentFile:
             addresses=check_addresses(made.addresses),
             labels=None if made.labels is None else check_labels(made.labels),
             number=int(made.number),
+            stage=Stage(made.stage),
         )
         check_name(made.namespace, made.name)
         return AttachmentFile(str(path), checked)

@@ -21,9 +21,12 @@ from typing import Any
 from ext_authz.agent import administration
 from ext_authz.agent.administration import Administration
 from ext_authz.agent.applied import AppliedStore
+from ext_authz.agent.attaching import Attaching
+from ext_authz.agent.attachments import AttachmentStore
 from ext_authz.agent.building import Building
 from ext_authz.agent.children import Children
 from ext_authz.agent.compiling import Compiling
+from ext_authz.agent.datapath import Datapath
 from ext_authz.agent.notify import notify, watchdog_interval_s
 from ext_authz.agent.propagation import Propagation
 from ext_authz.agent.watch import Watch, signature
@@ -46,6 +49,7 @@ class Node:
     state: State
     paths: list[Path]
     compiling: Compiling
+    datapath: Datapath
     children: Children = field(default_factory=Children)
     started: float = field(default_factory=time.time)
     worst_stall_ms: float = 0.0
@@ -57,6 +61,7 @@ class Node:
     def __post_init__(self) -> None:
         self.propagation = Propagation(self.state.readers)
         self.building = Building(self.compiling, self.propagation, self._built)
+        self.attaching = Attaching(AttachmentStore(self.state.attached), self.datapath, self.building.rebuilt)
         self._ended = asyncio.Event()
         self._writing = threading.Lock()
 
@@ -76,12 +81,13 @@ class Node:
             # The sources first: a reader that starts before the first snapshot would deny for nothing.
             await self.building.build()
             await asyncio.to_thread(self.children.start)
+            await self.datapath.start()
             await asyncio.to_thread(self._write_status)
-            admin = Administration(AppliedStore(self.state.applied), self.building.rebuilt)
+            admin = Administration(AppliedStore(self.state.applied), self.building.rebuilt, self.attaching)
             server = await administration.serve(self.state, admin)
             notify("READY=1", self._status_line())
-            for work in (self.building.loop(), self._poll_loop(watch), self._tick_loop()):
-                tasks.append(asyncio.create_task(work))
+            work = (self.building.loop(), self._poll_loop(watch), self._tick_loop(), self.datapath.loop())
+            tasks += [asyncio.create_task(loop) for loop in (*work, self._attach_loop())]
             ending = asyncio.create_task(self._ended.wait())
             done, _ = await asyncio.wait([*tasks, ending], return_when=asyncio.FIRST_COMPLETED)
             for task in done - {ending}:
@@ -124,6 +130,7 @@ class Node:
 
     async def _stop(self, watch: Watch, tasks: list[asyncio.Task[None]]) -> None:
         await _cancel(tasks)
+        await self.datapath.stop()
         await asyncio.to_thread(self.children.leave if self._leaving else self.children.stop)
         await self.compiling.stop()
         for source in (watch, self.propagation):
@@ -136,6 +143,10 @@ class Node:
     async def _built(self) -> None:
         await asyncio.to_thread(self._write_status)
         notify(self._status_line())
+
+    async def _attach_loop(self) -> None:
+        await self.attaching.resume()
+        await self.attaching.loop()
 
     async def _poll_loop(self, watch: Watch) -> None:
         """Finds what inotify did not tell."""
@@ -166,7 +177,7 @@ class Node:
             if self.compiling.died and not self.building.failure:
                 self.building.look()
             waited = time.monotonic() - self._written > _STATUS_S
-            if self.children.page() != self._shown or (self._stale and waited):
+            if self._page() != self._shown or (self._stale and waited):
                 await asyncio.to_thread(self._write_status)
             if beat and before - beaten >= beat:
                 notify("WATCHDOG=1")
@@ -174,7 +185,7 @@ class Node:
 
     def _write_status(self) -> None:
         self._stale, self._written = False, time.monotonic()
-        self._shown = self.children.page()
+        self._shown = self._page()
         page = {
             "pid": os.getpid(),
             "started": self.started,
@@ -191,6 +202,9 @@ class Node:
                 write_json(self.state.status, page)
         except OSError as error:
             event(log, logging.WARNING, "cannot write the status page", reason=error)
+
+    def _page(self) -> dict[str, Any]:
+        return {**self.children.page(), "datapath": self.datapath.page()}
 
     def _status_line(self) -> str:
         report = self.building.report

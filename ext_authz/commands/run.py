@@ -18,6 +18,8 @@ from ext_authz import logs
 from ext_authz.agent.admin import admin_of
 from ext_authz.agent.children import Children
 from ext_authz.agent.compiling import Compiling
+from ext_authz.agent.datapath import Datapath, DatapathError, Mode
+from ext_authz.agent.datapath_support import why_not
 from ext_authz.agent.listeners import taken_listeners
 from ext_authz.agent.node import Node
 from ext_authz.agent.observing import Observing
@@ -58,7 +60,9 @@ def _add_sources(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--flows", default="", metavar="FILE", help="write flow lines to FILE; -: to stdout")
     parser.add_argument("--metrics", default="", metavar="ADDR", help="serve Prometheus metrics at HOST:PORT")
     parser.add_argument("--log-format", choices=logs.FORMATS, help="of the log on stderr (text; IDMESH_LOG_FORMAT)")
-    parser.add_argument("--datapath", choices=("auto", "on", "off"), default="auto", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--datapath", choices=tuple(map(str, Mode)), default="auto", help="judge in the kernel (auto: where it can be)"
+    )
 
 
 def _add_doors(parser: argparse.ArgumentParser) -> None:
@@ -90,15 +94,15 @@ def run(args: argparse.Namespace) -> int:
         state.prepare()
         with state.owned():
             asyncio.run(_make_node(args, state).run())
-    except (StateError, AddressError, EnvoyNotFound) as error:
+    except (StateError, AddressError, EnvoyNotFound, DatapathError) as error:
         raise Failure(str(error)) from error
     return 0
 
 
 def _check(args: argparse.Namespace) -> None:
     """Whatever can be wrong with the words is said before anything starts."""
-    if args.datapath == "on":
-        raise Failure("the BPF datapath is not part of this version")
+    if args.datapath == Mode.ON and (reason := why_not()):
+        raise Failure(f"--datapath on: {reason}")
     if args.door and not (args.listen and args.upstream):
         raise Failure("--door needs --listen and --upstream")
     if not args.door and (args.listen or args.upstream or args.destination):
@@ -136,7 +140,13 @@ def _make_node(args: argparse.Namespace, state: State) -> Node:
     paths = [Path(path).absolute() for path in [*args.policies, *args.endpoints]]
     observer = Observing(state, args.flows, args.metrics, _log_level())
     children = Children(pool, _make_proxy(args, state), observer)
-    return Node(state, paths, Compiling(_builder_arguments(args, state)), children)
+    return Node(state, paths, Compiling(_builder_arguments(args, state)), _make_datapath(args, state), children)
+
+
+def _make_datapath(args: argparse.Namespace, state: State) -> Datapath:
+    mode = Mode(args.datapath)
+    reason = "" if mode is Mode.OFF else why_not()
+    return Datapath(state, mode, reason, ["--log", _log_level()])
 
 
 def _log_level() -> str:

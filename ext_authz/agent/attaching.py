@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Attaching and detaching endpoints while the node runs.
+
+The order keeps a workload closed in between, and each step is on disk before it is taken, so that whoever is killed
+is followed by one who goes on: programs first (they deny what has no identity), then the identity; and back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ext_authz.agent.attachments import (
+    AttachError,
+    Attachment,
+    AttachmentStore,
+    Stage,
+    check_addresses,
+    check_free,
+    check_labels,
+    check_name,
+)
+from ext_authz.agent.compiling import BuilderGone
+from ext_authz.agent.datapath import Datapath, DatapathError
+from ext_authz.agent.places import Veth, find_cgroup, find_veth, gone
+from ext_authz.logs import event
+
+log = logging.getLogger(__name__)
+
+_LOOK_S = 1.0
+_MOST_ADDRESSES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is asked for. One of netns and cgroup; labels None: the sources know the endpoint."""
+
+    namespace: str
+    name: str
+    netns: str = ""
+    cgroup: str = ""
+    interface: str = "eth0"
+    addresses: tuple[str, ...] = ()
+    labels: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """What came of it."""
+
+    attachment: Attachment
+    revision: int
+    identity: int
+
+
+class Attaching:
+    """
+    One change at a time.
+
+    Args:
+        rebuilt: Waits for a look at the sources that begins after the call, and gives its report.
+    """
+
+    def __init__(
+        self, store: AttachmentStore, datapath: Datapath, rebuilt: Callable[[float], Awaitable[dict[str, Any]]]
+    ) -> None:
+        self._store = store
+        self._datapath = datapath
+        self._rebuilt = rebuilt
+        self._changing = asyncio.Lock()
+
+    async def attach(self, wanted: Wanted) -> Attached:
+        """
+        Raises:
+            AttachError: It was not done; the message says what is true then.
+        """
+        async with self._changing:
+            found = await asyncio.to_thread(self._examine, wanted)
+            before = await asyncio.to_thread(self._store.find, found.key)
+            await self._put(replace(found, stage=Stage.COMING))
+            try:
+                await self._datapath.attach(found)
+            except DatapathError as error:
+                await self._forget(found, before)
+                raise AttachError(f"{found.key}: {error}") from None
+            await self._put(found)
+            try:
+                return await self._confirm(found)
+            except AttachError:
+                await self._undo(found, before)
+                raise
+
+    async def detach(self, namespace: str, name: str) -> int:
+        """
+        The revision in which it is nobody.
+
+        Raises:
+            AttachError: It is not attached, or is so still.
+        """
+        async with self._changing:
+            found = await asyncio.to_thread(self._store.find, f"{namespace}/{name}")
+            if found is None:
+                raise AttachError(f"{namespace}/{name}: is not attached")
+            return await self._remove(found)
+
+    async def resume(self) -> None:
+        """Finish what a node before us had begun; once, when the data path runs."""
+        async with self._changing:
+            for found in await asyncio.to_thread(self._store.all):
+                try:
+                    if found.stage is Stage.COMING:
+                        await self._datapath.attach(found)
+                        await self._put(replace(found, stage=Stage.ATTACHED))
+                        await self._rebuilt(time.time())
+                    elif found.stage is Stage.LEAVING:
+                        await self._remove(found)
+                except (AttachError, DatapathError, BuilderGone) as error:
+                    event(log, logging.ERROR, "an endpoint stays half attached", name=found.key, reason=error)
+
+    async def loop(self) -> None:
+        """Let go of workloads that are gone: their address may become somebody else's."""
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            for found, reason in await asyncio.to_thread(self._gone):
+                event(log, logging.INFO, "endpoint is gone, detaching it", name=found.key, reason=reason)
+                try:
+                    async with self._changing:
+                        await self._remove(found)
+                except AttachError as error:
+                    event(log, logging.WARNING, "endpoint cannot be detached", name=found.key, reason=error)
+
+    def _gone(self) -> list[tuple[Attachment, str]]:
+        return [(found, reason) for found in self._store.all() if (reason := gone(found))]
+
+    def _examine(self, wanted: Wanted) -> Attachment:
+        """Everything that can be said before anything is done."""
+        check_name(wanted.namespace, wanted.name)
+        labels = None if wanted.labels is None else check_labels(wanted.labels)
+        given = check_addresses(wanted.addresses)
+        others = self._store.all()
+        key = f"{wanted.namespace}/{wanted.name}"
+        earlier = next((other for other in others if other.key == key), None)
+        number = earlier.number if earlier else self._store.free_number()
+        base = Attachment(wanted.namespace, wanted.name, given, number, labels, attached=time.time())
+        if wanted.cgroup:
+            path, cgroup_id = find_cgroup(wanted.cgroup)
+            made = replace(base, cgroup=path, cgroup_id=cgroup_id)
+        else:
+            made = _with_veth(base, find_veth(wanted.netns, wanted.interface or "eth0"))
+        if len(made.addresses) > _MOST_ADDRESSES:
+            raise AttachError(f"{key}: more than {_MOST_ADDRESSES} addresses")
+        if earlier and (earlier.ifindex, earlier.cgroup_id) != (made.ifindex, made.cgroup_id) and not gone(earlier):
+            raise AttachError(f"{key}: is attached already, at {earlier.place}: detach it first")
+        check_free(made, others)
+        return made
+
+    async def _confirm(self, found: Attachment) -> Attached:
+        """Compiled, in the kernel, and who it shall be."""
+        try:
+            report = await self._rebuilt(time.time())
+        except BuilderGone as error:
+            raise AttachError(f"{found.key}: nothing was compiled: {error}") from None
+        problems = report["attached_errors"].get(self._store.path(found.key))
+        if problems:
+            raise AttachError(f"{found.key}: {problems[0]}")
+        revision = int(report["revision"])
+        try:
+            await self._datapath.publish(revision)
+            known = await self._datapath.resolve(found.addresses)
+        except DatapathError as error:
+            raise AttachError(f"{found.key}: the kernel judges by an older revision: {error}") from None
+        for address, one in zip(found.addresses, known, strict=True):
+            if one["endpoint"] != found.key:
+                who = f"it is {one['endpoint']}'s" if one["endpoint"] else "no source names it"
+                raise AttachError(f"{found.key}: address {address}: {who} (without --labels a Pod must have it)")
+        return Attached(found, revision, int(known[0]["identity"]) if known else 0)
+
+    async def _remove(self, found: Attachment) -> int:
+        await self._put(replace(found, stage=Stage.LEAVING))
+        try:
+            revision = int((await self._rebuilt(time.time()))["revision"])
+            await self._datapath.publish(revision)
+        except (BuilderGone, DatapathError) as error:
+            # Denying goes on; who it was is still known there.
+            raise AttachError(f"{found.key}: is still attached: {error}") from None
+        try:
+            await self._datapath.detach(found)
+        except DatapathError as error:
+            raise AttachError(f"{found.key}: has no identity any more, but its programs stay: {error}") from None
+        await self._do(self._store.remove, found.key)
+        return revision
+
+    async def _undo(self, found: Attachment, before: Attachment | None) -> None:
+        if before is None:
+            await self._remove(found)
+            return
+        await self._put(before)
+        with contextlib.suppress(BuilderGone):  # another build follows
+            await self._rebuilt(time.time())
+
+    async def _forget(self, found: Attachment, before: Attachment | None) -> None:
+        if before is not None:
+            await self._put(before)
+        else:
+            await self._do(self._store.remove, found.key)
+
+    async def _put(self, attachment: Attachment) -> None:
+        await self._do(self._store.put, attachment)
+
+    async def _do(self, work: Callable[[Any], Any], argument: Any) -> None:
+        try:
+            await asyncio.to_thread(work, argument)
+        except OSError as error:
+            raise AttachError(f"cannot be kept: {error}") from None
+
+
+def _with_veth(base: Attachment, veth: Veth) -> Attachment:
+    addresses = base.addresses or check_addresses(veth.addresses)
+    if not addresses:
+        raise AttachError(f"{base.key}: {veth.interface} has no address; say --ip")
+    return replace(
+        base,
+        addresses=addresses,
+        ifindex=veth.ifindex,
+        peer_ifindex=veth.peer_ifindex,
+        mac=veth.mac,
+        interface=veth.interface,
+        netns=veth.netns,
+    )
