@@ -17,6 +17,7 @@ from ext_authz.xds.setup import (
     Mode,
     Setup,
     SetupError,
+    Steering,
     Target,
     Tls,
     UpstreamHttp,
@@ -27,6 +28,11 @@ _EPILOG = """\
 Whose policy judges what comes in: by default the upstream's, found by its address, at its port. If the upstream is
 127.0.0.1 or ::1 and the listener is reachable from elsewhere, it is the address the client connected to, at the
 upstream's port. --destination says otherwise: local, ADDRESS[:PORT] or NAMESPACE/NAME[:PORT].
+
+--steered DIR makes the transparent listener: the datapath steers connections to 127.0.0.1 and ::1 at the port of
+--listen, whatever their destination, and its maps in DIR say whose they are. What they are judged by stands there too:
+requests where a policy has HTTP rules, connections otherwise, TLS by its server name. Envoy then needs CAP_NET_ADMIN,
+CAP_BPF and a cgroup of its own, which the datapath is told.
 
 Envoy 1.38 needs ENVOY_DYNAMIC_MODULES_SEARCH_PATH set to the module's directory; newer ones take its path from
 the bootstrap.
@@ -52,7 +58,10 @@ def _add_where(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--door", default="module", choices=[*map(str, Door)], help="who decides (module)")
     parser.add_argument("--listen", required=True, metavar="ADDR", help="HOST:PORT to listen on")
     parser.add_argument(
-        "--upstream", required=True, action="append", metavar="ADDR", help="HOST:PORT behind it; may be repeated"
+        "--upstream", default=[], action="append", metavar="ADDR", help="HOST:PORT behind it; may be repeated"
+    )
+    parser.add_argument(
+        "--steered", type=Path, metavar="DIR", help="connections come from this host's datapath, with its maps in DIR"
     )
     parser.add_argument("--mode", default="http", choices=[*map(str, Mode)], help="http, or tcp for L3/L4 only")
     parser.add_argument("--direction", default="ingress", choices=[*map(str, Direction)])
@@ -160,7 +169,12 @@ def _setup(args: argparse.Namespace) -> Setup:
         trust_domain=args.trust_domain,
         require=tuple(map(Evidence, args.require)),
         address_ignored=args.ignore_address,
+        steering=Steering(args.steered.absolute(), ip6=_has_ip6()) if args.steered else None,
     )
+
+
+def _has_ip6() -> bool:
+    return Path("/proc/net/if_inet6").exists()
 
 
 def _tls(args: argparse.Namespace) -> Tls | None:

@@ -8,7 +8,7 @@ import json
 from envoy_data_plane.envoy.config.bootstrap.v3 import Admin, Bootstrap, BootstrapStaticResources
 from envoy_data_plane.envoy.config.core.v3 import Node
 
-from ext_authz.xds import authz
+from ext_authz.xds import authz, transparent
 from ext_authz.xds.clusters import upstream_cluster
 from ext_authz.xds.listeners import listener
 from ext_authz.xds.parts import NAME, address, bootstrap_extension
@@ -16,14 +16,15 @@ from ext_authz.xds.setup import Setup, Target
 
 
 def bootstrap(setup: Setup) -> Bootstrap:
-    clusters = [upstream_cluster(setup)]
+    clusters = [transparent.cluster() if setup.steering else upstream_cluster(setup)]
     if setup.asks_service:
         clusters.append(authz.authz_cluster(setup))
+    listeners = [transparent.listener(setup, setup.steering) if setup.steering else listener(setup)]
     return Bootstrap(
         node=Node(id=NAME, cluster=NAME),
         admin=_admin(setup.admin) if setup.admin else None,
         bootstrap_extensions=[bootstrap_extension(setup)] if setup.has_bootstrap else [],
-        static_resources=BootstrapStaticResources(listeners=[listener(setup)], clusters=clusters),
+        static_resources=BootstrapStaticResources(listeners=listeners, clusters=clusters),
     )
 
 

@@ -9,7 +9,12 @@ dot segments and repeated slashes, and redirects escaped slashes to their plain 
 from __future__ import annotations
 
 from envoy_data_plane.envoy.config.accesslog.v3 import AccessLog
-from envoy_data_plane.envoy.config.core.v3 import Http2ProtocolOptions, SubstitutionFormatString
+from envoy_data_plane.envoy.config.core.v3 import (
+    Http1ProtocolOptions,
+    Http2ProtocolOptions,
+    HttpProtocolOptions,
+    SubstitutionFormatString,
+)
 from envoy_data_plane.envoy.config.listener.v3 import Filter, FilterChain, Listener, ListenerFilter
 from envoy_data_plane.envoy.config.rbac.v3 import Permission, PermissionSet, Policy, Principal, Rbac
 from envoy_data_plane.envoy.config.route.v3 import (
@@ -32,6 +37,7 @@ from envoy_data_plane.envoy.extensions.filters.network.dynamic_modules.v3 import
 from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v3 import (
     HttpConnectionManager,
     HttpConnectionManagerPathWithEscapedSlashesAction,
+    HttpConnectionManagerServerHeaderTransformation,
     HttpConnectionManagerUpgradeConfig,
     HttpFilter,
 )
@@ -46,13 +52,14 @@ from ext_authz.xds.setup import Door, Mode, RbacRule, Setup
 
 _ESCAPED_SLASHES = HttpConnectionManagerPathWithEscapedSlashesAction.UNESCAPE_AND_REDIRECT
 _EARLY_DATA_BYTES = 64 * 1024
+_STEERED_IDLE_S = 6 * 3600  # IDM_LIFE_TCP_S: as long as the datapath keeps a silent connection
 # The service's metadata arrives under its filter's name.
 _AUTHZ_METADATA = "envoy.filters.http.ext_authz"
 _LOGGED = ("verdict", "at", "drop", "entry", "rule", "policy", "revision", "decision", "source", "destination")
 
 
 def listener(setup: Setup) -> Listener:
-    filters = _tcp_filters(setup) if setup.mode == Mode.TCP else [_connection_manager(setup)]
+    filters = tcp_filters(setup) if setup.mode == Mode.TCP else [connection_manager(setup)]
     return Listener(
         name=NAME,
         address=address(setup.listen),
@@ -81,16 +88,19 @@ def _listener_filters(setup: Setup) -> list[ListenerFilter]:
             ListenerFilter(name="envoy.filters.listener.tls_inspector", typed_config=Any.pack(TlsInspector()))
         )
     if setup.has_bootstrap:
-        filters.append(ListenerFilter(name=NAME, typed_config=Any.pack(_peer_filter(setup))))
+        filters.append(ListenerFilter(name=NAME, typed_config=Any.pack(peer_filter(setup))))
     return filters
 
 
-def _peer_filter(setup: Setup) -> DynamicModuleListenerFilter:
+def peer_filter(setup: Setup) -> DynamicModuleListenerFilter:
+    """Learns who connects."""
     config: dict[str, object] = {}
     if setup.proxy_protocol_from:
         config["proxy_protocol_from"] = list(setup.proxy_protocol_from)
     if setup.original_dst:
         config["original_dst"] = True
+    if setup.steering:
+        config["datapath"] = str(setup.steering.pins)
     return DynamicModuleListenerFilter(
         dynamic_module_config=module_of(setup), filter_name=NAME, filter_config=struct(config)
     )
@@ -99,8 +109,11 @@ def _peer_filter(setup: Setup) -> DynamicModuleListenerFilter:
 # ---- connections ----
 
 
-def _tcp_filters(setup: Setup) -> list[Filter]:
+def tcp_filters(setup: Setup) -> list[Filter]:
+    """The judge of connections, and what carries them on."""
     proxy = TcpProxy(stat_prefix=NAME, cluster=UPSTREAM)
+    if setup.steering:
+        proxy.idle_timeout = seconds(_STEERED_IDLE_S)
     filters = []
     if setup.door == Door.MODULE:
         judge = DynamicModuleNetworkFilter(
@@ -120,7 +133,8 @@ def _tcp_filters(setup: Setup) -> list[Filter]:
 # ---- requests ----
 
 
-def _connection_manager(setup: Setup) -> Filter:
+def connection_manager(setup: Setup) -> Filter:
+    """HTTP, with the judge of requests."""
     manager = HttpConnectionManager(
         stat_prefix=NAME,
         use_remote_address=setup.use_remote_address,
@@ -134,7 +148,20 @@ def _connection_manager(setup: Setup) -> Filter:
         http_filters=[*_judges(setup), _router()],
         access_log=_access_log(setup),
     )
+    if setup.steering:
+        _leave_as_sent(manager)
     return Filter(name="envoy.filters.network.http_connection_manager", typed_config=Any.pack(manager))
+
+
+def _leave_as_sent(manager: HttpConnectionManager) -> None:
+    """Client and server do not know that a proxy is between them: no headers of ours, no time-outs of ours."""
+    manager.skip_xff_append = True
+    manager.generate_request_id = False
+    manager.preserve_external_request_id = True
+    manager.server_header_transformation = HttpConnectionManagerServerHeaderTransformation.PASS_THROUGH
+    manager.http_protocol_options = Http1ProtocolOptions(accept_http_10=True)
+    manager.stream_idle_timeout = seconds(0)
+    manager.common_http_protocol_options = HttpProtocolOptions(idle_timeout=seconds(_STEERED_IDLE_S))
 
 
 def _routes() -> RouteConfiguration:

@@ -19,7 +19,7 @@ from envoy_data_plane.envoy.extensions.bootstrap.dynamic_modules.v3 import Dynam
 from envoy_data_plane.envoy.extensions.dynamic_modules.v3 import DynamicModuleConfig
 from envoy_data_plane.google.protobuf import Any, Struct
 
-from ext_authz.xds.setup import Setup, Target
+from ext_authz.xds.setup import Evidence, Setup, Target
 
 # Filters and stats carry this name; Envoy 1.38 also finds the module by it: lib<name>.so in its search path.
 NAME = "idmesh"
@@ -69,9 +69,10 @@ def bootstrap_extension(setup: Setup) -> TypedExtensionConfig:
 
 def evidence_config(setup: Setup) -> dict[str, Object]:
     """What the peer's identity may rest on; the same at both points of decision."""
+    told = [Evidence.DATAPATH] if setup.steering and Evidence.DATAPATH not in setup.require else []
     wanted: dict[str, Object] = {
         "trust_domain": setup.trust_domain,
-        "require": list(map(str, setup.require)),
+        "require": list(map(str, [*setup.require, *told])),
         "address": "ignored" if setup.address_ignored else "",
     }
     return {key: value for key, value in wanted.items() if value}

@@ -109,6 +109,19 @@ def parse_target(text: str) -> Target:
 
 
 @dataclass(frozen=True, slots=True)
+class Steering:
+    """
+    Connections come from the datapath of this host, each to its own destination.
+
+    pins: the folder in which the datapath's maps are pinned.
+    ip6: listen on ::1 too; needs a host with IPv6.
+    """
+
+    pins: Path
+    ip6: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class RbacRule:
     """One rule of Envoy's own RBAC filter, for comparison. method empty: any; path: RE2, full match."""
 
@@ -137,6 +150,8 @@ class Setup:
     trust_domain: the SPIFFE trust domain whose certificates say who connects.
     require: evidence of the peer that must be there.
     address_ignored: peers come through others' addresses, so only certificates tell who they are.
+    steering: the datapath steers connections here and tells of whom they are: HTTP, TCP and TLS at one listener, on
+        loopback. No upstreams, destination, direction or mode: each connection has its own.
     """
 
     door: Door
@@ -168,6 +183,7 @@ class Setup:
     require: tuple[Evidence, ...] = ()
     address_ignored: bool = False
     rbac: tuple[RbacRule, ...] = ()
+    steering: Steering | None = None
 
     def __post_init__(self) -> None:
         for problem in self._problems():
@@ -176,7 +192,7 @@ class Setup:
 
     def _problems(self) -> list[str]:
         return [
-            "" if self.upstreams else "an upstream is needed",
+            "" if self.upstreams or self.steering else "an upstream is needed",
             "" if self.listen.address else f"{self.listen.text}: the listener needs an IP address",
             "" if not self.asks_service or self.authz else f"the {self.door} door needs --grpc ADDR",
             "" if not self.loads_module or self.module else "the module's path is needed",
@@ -189,6 +205,19 @@ class Setup:
             "" if self.flow_ring_bytes is None or self.has_bootstrap else "only the module has rings of its own",
             *self._ext_proc_problems(),
             *self._evidence_problems(),
+            *self._steering_problems(),
+        ]
+
+    def _steering_problems(self) -> list[str]:
+        if not self.steering:
+            return []
+        listen = self.listen.address
+        foreign = self.upstreams or self.destination or self.proxy_protocol_from or self.original_dst or self.tls
+        return [
+            "" if self.door == Door.MODULE else "only the module can ask the datapath who connects",
+            "" if not foreign else "steered connections bring their destination, and come through nothing else",
+            "" if listen and str(listen) == "127.0.0.1" else "steered connections arrive at 127.0.0.1 (and ::1)",
+            "" if not self.second_point else "steered connections go where the client wants: there is no second choice",
         ]
 
     def _evidence_problems(self) -> list[str]:
@@ -251,6 +280,8 @@ class Setup:
         """
         if self.destination:
             return self.destination, 0
+        if self.steering:
+            return "local", 0
         first = self.upstreams[0]
         if not first.address:
             return "local", 0

@@ -52,6 +52,8 @@ enum envoy_close { ENVOY_CLOSE_NO_FLUSH = 1, ENVOY_CLOSE_RESET = 4 };
 /* ENVOY_CONNECTED comes when a TLS handshake is complete. */
 enum envoy_connection_event { ENVOY_REMOTE_CLOSE = 0, ENVOY_LOCAL_CLOSE = 1, ENVOY_CONNECTED = 2 };
 enum envoy_reset { ENVOY_RESET_LOCAL = 0 };
+enum envoy_socket_state { ENVOY_PREBIND = 0 };
+enum envoy_socket_side { ENVOY_UPSTREAM = 0 };
 enum envoy_metric { ENVOY_METRIC_OK = 0 };
 enum envoy_file_event { ENVOY_FILE_MOVED = 1, ENVOY_FILE_MODIFIED = 2 };
 
@@ -129,6 +131,10 @@ void CALLBACK(http_filter_scheduler_delete)(struct envoy_http_scheduler *schedul
 void CALLBACK(http_filter_continue_decoding)(struct envoy_http *filter);
 void CALLBACK(http_filter_reset_stream)(struct envoy_http *filter, enum envoy_reset reason, struct idm_bytes details);
 
+/* For the connection to the server; connections whose options differ share no pool. */
+bool CALLBACK(http_set_socket_option_int)(struct envoy_http *filter, int64_t level, int64_t name,
+					  enum envoy_socket_state state, enum envoy_socket_side side, int64_t value);
+
 /* ---- listener filter ---- */
 int64_t CALLBACK(listener_filter_get_socket_fd)(struct envoy_listener *filter);
 bool CALLBACK(listener_filter_get_remote_address)(struct envoy_listener *filter, struct idm_bytes *ret,
@@ -157,6 +163,9 @@ void CALLBACK(network_filter_close_with_details)(struct envoy_network *filter, e
 bool CALLBACK(network_filter_is_ssl)(struct envoy_network *filter);
 /* After a hook returned ENVOY_STOP: the filters behind this one go on. */
 void CALLBACK(network_filter_continue_reading)(struct envoy_network *filter);
+/* For the connection to the server. */
+void CALLBACK(network_set_socket_option_int)(struct envoy_network *filter, int64_t level, int64_t name,
+					     enum envoy_socket_state state, int64_t value);
 struct envoy_network_scheduler *CALLBACK(network_filter_scheduler_new)(struct envoy_network *filter);
 /* From any thread; nothing happens once the filter is gone. */
 void CALLBACK(network_filter_scheduler_commit)(struct envoy_network_scheduler *scheduler, uint64_t event);

@@ -11,6 +11,7 @@
 #include "view.h"
 
 #define PROTOCOL_TCP 6
+#define IDENTITY_HOST 1
 
 struct end {
 	uint32_t identity;
@@ -285,20 +286,33 @@ static bool is_local(const struct idm_snapshot *snapshot, uint32_t index)
 	return endpoint && endpoint->flags & IDM_ENDPOINT_LOCAL;
 }
 
+struct directions {
+	bool egress;
+	bool ingress;
+};
+
 // Egress of the source where this node enforces it, then ingress of the destination.
-static bool judge_directions(struct door *door, const struct idm_snapshot *snapshot, struct idm_flow *flow,
+static struct directions directions_of(const struct door *door, const struct idm_snapshot *snapshot,
+				       const struct steered *steered, const struct end *source,
+				       const struct end *destination)
+{
+	bool egress = door->egress && (!door->ingress || is_local(snapshot, source->endpoint));
+
+	if (steered->known)
+		return (struct directions){steered->egress, steered->ingress};
+	// A destination that is no endpoint has no ingress policy; egress alone has judged the flow.
+	return (struct directions){egress, door->ingress && !(egress && destination->endpoint == IDM_NONE)};
+}
+
+static bool judge_directions(const struct idm_snapshot *snapshot, struct idm_flow *flow, struct directions directions,
 			     const struct end *source, const struct idm_peer *peer, const struct end *destination,
 			     struct decision *ret)
 {
 	const struct idm_peer target = {.identity = destination->identity, .evidence = IDM_EVIDENCE_ADDRESS};
-	bool judged = door->egress && (!door->ingress || is_local(snapshot, source->endpoint));
 
-	if (judged && !judge(snapshot, flow, IDM_EGRESS, source, &target, ret))
+	if (directions.egress && !judge(snapshot, flow, IDM_EGRESS, source, &target, ret))
 		return false;
-	// A destination that is no endpoint has no ingress policy; egress alone has judged the flow.
-	if (!door->ingress || (judged && destination->endpoint == IDM_NONE))
-		return true;
-	return judge(snapshot, flow, IDM_INGRESS, destination, peer, ret);
+	return !directions.ingress || judge(snapshot, flow, IDM_INGRESS, destination, peer, ret);
 }
 
 static uint64_t now_ms(void)
@@ -309,21 +323,50 @@ static uint64_t now_ms(void)
 	return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
 }
 
+// Endpoints' numbers can be compared within a revision; in another one the address says which it is.
+static bool same_endpoint(const struct idm_snapshot *snapshot, const struct steered *told, uint32_t endpoint,
+			  const struct end *found)
+{
+	return !told->known || told->host || told->revision != idm_snapshot_revision(snapshot) ||
+	       endpoint == found->endpoint;
+}
+
 // Who connects, from all the evidence the configuration lets count.
 static bool find_peer(const struct door *door, const struct idm_snapshot *snapshot, const struct connection *connection,
 		      uint64_t now, struct idm_peer *peer, struct end *ret)
 {
 	static __thread struct idm_peer_cache cache;
+	const struct steered *told = &connection->steered;
 	const struct idm_peer_facts facts = {
 		.family = connection->peer.family,
+		.told = told->known,
 		.address = connection->peer.bytes,
+		.told_identity = told->source,
+		.told_evidence = told->known ? IDM_EVIDENCE_DATAPATH : 0,
+		.told_domain = told->domain,
 		.certificate = connection->certificate,
 		.now_ms = now,
 	};
-	uint32_t answer = idm_peer_judge(snapshot, &door->rules, &facts, &cache, peer, &ret->endpoint);
+	struct idm_peer_rules rules = door->rules;
+	uint32_t answer;
 
+	// A process of this host may have any of its addresses, or another workload's.
+	rules.address_ignored |= told->known && told->host;
+	answer = idm_peer_judge(snapshot, &rules, &facts, &cache, peer, &ret->endpoint);
 	ret->identity = peer->identity;
-	return answer == IDM_PEER_FINE;
+	return answer == IDM_PEER_FINE && same_endpoint(snapshot, told, told->source_endpoint, ret);
+}
+
+// The snapshot in force may know other endpoints than the one the datapath asked, but no other identity behind the
+// address. Only what is the host's by its routes alone is told by the datapath and by no snapshot.
+static bool confirm_destination(const struct idm_snapshot *snapshot, const struct steered *told, struct end *ret)
+{
+	if (!told->known)
+		return true;
+	if (ret->identity != told->destination && (ret->endpoint != IDM_NONE || told->destination != IDENTITY_HOST))
+		return false;
+	ret->identity = told->destination;
+	return same_endpoint(snapshot, told, told->destination_endpoint, ret);
 }
 
 void door_decide(struct door *door, const struct idm_snapshot *snapshot, const struct connection *connection,
@@ -356,6 +399,10 @@ void door_decide(struct door *door, const struct idm_snapshot *snapshot, const s
 		door_refuse(IDM_DROP_NO_POLICY, false, ret);
 		return;
 	}
+	if (!confirm_destination(snapshot, &connection->steered, &destination)) {
+		door_refuse(IDM_DROP_INVALID_IDENTITY, false, ret);
+		return;
+	}
 	ret->destination = destination.identity;
 	ret->destination_endpoint = destination.endpoint;
 	flow.port = ret->target.port;
@@ -369,5 +416,7 @@ void door_decide(struct door *door, const struct idm_snapshot *snapshot, const s
 		flow.flags |= IDM_FLOW_SNI;
 		flow.sni = (struct idm_bytes){connection->sni, connection->sni_size};
 	}
-	ret->allowed = judge_directions(door, snapshot, &flow, &source, &peer, &destination, ret);
+	ret->allowed = judge_directions(snapshot, &flow,
+					directions_of(door, snapshot, &connection->steered, &source, &destination),
+					&source, &peer, &destination, ret);
 }

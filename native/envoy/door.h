@@ -10,6 +10,9 @@
  *   upstream filter  the host that the load balancer chose
  * "port" overrides the port that policies see.
  *
+ * A connection that the datapath steered here brings who its ends are and which directions are to be judged; then
+ * "direction" and "destination" say nothing, and a snapshot that contradicts what it brings closes it.
+ *
  * What the peer's identity may rest on (idmesh/peer.h): "trust_domain" makes certificates evidence, and is the word
  * of whoever configures this listener that it verifies them; "require" lists evidence that must be there; "address":
  * "ignored" (default "evidence") says that peers come through others' addresses.
@@ -24,6 +27,7 @@
 #include "idmesh/engine.h"
 #include "idmesh/peer.h"
 #include "json.h"
+#include "steered.h"
 
 enum destination { DESTINATION_LOCAL, DESTINATION_ADDRESS, DESTINATION_ENDPOINT, DESTINATION_UPSTREAM };
 enum show { SHOW_NOTHING, SHOW_DENIED, SHOW_ALL };
@@ -50,7 +54,7 @@ bool door_init(struct door *ret, struct idm_bytes config, bool upstream, struct 
 void door_deinit(struct door *door);
 
 /* What the listener filter learned about a connection, and what the other filters decide from. */
-#define CONNECTION_MAGIC 0x316d6469u /* "idm1" */
+#define CONNECTION_MAGIC 0x326d6469u /* "idm2" */
 #define CONNECTION_SNI_MAX 255
 struct connection {
 	uint32_t magic;
@@ -58,6 +62,7 @@ struct connection {
 	uint16_t sni_size;
 	struct address peer;
 	struct address local;
+	struct steered steered;
 	char sni[CONNECTION_SNI_MAX + 1];
 	struct idm_bytes certificate; /* borrowed from Envoy, not among the bytes; see idm_peer_facts */
 };

@@ -5,6 +5,10 @@
 // so a client could write them. The socket cannot be written by a client. A PROXY header counts only if the
 // connection comes from a listed network, anybody else's ends it; Envoy's proxy_protocol filter must then stand
 // before this one.
+//
+// At the transparent listener the datapath tells more than the socket: whom it steered here, and for what. What it does
+// not know is closed. The chain that fits the connection is named in filter state, for the listener's matcher: "http"
+// where requests can be read and judged one by one, "tcp" for everything else, TLS included.
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -18,11 +22,14 @@
 #define SO_ORIGINAL_DESTINATION 80 /* SO_ORIGINAL_DST of linux/netfilter_ipv4.h and of its IPv6 twin */
 #define SOL_IP4 0
 #define SOL_IP6 41
+#define CHAIN_KEY IDM_TEXT("idmesh.chain")
 
 struct listener {
 	struct network *proxies;
 	size_t proxy_count;
 	bool original_destination;
+	bool steers; // connections come from the datapath
+	struct steered_maps maps;
 };
 
 static bool set_proxies(struct listener *self, const struct text_list *list, struct idm_error *why)
@@ -40,21 +47,37 @@ static bool set_proxies(struct listener *self, const struct text_list *list, str
 	return true;
 }
 
+static bool set_maps(struct listener *self, const char *pins, struct idm_error *why)
+{
+	self->steers = pins;
+	if (pins && (self->proxy_count || self->original_destination)) {
+		snprintf(why->message, sizeof(why->message),
+			 "datapath: what it steers here comes from no proxy and no other redirection");
+		return false;
+	}
+	// --mode validate may run where no datapath is.
+	return !pins || CALLBACK(is_validation_mode)() || steered_open(pins, &self->maps, why);
+}
+
 static bool configure(struct listener *self, struct idm_bytes config, struct idm_error *why)
 {
 	struct text_list list = {0};
+	char *pins = NULL;
 	const struct json_field fields[] = {
 		{"proxy_protocol_from", JSON_LIST, &list},
 		{"original_dst", JSON_FLAG, &self->original_destination},
+		{"datapath", JSON_TEXT, &pins},
 	};
-	bool good = json_read(config, fields, 2, why) && set_proxies(self, &list, why);
+	bool good = json_read(config, fields, 3, why) && set_proxies(self, &list, why) && set_maps(self, pins, why);
 
 	text_list_deinit(&list);
+	free(pins);
 	return good;
 }
 
 IDM_HOOK void ON(listener_filter_config_destroy)(struct listener *self)
 {
+	steered_close(&self->maps);
 	free(self->proxies);
 	free(self);
 }
@@ -69,6 +92,7 @@ IDM_HOOK void *ON(listener_filter_config_new)(struct envoy_listener_config *envo
 	(void)name;
 	if (!self)
 		return NULL;
+	self->maps = (struct steered_maps){-1, -1};
 	if (!configure(self, config, &why) || !mesh_required(&why)) {
 		mesh_log(ENVOY_ERROR, "listener filter refused: %s", why.message);
 		ON(listener_filter_config_destroy)(self);
@@ -199,9 +223,20 @@ static bool learn(const struct listener *self, struct envoy_listener *envoy, str
 		return proxied_addresses(envoy, &ret->peer, &ret->local);
 	if (!unproxied(envoy, fd, ret))
 		return false;
+	if (self->steers)
+		return steered_find(&self->maps, &ret->peer, &ret->local, &ret->steered);
 	if (self->original_destination)
 		original_destination(fd, &ret->local);
 	return true;
+}
+
+// For the listener's matcher. True if there is no choice.
+static bool choose_chain(struct envoy_listener *envoy, const struct listener *self, const struct connection *connection)
+{
+	bool requests = connection->steered.l7 == IDM_L7_HTTP && !is_tls(envoy);
+
+	return !self->steers ||
+	       CALLBACK(listener_filter_set_filter_state)(envoy, CHAIN_KEY, requests ? IDM_TEXT("http") : IDM_TEXT("tcp"));
 }
 
 // What the gRPC services see of the connection (metadata_context_namespaces); they look the identity up themselves.
@@ -229,7 +264,8 @@ IDM_HOOK enum envoy_filter_status ON(listener_filter_on_accept)(struct envoy_lis
 
 	// Without an address no filter behind this one could decide.
 	if (!learn(self, envoy, &connection) ||
-	    !CALLBACK(listener_filter_set_filter_state)(envoy, MESH_KEY, connection_bytes(&connection))) {
+	    !CALLBACK(listener_filter_set_filter_state)(envoy, MESH_KEY, connection_bytes(&connection)) ||
+	    !choose_chain(envoy, self, &connection)) {
 		CALLBACK(listener_filter_close_socket)(envoy, IDM_TEXT("idmesh_no_address"));
 		return ENVOY_STOP;
 	}

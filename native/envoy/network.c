@@ -10,6 +10,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 
 #include "counters.h"
 #include "mesh.h"
@@ -143,6 +144,9 @@ static bool judge(struct network_connection *self, bool first)
 
 	if (decide(self, snapshot, &connection, &decision))
 		facts.connection = &connection;
+	if (first && decision.allowed && connection.steered.known)
+		CALLBACK(network_set_socket_option_int)(self->envoy, SOL_SOCKET, SO_MARK, ENVOY_PREBIND,
+							connection.steered.mark);
 	if (first || !decision.allowed) {
 		report_id(id);
 		count(self, &decision);

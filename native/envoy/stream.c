@@ -6,6 +6,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 
 #include "tally.h"
 
@@ -126,13 +127,16 @@ static void record(struct http_stream *stream, const struct idm_snapshot *snapsh
 		record.flags |= IDM_RECORD_UPSTREAM;
 	if (grpc)
 		record.flags |= IDM_RECORD_GRPC;
-	CALLBACK(http_filter_get_attribute_string)(stream->envoy, ENVOY_REQUEST_PROTOCOL, &record.protocol);
 	if (decision->allowed) {
 		record_begin(&record, &stream->record);
 	} else {
 		record.code = grpc ? 7 : 403;
 		record.flags |= grpc ? IDM_RECORD_GRPC_STATUS : 0;
 	}
+	// A loss is counted here: nothing more is gathered for it.
+	if (!idm_ring_ready(judgement->ring))
+		return;
+	CALLBACK(http_filter_get_attribute_string)(stream->envoy, ENVOY_REQUEST_PROTOCOL, &record.protocol);
 	record_write(judgement->ring, snapshot, &record);
 }
 
@@ -156,10 +160,19 @@ static bool asks_changes(const struct decision *decision)
 	return false;
 }
 
+// The server's side must know whose request comes: never by a connection that was opened for somebody else.
+static bool mark(struct http_stream *stream, const struct steered *steered)
+{
+	return !steered->known || stream->config->kind == KIND_UPSTREAM ||
+	       CALLBACK(http_set_socket_option_int)(stream->envoy, SOL_SOCKET, SO_MARK, ENVOY_PREBIND, ENVOY_UPSTREAM,
+						    steered->mark);
+}
+
 // What must be done for an allowed request before it goes on; what cannot be done denies it.
 static void fulfil(struct http_stream *stream, struct judgement *judgement)
 {
-	if (!keep(stream, &judgement->request) || !request_change(stream->envoy, &judgement->decision))
+	if (!keep(stream, &judgement->request) || !mark(stream, &judgement->connection.steered) ||
+	    !request_change(stream->envoy, &judgement->decision))
 		door_refuse(IDM_DROP_POLICY_DENIED, true, &judgement->decision);
 }
 

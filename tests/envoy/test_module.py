@@ -72,6 +72,6 @@ def test_parts_that_need_no_envoy_under_sanitizers(units: str, tmp_path: Path) -
     sources += [_NATIVE / "envoy" / name for name in _UNITS[units]]
     sources += [*sorted((_NATIVE / "engine").glob("*.c")), *sorted((_NATIVE / "flow").glob("*.c"))]
     flags = ["-std=gnu11", "-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-pthread"]
-    includes = [f"-I{_NATIVE / 'include'}", f"-I{_NATIVE / 'envoy'}"]
+    includes = [f"-I{_NATIVE / 'include'}", f"-I{_NATIVE / 'envoy'}", f"-I{_NATIVE.parent / 'bpf/include'}"]
     subprocess.run([compiler, *flags, *includes, "-o", str(program), *map(str, sources)], check=True)
     subprocess.run([str(program)], check=True, timeout=120)

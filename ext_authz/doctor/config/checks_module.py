@@ -13,7 +13,7 @@ from ext_authz.doctor.config.view import Filter, Kind, View
 TEXT, FLAG, NUMBER, LIST = "text", "flag", "number", "list"
 # What native/envoy/*.c reads, a map for each kind of extension; a test compares them.
 BOOTSTRAP = {"state": TEXT, "snapshot": TEXT, "flow_ring_bytes": NUMBER}
-LISTENER = {"proxy_protocol_from": LIST, "original_dst": FLAG}
+LISTENER = {"proxy_protocol_from": LIST, "original_dst": FLAG, "datapath": TEXT}
 DOOR = {
     "direction": TEXT,
     "destination": TEXT,
