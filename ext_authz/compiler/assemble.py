@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
+from ext_authz.compiler.blocks import Section, digests_of
 from ext_authz.compiler.pools import packer
 from ext_authz.engine import layout
 
@@ -34,18 +35,30 @@ class Table:
     revision: int
 
 
-def pack_table(kind: int, sections: Sequence[bytes | bytearray], previous: Table | None, revision: int) -> Table:
+def pack_table(kind: int, sections: Sequence[bytes | Section], previous: Table | None, revision: int) -> Table:
     """
     One table from its sections, in the order of the file.
 
     Args:
         previous: The table of this kind in the last snapshot; an equal one keeps its revision.
     """
-    data = _join_sections(kind, sections)
-    digest = blake2b(data, digest_size=32).digest()
+    held = [section if isinstance(section, bytes) else section.data for section in sections]
+    directory = _section_directory(kind, held)
+    digests = [digests_of(section) if isinstance(section, bytes) else section.digests() for section in sections]
+    digest = blake2b(b"".join((directory, *digests)), digest_size=32).digest()
     if previous is not None and previous.digest == digest:
         return previous
+    data = _join_sections(directory, held)
     return Table(kind, data, zlib.crc32(data), digest, revision)
+
+
+def table_digest(data: bytes) -> bytes:
+    """The digest of a table's bytes: what pack_table says of the sections it made them from."""
+    record = layout.record("idm_section")
+    size = record.unpack_from(data)["offset"] // record.size * record.size
+    rows = [record.unpack_from(data, at) for at in range(0, size, record.size)]
+    held = [data[row["offset"] : row["offset"] + row["count"] * row["item_size"]] for row in rows]
+    return blake2b(b"".join((data[:size], *map(digests_of, held))), digest_size=32).digest()
 
 
 def pack_snapshot(tables: Sequence[Table], domain: int, revision: int) -> bytes:
@@ -73,22 +86,23 @@ def snapshot_digest(digests: Iterable[bytes], domain: int) -> bytes:
     return blake2b(b"".join(digests) + domain.to_bytes(8, "little"), digest_size=32).digest()
 
 
-def _join_sections(kind: int, sections: Sequence[bytes | bytearray]) -> bytes:
+def _section_directory(kind: int, sections: Sequence[bytes | bytearray]) -> bytes:
     known = layout.SECTIONS[kind]
     if len(sections) != len(known):
         raise ValueError(f"table {kind} has {len(known)} sections, not {len(sections)}")
     offset = _aligned(layout.record("idm_section").size * len(known))
-    head, parts = [], []
+    head = []
     for section, data in zip(known, sections, strict=True):
         count, rest = divmod(len(data), section.item_size)
         if rest:
             raise ValueError(f"section {section.name} of table {kind} does not hold whole items")
         head.append(_section(section.id, section.item_size, offset, count))
-        padding = -len(data) % _ALIGNMENT
-        parts += [data, bytes(padding)]
-        offset += len(data) + padding
-    directory = b"".join(head)
-    return b"".join([directory, bytes(_aligned(len(directory)) - len(directory)), *parts])
+        offset += _aligned(len(data))
+    return b"".join(head)
+
+
+def _join_sections(directory: bytes, sections: Sequence[bytes | bytearray]) -> bytes:
+    return b"".join(part for data in (directory, *sections) for part in (data, bytes(-len(data) % _ALIGNMENT)))
 
 
 def _aligned(size: int) -> int:

@@ -127,14 +127,14 @@ class L7Pools:
         self.kafka_rules = Pool(layout.record("idm_kafka_rule").size)
         self.dns_sets = Pool(layout.record("idm_dns_set").size)
         self.matchers = Pool(layout.record("idm_matcher_ref").size)
-        self.automata = bytearray()
+        self.automata = Pool(1)
         self._known: dict[Hashable, Any] = {}
 
-    def sections(self) -> list[bytearray]:
+    def sections(self) -> list[Pool]:
         """RULES to AUTOMATA, in the order of the file."""
         pools = (self.rules, self.http_sets, self.dims, self.slots, self.group_refs, self.groups, self.predicates)
         more = (self.http_rules, self.kafka_sets, self.kafka_rules, self.dns_sets, self.matchers)
-        return [pool.data for pool in (*pools, *more)] + [self.automata]
+        return [*pools, *more, self.automata]
 
     def rule(self, origin: RuleOrigin) -> int:
         """Number of the rule an entry came from."""
@@ -197,8 +197,7 @@ class L7Pools:
         if found is None:
             made = self.cache.get(patterns)
             self.used.add(patterns)
-            number = self.matchers.append(_matcher_ref(len(self.automata), len(made.blob)))
-            self.automata += made.blob
+            number = self.matchers.append(_matcher_ref(self.automata.append(made.blob), len(made.blob)))
             found = self._known[key] = (number, made.cost, made.shared)
         return found
 

@@ -20,6 +20,7 @@ from struct import iter_unpack
 from typing import TYPE_CHECKING
 
 from ext_authz.compiler.assemble import Table, pack_table
+from ext_authz.compiler.blocks import Section
 from ext_authz.compiler.entries import L7, MergedEntry, RuleOrigin, SidePolicy, SubjectPolicy
 from ext_authz.compiler.l7 import NO_HTTP, HttpSet, L7Pools, MatcherCache, policy_error
 from ext_authz.compiler.pools import Pool, Strings, numbers, packer
@@ -160,12 +161,12 @@ class PolicyPools:
         """Table 3 for these subjects (identity to policy number)."""
         packed = b"".join(_subject(identity, subjects[identity]) for identity in sorted(subjects))
         own = (self._policies, self._rows, self._spans, self._named, self._refs, self._entries, self._origins)
-        sections: list[bytes | bytearray] = [
+        sections: list[bytes | Section] = [
             _meta(layout.POLICIES_CLOSED if closed else 0),
             packed,
-            *(pool.data for pool in own),
+            *own,
             *self.l7.sections(),
-            self.strings.data,
+            self.strings,
         ]
         return pack_table(layout.TableKind.POLICIES, sections, previous, revision)
 
@@ -200,7 +201,7 @@ class PolicyPools:
         """Bytes held, for the decision when to start anew."""
         pools = (self._policies, self._rows, self._spans, self._named, self._refs, self._entries, self._origins)
         held = sum(len(pool.data) for pool in pools)
-        return held + sum(len(section) for section in self.l7.sections()) + len(self.strings.data)
+        return held + sum(len(section.data) for section in self.l7.sections()) + len(self.strings.data)
 
     def _side(self, side: SidePolicy, before: SidePolicy) -> SideFields:
         known = self._side_of.get(id(side))

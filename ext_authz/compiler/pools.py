@@ -11,6 +11,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 
+from ext_authz.compiler.blocks import Blocks
 from ext_authz.engine import layout
 
 
@@ -38,11 +39,12 @@ def numbers(values: Iterable[int]) -> bytes:
 class Pool:
     """Items of one size. `data` is the section."""
 
-    __slots__ = ("_known", "data", "item_size")
+    __slots__ = ("_blocks", "_known", "data", "item_size")
 
     def __init__(self, item_size: int) -> None:
         self.item_size = item_size
         self.data = bytearray()
+        self._blocks = Blocks()
         self._known: dict[bytes, int] = {}
 
     def __len__(self) -> int:
@@ -62,14 +64,18 @@ class Pool:
         self.data += items
         return first
 
+    def digests(self) -> bytes:
+        return self._blocks.digests(self.data)
+
 
 class Strings:
     """The strings of one table: (offset, size) of each, stored once."""
 
-    __slots__ = ("_known", "data")
+    __slots__ = ("_blocks", "_known", "data")
 
     def __init__(self) -> None:
         self.data = bytearray()
+        self._blocks = Blocks()
         self._known: dict[str, tuple[int, int]] = {"": (0, 0)}
 
     def __call__(self, text: str) -> tuple[int, int]:
@@ -79,6 +85,9 @@ class Strings:
             place = self._known[text] = (len(self.data), len(raw))
             self.data += raw
         return place
+
+    def digests(self) -> bytes:
+        return self._blocks.digests(self.data)
 
 
 def fill_slots(items: Sequence[tuple[int, bytes]], empty: bytes) -> tuple[list[bytes], int]:

@@ -10,6 +10,8 @@ Source: native/engine/resolve.c (idm_host_find)
 
 from __future__ import annotations
 
+from ext_authz.compiler.blocks import Blocks
+
 
 class Slots:
     """At most half full. `data` is the section; `longest`: no key is further from its hash than this many slots."""
@@ -20,7 +22,11 @@ class Slots:
         self._keys: list[bytes | None] = []
         self._homes: list[int] = []
         self.data = bytearray()
+        self._blocks = Blocks()
         self.longest = 0
+
+    def digests(self) -> bytes:
+        return self._blocks.digests(self.data)
 
     def reserve(self, items: int) -> None:
         """Have room for so many; much less than there was frees room."""
@@ -31,6 +37,7 @@ class Slots:
         self._at, self.longest = {}, 0
         self._keys, self._homes = [None] * wanted, [0] * wanted
         self.data = bytearray(self._size * wanted)
+        self._blocks.clear()
         for key, hash64, packed in held:
             self.put(key, hash64, packed)
 
@@ -58,11 +65,16 @@ class Slots:
                 hole = at
             at = (at + 1) & last
         self._keys[hole] = None
-        self.data[hole * self._size : (hole + 1) * self._size] = bytes(self._size)
+        self._write(hole, bytes(self._size))
 
     def _store(self, at: int, key: bytes, hash64: int, packed: bytes) -> None:
         self._at[key], self._keys[at], self._homes[at] = at, key, hash64
-        self.data[at * self._size : (at + 1) * self._size] = packed
+        self._write(at, packed)
+
+    def _write(self, at: int, packed: bytes) -> None:
+        first, end = at * self._size, (at + 1) * self._size
+        self.data[first:end] = packed
+        self._blocks.touch(first, end)
 
     def _item(self, at: int) -> bytes:
         return bytes(self.data[at * self._size : (at + 1) * self._size])

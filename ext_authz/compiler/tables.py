@@ -16,6 +16,7 @@ from operator import is_not
 from typing import Any, TypeVar
 
 from ext_authz.compiler.assemble import Table, pack_table
+from ext_authz.compiler.blocks import Blocks, Section
 from ext_authz.compiler.entries import PROTOCOLS
 from ext_authz.compiler.pools import Pool, Strings, numbers, packer
 from ext_authz.compiler.resolved import Address, EndpointRow, HostRow, HostRows, IdentityRow, RangeRow, Resolved
@@ -66,17 +67,21 @@ class _Column:
     def __init__(self, size: int) -> None:
         self._size = size
         self._rows: Sequence[Any] = ()
+        self._blocks = Blocks()
         self.data = bytearray()
 
-    def set(self, rows: Sequence[Row], make: Callable[[Row], bytes]) -> bytearray:
+    def set(self, rows: Sequence[Row], make: Callable[[Row], bytes]) -> None:
         """Make these the rows."""
         size, data = self._size, self.data
         for index in compress(count(), map(is_not, rows, self._rows)):
             data[index * size : index * size + size] = make(rows[index])
+            self._blocks.touch(index * size, index * size + size)
         del data[len(rows) * size :]
         data += b"".join(make(row) for row in rows[len(self._rows) :])
         self._rows = rows
-        return data
+
+    def digests(self) -> bytes:
+        return self._blocks.digests(self.data)
 
 
 class _Hosts:
@@ -149,17 +154,17 @@ class IdentityPools:
         slots = self._hosts.set(resolved.hosts)
         if not self._last or resolved.identities is not self._last[0]:
             self._packed = b"".join(self._identities.make(resolved.identities, self._pack_identity))
-        endpoints = self._endpoints.set(resolved.endpoints, self._pack_endpoint)
-        sections: list[bytes | bytearray] = [
+        self._endpoints.set(resolved.endpoints, self._pack_endpoint)
+        sections: list[bytes | Section] = [
             _meta(resolved.world4, resolved.world6, slots.longest),
             self._packed,
-            self._labels.data,
-            self._named.data,
-            endpoints,
-            slots.data,
+            self._labels,
+            self._named,
+            self._endpoints,
+            slots,
             _pack_ranges(resolved.ranges4, 4),
             _pack_ranges(resolved.ranges6, 16),
-            self._strings.data,
+            self._strings,
         ]
         self._last = now
         self._fresh_size = self._fresh_size or self._size()
@@ -187,7 +192,7 @@ class SelectorPools:
         self._lists = Pool(4)
         self._fresh_size = 0
         self._rows: dict[int, tuple[tuple[int, ...], bytes]] = {}
-        self._named: tuple[object, bytes, bytearray] = (None, b"", bytearray())
+        self._named: tuple[object, bytes, Strings] = (None, b"", Strings())
 
     def table(self, resolved: Resolved, previous: Table | None, revision: int) -> Table:
         """Table 2. A free number has an empty text and selects nobody."""
@@ -197,14 +202,14 @@ class SelectorPools:
         if self._named[0] != resolved.selectors:
             strings = Strings()
             packed = b"".join(_selector(*strings(s.text if s is not None else "")) for s in resolved.selectors)
-            self._named = (resolved.selectors, packed, strings.data)
+            self._named = (resolved.selectors, packed, strings)
         if len(self._lists.data) > 2 * self._fresh_size + _SLACK:
             self._lists, self._rows, self._fresh_size = Pool(4), {}, 0
         rows = self._pack_rows(resolved.membership)
         self._fresh_size = self._fresh_size or len(self._lists.data)
         self._last = now
         _, selectors, texts = self._named
-        return pack_table(layout.TableKind.SELECTORS, [selectors, rows, self._lists.data, texts], previous, revision)
+        return pack_table(layout.TableKind.SELECTORS, [selectors, rows, self._lists, texts], previous, revision)
 
     def _pack_rows(self, membership: Mapping[int, tuple[int, ...]]) -> bytes:
         before, rows, packed = self._rows, {}, []
