@@ -1,0 +1,181 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * This host's own facts: which veth an address sits behind, and which addresses are the host's. They belong to no
+ * revision, so they are written into both slots at once, row by row: a row changes from one truth to the next.
+ */
+#include <bpf/bpf.h>
+#include <errno.h>
+#include <stdlib.h>
+
+#include "internal.h"
+
+// Where the address stands, or would stand.
+static uint32_t place_index(const struct idm_datapath *datapath, const struct idm_address *address)
+{
+	uint32_t low = 0, high = datapath->place_count;
+
+	while (low < high) {
+		uint32_t middle = low + (high - low) / 2;
+
+		if (memcmp(&datapath->places[middle].address, address, sizeof(*address)) < 0)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	return low;
+}
+
+static bool is_at(const struct idm_datapath *datapath, uint32_t index, const struct idm_address *address)
+{
+	return index < datapath->place_count && !memcmp(&datapath->places[index].address, address, sizeof(*address));
+}
+
+uint32_t idm_place_of(const struct idm_datapath *datapath, const struct idm_address *address)
+{
+	uint32_t index = place_index(datapath, address);
+
+	return is_at(datapath, index, address) ? datapath->places[index].ifindex : 0;
+}
+
+int idm_place_set(struct idm_datapath *datapath, const struct idm_address *address, uint32_t ifindex)
+{
+	uint32_t index = place_index(datapath, address);
+	struct idm_place *places = datapath->places;
+
+	if (is_at(datapath, index, address)) {
+		places[index].ifindex = ifindex;
+		return 0;
+	}
+	if (datapath->place_count == datapath->place_room) {
+		uint32_t room = datapath->place_room ? datapath->place_room * 2 : 64;
+
+		places = realloc(places, room * sizeof(*places));
+		if (!places)
+			return -ENOMEM;
+		datapath->places = places;
+		datapath->place_room = room;
+	}
+	memmove(places + index + 1, places + index, (datapath->place_count - index) * sizeof(*places));
+	places[index] = (struct idm_place){*address, ifindex};
+	datapath->place_count++;
+	return 0;
+}
+
+static void place_remove(struct idm_datapath *datapath, uint32_t index)
+{
+	datapath->place_count--;
+	memmove(datapath->places + index, datapath->places + index + 1,
+		(datapath->place_count - index) * sizeof(*datapath->places));
+}
+
+// The address's row in a slot, in the kernel and here.
+static int write_row(struct idm_datapath *datapath, uint32_t slot, const struct idm_address *address, uint32_t ifindex)
+{
+	const struct idm_map *map = idm_map_of(datapath, "endpoints", slot);
+	struct idm_rows *rows = datapath->slots[slot].endpoints;
+	struct idm_endpoint_row *row = rows ? idm_rows_find(rows, address) : NULL, written;
+
+	if (!row)
+		return 0;
+	memcpy(&written, row, sizeof(written));
+	written.ifindex = ifindex;
+	if (bpf_map_update_elem(map->fd, address, &written, BPF_EXIST))
+		return -errno;
+	memcpy(row, &written, sizeof(written));
+	return 0;
+}
+
+static int move_address(struct idm_datapath *datapath, const struct idm_address *address, uint32_t ifindex)
+{
+	struct idm_endpoint_row *row = datapath->endpoints ? idm_rows_find(datapath->endpoints, address) : NULL;
+	int r = 0;
+
+	for (uint32_t slot = 0; slot < IDM_SLOTS && !r; slot++)
+		r = write_row(datapath, slot, address, ifindex);
+	if (row)
+		memcpy((uint8_t *)row + offsetof(struct idm_endpoint_row, ifindex), &ifindex, sizeof(ifindex));
+	return r;
+}
+
+// Addresses that the workload no longer has lead nowhere.
+static int drop_others(struct idm_datapath *datapath, uint32_t ifindex, const struct idm_address *keep, size_t count)
+{
+	int r = 0;
+
+	for (uint32_t i = datapath->place_count; i-- > 0 && !r;) {
+		struct idm_address address = datapath->places[i].address;
+		bool kept = datapath->places[i].ifindex != ifindex;
+
+		for (size_t k = 0; k < count && !kept; k++)
+			kept = !memcmp(&keep[k], &address, sizeof(address));
+		if (kept)
+			continue;
+		r = move_address(datapath, &address, 0);
+		if (!r)
+			place_remove(datapath, i);
+	}
+	return r;
+}
+
+int idm_datapath_workload(struct idm_datapath *datapath, uint32_t ifindex, uint32_t peer_ifindex, const uint8_t *mac,
+			  const uint8_t *addresses, size_t count, struct idm_datapath_error *err)
+{
+	const struct idm_map *map = idm_map_find(datapath, "attachments");
+	const struct idm_address *wanted = (const void *)addresses;
+	struct idm_attachment row = {.peer_ifindex = peer_ifindex};
+	int r;
+
+	if (!map || !datapath->recovered)
+		return idm_say(err, -EINVAL, "nothing is loaded");
+	if (mac)
+		memcpy(row.mac, mac, sizeof(row.mac));
+	r = drop_others(datapath, ifindex, wanted, count);
+	for (size_t i = 0; i < count && !r; i++) {
+		r = idm_place_set(datapath, &wanted[i], ifindex);
+		r = r ? r : move_address(datapath, &wanted[i], ifindex);
+	}
+	// Last: until then the interface lets nothing pass.
+	if (!r && bpf_map_update_elem(map->fd, &ifindex, &row, BPF_ANY))
+		r = -errno;
+	if (r == -E2BIG)
+		return idm_say(err, -ENOSPC, "map attachments: full, all %u rows are taken", map->rows);
+	return r ? idm_say(err, r, "interface %u: %s", ifindex, idm_meaning(r)) : 0;
+}
+
+int idm_datapath_workload_remove(struct idm_datapath *datapath, uint32_t ifindex)
+{
+	const struct idm_map *map = idm_map_find(datapath, "attachments");
+
+	if (!map)
+		return -EINVAL;
+	if (bpf_map_delete_elem(map->fd, &ifindex) && errno != ENOENT)
+		return -errno;
+	return drop_others(datapath, ifindex, NULL, 0);
+}
+
+int idm_datapath_locals(struct idm_datapath *datapath, const uint8_t *addresses, size_t count,
+			struct idm_datapath_error *err)
+{
+	const struct idm_map *map = idm_map_find(datapath, "locals");
+	struct idm_rows *before = NULL, *after;
+	uint32_t one = 1, written = 0, deleted = 0;
+	int r = 0;
+
+	if (!map)
+		return idm_say(err, -EINVAL, "nothing is loaded");
+	after = idm_rows_create(sizeof(struct idm_address), sizeof(one));
+	if (!after)
+		return -ENOMEM;
+	for (size_t i = 0; i < count && !r; i++)
+		r = idm_rows_add(after, addresses + i * sizeof(struct idm_address), &one);
+	idm_rows_sort(after);
+	if (!r && after->count > map->rows)
+		r = idm_say(err, -ENOSPC, "map locals: %u rows, %u are wanted", map->rows, after->count);
+	else if (!r)
+		r = idm_rows_read(map->fd, after->key_size, after->value_size, map->rows, &before);
+	if (before)
+		r = idm_rows_apply(map->fd, before, after, &written, &deleted);
+	idm_rows_unref(before);
+	idm_rows_unref(after);
+	return r;
+}
