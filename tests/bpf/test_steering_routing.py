@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rules, routes and sysctls of a host that steers: set, found missing, put back exactly."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from ext_authz.datapath.routing import Routing, RoutingError
+from tests.bpf.net import Network
+from tests.bpf.state import difference, namespace_state
+
+T = TypeVar("T")
+_BREAKS = {
+    "ip rule del pref 8": "pref 8",
+    "ip -6 rule del pref 9": "pref 9",
+    "ip route flush table 2004": "table 2004",
+    "ip rule add pref 5 from 10.0.0.0/8 lookup main": "in front",
+    "sysctl -qw net.ipv4.ip_forward=0": "ip_forward",
+}
+
+
+def run(net: Network, line: str) -> None:
+    subprocess.run(net.node.command(line.split()), check=True, capture_output=True)
+
+
+def inside(net: Network, call: Callable[[], T]) -> T:
+    with net.node.inside():
+        return call()
+
+
+def test_everything_is_as_before_when_it_is_restored(net: Network, folder: Path) -> None:
+    for name in ("ipv4.ip_forward", "ipv6.conf.all.forwarding", "ipv4.conf.all.rp_filter"):
+        net.node.sysctl(name, int(name.endswith("rp_filter")))
+    end = net.add("client", "10.1.0.1")
+    before = namespace_state(net.node)
+    routing = Routing(folder / "routing.json")
+    inside(net, routing.set)
+    inside(net, lambda: routing.add(end.veth))
+    assert inside(net, routing.check) == inside(net, lambda: routing.check_interface(end.veth)) == []
+    assert difference(before, namespace_state(net.node))
+    assert inside(net, routing.restore) == []
+    assert difference(before, namespace_state(net.node)) == []
+    assert not (folder / "routing.json").exists()
+
+
+def test_who_comes_after_a_crash_can_still_restore(net: Network, folder: Path) -> None:
+    net.node.sysctl("ipv4.ip_forward", 0)
+    before = namespace_state(net.node)
+    inside(net, Routing(folder / "routing.json").set)
+    inside(net, Routing(folder / "routing.json").set)
+    assert inside(net, Routing(folder / "routing.json").restore) == []
+    assert difference(before, namespace_state(net.node)) == []
+
+
+def test_what_was_there_before_stays(net: Network, folder: Path) -> None:
+    run(net, "ip rule add pref 9 fwmark 0x200/0xf00 lookup 2004")
+    before = namespace_state(net.node)
+    routing = Routing(folder / "routing.json")
+    inside(net, routing.set)
+    assert inside(net, routing.restore) == []
+    assert difference(before, namespace_state(net.node)) == []
+
+
+def test_what_somebody_else_set_since_is_left_alone(net: Network, folder: Path) -> None:
+    end = net.add("client", "10.1.0.1")
+    net.node.sysctl("ipv4.conf.all.rp_filter", 1)
+    routing = Routing(folder / "routing.json")
+    inside(net, lambda: routing.add(end.veth))
+    net.node.sysctl(f"ipv4.conf.{end.veth}.rp_filter", 0)
+    problems = inside(net, lambda: routing.remove(end.veth))
+    assert len(problems) == 1 and "rp_filter" in problems[0]
+    with net.node.inside():
+        conf = Path(f"/proc/sys/net/ipv4/conf/{end.veth}")
+        assert (conf / "rp_filter").read_text().strip() == "0"
+        assert (conf / "accept_local").read_text().strip() == "0"
+
+
+@pytest.mark.parametrize("line", _BREAKS)
+def test_whatever_breaks_steering_is_named(line: str, net: Network, folder: Path) -> None:
+    routing = Routing(folder / "routing.json")
+    inside(net, routing.set)
+    run(net, line)
+    found = inside(net, routing.check)
+    assert len(found) == 1 and _BREAKS[line] in found[0]
+
+
+def test_a_table_of_somebody_else_is_not_taken(net: Network, folder: Path) -> None:
+    net.add("client", "10.1.0.1")
+    run(net, "ip route add 10.9.0.0/16 dev lxc1 table 2004")
+    before = namespace_state(net.node)
+    routing = Routing(folder / "routing.json")
+    with pytest.raises(RoutingError, match="in use"):
+        inside(net, routing.set)
+    assert inside(net, routing.restore) == []
+    assert difference(before, namespace_state(net.node)) == []
+
+
+def test_a_record_that_cannot_be_read_is_said(folder: Path) -> None:
+    (folder / "routing.json").write_text("{")
+    with pytest.raises(RoutingError, match=r"routing\.json"):
+        Routing(folder / "routing.json")
