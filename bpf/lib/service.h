@@ -44,14 +44,24 @@ static __always_inline int service_is_mapped(const struct idm_address *address)
 	return !words[0] && !words[1] && words[2] == bpf_htonl(0xffff);
 }
 
+/* The unspecified address of the same IP version: stands for every address of the host in rows of NodePorts. */
+static __always_inline struct idm_address service_any(const struct idm_address *address)
+{
+	struct idm_address any = {};
+
+	if (service_is_mapped(address))
+		any.bytes[10] = any.bytes[11] = 0xff;
+	return any;
+}
+
 /* The row of a service: of the address itself, or a NodePort if the address is the host's. 0: there is none. */
 static __always_inline int service_find(const struct idm_service_key *asked, struct idm_service *ret)
 {
-	static const struct idm_address any;
+	struct idm_address any = service_any(&asked->address);
 	struct idm_service_key key = *asked;
 	struct idm_service *row, *again;
 
-	// connect() to :: means the own loopback, not the row of a NodePort.
+	// connect() to 0.0.0.0 or :: means the own loopback, not the row of a NodePort.
 	if (service_same_address(&key.address, &any))
 		return 0;
 	row = bpf_map_lookup_elem(&services, &key);

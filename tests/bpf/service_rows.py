@@ -12,7 +12,6 @@ TCP, UDP = socket.IPPROTO_TCP, socket.IPPROTO_UDP
 BACKEND = struct.Struct("=16sHBBI")
 KEY = struct.Struct("=16sHBB")
 SERVICE = struct.Struct("=IIII")
-ANY_LOCAL = bytes(16)
 
 Place = tuple[str, int]
 
@@ -26,7 +25,7 @@ def put_service(
     affinity_s: int = 0,
     first: int | None = None,
 ) -> None:
-    """A service at an address and port; address "": NodePort. Its run of rows begins at `first` or number * 16."""
+    """A service at an address and port; address 0.0.0.0 or ::: NodePort. Its run of rows begins at `first` or number * 16."""
     start = number * 16 if first is None else first
     for index, (text, port) in enumerate(backends, start):
         bare.update("backends", u32(index), BACKEND.pack(address(text), port, protocol, 0, number))
@@ -34,4 +33,4 @@ def put_service(
 
 
 def service_key(where: Place, protocol: int = TCP) -> bytes:
-    return KEY.pack(address(where[0]) if where[0] else ANY_LOCAL, where[1], protocol, 0)
+    return KEY.pack(address(where[0]), where[1], protocol, 0)

@@ -135,7 +135,7 @@ def test_other_ports_of_a_service_address_stay_as_asked(stage: Stage) -> None:
 def test_a_node_port_is_one_of_every_address_of_the_host(stage: Stage, version: int) -> None:
     backend = stage.servers[1].address(version)
     host = {4: "172.18.0.5", 6: "fd18::5"}[version]
-    put_service(stage.bare, ("", 30080), [(backend, 8080)], 4)
+    put_service(stage.bare, ({4: "0.0.0.0", 6: "::"}[version], 30080), [(backend, 8080)], 4)
     stage.bare.update("locals", address(host), u32(1))
     family = socket.AF_INET6 if version == 6 else socket.AF_INET
     with serve_greeting(stage.servers[1], backend, 8080):
@@ -144,14 +144,14 @@ def test_a_node_port_is_one_of_every_address_of_the_host(stage: Stage, version: 
 
 @pytest.mark.parametrize("target", ["172.18.0.6", "127.0.0.1", "0.0.0.0"])
 def test_no_address_but_the_hosts_has_node_ports(stage: Stage, target: str) -> None:
-    put_service(stage.bare, ("", 30080), [(stage.servers[1].address(), 8080)], 4)
+    put_service(stage.bare, ("0.0.0.0", 30080), [(stage.servers[1].address(), 8080)], 4)
     stage.client.space.ip(["route add blackhole 172.18.0.6"])
     with serve_greeting(stage.servers[1], stage.servers[1].address(), 8080), pytest.raises(OSError):
         stage.ask((target, 30080))
 
 
 def test_the_unspecified_address_is_no_node_port(stage: Stage) -> None:
-    put_service(stage.bare, ("", 30080), [(stage.servers[1].address(6), 8080)], 4)
+    put_service(stage.bare, ("::", 30080), [(stage.servers[1].address(6), 8080)], 4)
     with serve_greeting(stage.servers[1], stage.servers[1].address(6), 8080), pytest.raises(ConnectionRefusedError):
         stage.ask(("::", 30080), socket.AF_INET6)
 
