@@ -74,4 +74,7 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } events SEC(".maps");
 
+// The loader compares it before it gives an object to the kernel; no program reads it.
+const uint32_t idmesh_layout SEC("idmesh.layout") __attribute__((used)) = IDM_LAYOUT;
+
 #endif
