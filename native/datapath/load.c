@@ -37,7 +37,7 @@ static const struct {
 	{"services", sizeof(struct idm_service_key), sizeof(struct idm_service)},
 	{"backends", 4, sizeof(struct idm_backend)},
 	{"affinity", sizeof(struct idm_affinity_key), sizeof(struct idm_affinity)},
-	{"translations", 8, sizeof(struct idm_translation)},
+	{"translations", sizeof(struct idm_translation_key), sizeof(struct idm_translation)},
 	{"workloads", 8, sizeof(struct idm_workload)},
 	{"counters", 4, sizeof(struct idm_counter)},
 	{"losses", 4, 8},

@@ -107,7 +107,7 @@ int64_t idm_datapath_read(struct idm_datapath *datapath, const char *name, int f
 	// The kernel says "no more" together with the last rows.
 	if (r == -ENOENT && count)
 		return count;
-	return r ? r : count;
+	return r ? r : (int64_t)count;
 }
 
 int64_t idm_datapath_rows(struct idm_datapath *datapath, const char *name)
