@@ -20,7 +20,12 @@
 
 static __always_inline bool steer_same_address(const struct idm_address *one, const struct idm_address *other)
 {
-	return !__builtin_memcmp(one, other, sizeof(*one));
+	uint32_t a[4], b[4];
+
+	// By words: at this alignment the compiler would call memcmp, which BPF has not.
+	__builtin_memcpy(a, one, sizeof(a));
+	__builtin_memcpy(b, other, sizeof(b));
+	return a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3];
 }
 
 static __always_inline bool steer_same_client(const struct idm_grant *one, const struct idm_grant *other)
