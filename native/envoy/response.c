@@ -40,6 +40,10 @@ static void record_response(struct http_stream *stream)
 	uint64_t status = 0;
 	uint16_t code;
 
+	if (!idm_ring_ready(ring)) {
+		stream->record.since_ns = 0; // counted as lost
+		return;
+	}
 	CALLBACK(http_filter_get_attribute_int)(stream->envoy, ENVOY_RESPONSE_CODE, &status);
 	code = (uint16_t)status;
 	if (stream->record.flags & IDM_RECORD_GRPC && grpc_status(stream->envoy, &code))

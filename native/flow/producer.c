@@ -17,6 +17,7 @@
 struct idm_ring {
 	struct ring_map map; // head is NULL in a child
 	uint64_t head;
+	uint64_t tail;    // the consumer's as it was last looked at: room that it showed stays
 	uint64_t written; // these two are read by other threads
 	uint64_t lost;
 	uint32_t door;
@@ -179,7 +180,7 @@ static void put_headers(struct pen *pen, const struct idm_flow_facts *facts, str
 	record->headers_size = (uint16_t)(pen->next - start);
 }
 
-// Everything but the size, which is written last.
+// Whole records at once: shared memory is never read back.
 static uint32_t put_record(uint8_t *place, const struct idm_flow_facts *facts)
 {
 	struct idm_flow_record record = facts->fixed;
@@ -213,21 +214,38 @@ static void count_one(uint64_t *own, uint64_t *shown)
 	__atomic_store_n(shown, now, __ATOMIC_RELAXED);
 }
 
+// The largest record must fit, so that nothing is measured before it is written. A tail ahead of us or too far behind
+// is no consumer's: then there is no room.
+static bool fits(const struct idm_ring *ring)
+{
+	uint64_t used = ring->head - ring->tail;
+
+	return used <= ring->map.size && ring->map.size - used >= IDM_RECORD_MAX;
+}
+
+bool idm_ring_ready(struct idm_ring *ring)
+{
+	struct idm_ring_head *head = ring->map.head;
+
+	if (!head)
+		return false;
+	if (fits(ring))
+		return true;
+	// Looked at only now, for the consumer's core has the line. With its release: it has read what it gives free
+	// before it is written over.
+	ring->tail = __atomic_load_n(&head->tail, __ATOMIC_ACQUIRE);
+	if (fits(ring))
+		return true;
+	count_one(&ring->lost, &head->lost);
+	return false;
+}
+
 int idm_ring_put(struct idm_ring *ring, const struct idm_flow_facts *facts)
 {
 	struct idm_ring_head *head = ring->map.head;
-	uint64_t used;
 
-	if (!head)
+	if (!idm_ring_ready(ring))
 		return -ENOSPC;
-	// With the consumer's release: it has read what it gives free before it is written over.
-	used = ring->head - __atomic_load_n(&head->tail, __ATOMIC_ACQUIRE);
-	// A tail ahead of us or too far behind is no consumer's: then there is no room. The largest record must fit, so
-	// that nothing is measured before it is written.
-	if (used > ring->map.size || ring->map.size - used < IDM_RECORD_MAX) {
-		count_one(&ring->lost, &head->lost);
-		return -ENOSPC;
-	}
 	ring->head += put_record(ring->map.data + (ring->head & (ring->map.size - 1)), facts);
 	count_one(&ring->written, &head->written);
 	__atomic_store_n(&head->head, ring->head, __ATOMIC_RELEASE);

@@ -67,11 +67,12 @@ class Stage:
 
 
 @contextmanager
-def observer(state: State, folder: Path) -> Iterator[None]:
-    """Reads the rings of a state directory, after everything else on its core."""
+def observer(state: State, folder: Path, lines: bool = False) -> Iterator[None]:
+    """Reads the rings of a state directory, after everything else on its core; lines: each flow goes into a file."""
     argv = ["nice", "-n", "10", sys.executable, "-m", "ext_authz.flow.observer", "--state", str(state.root)]
-    with (folder / "observer.log").open("wb") as log:
-        process = subprocess.Popen([*argv, "--flows", "/dev/null"], stdout=log, stderr=log)
+    argv += ["--flows", str(folder / f"{state.root.name}.flows")] if lines else []
+    with (folder / f"{state.root.name}.log").open("wb") as log:
+        process = subprocess.Popen(argv, stdout=log, stderr=log)
     try:
         pin(process.pid)
         yield

@@ -52,8 +52,8 @@ def render(data: dict) -> str:
         f"Envoy {data['envoy']}, one worker pinned to a core, wrk with 16 connections, "
         f"{len(data['busy'][CONTROL])} rounds of {SECONDS:g} s. Rounds with the worker less than {BUSY:.0%} busy do "
         "not count for requests/s. `module-N`: N rules of the mix, a ring for flow records that nobody reads; "
-        "`no-records`: no ring; `observed`: an observer reads them on the other core, which it takes from wrk and "
-        "nginx; `endpoints-N`: so many endpoints besides; `rbac-100` and `module-paths-100`: the same 100 rules (paths "
+        "`no-records`: no ring; `observed`: an observer reads and counts them on the other core, which it shares with wrk "
+        "and nginx; `lines`: it also writes each as a line of JSON; `endpoints-N`: so many endpoints besides; `rbac-100` and `module-paths-100`: the same 100 rules (paths "
         "and methods).",
         "",
         "| variant | requests/s | against none (95%) | Envoy CPU us/request | over empty module (95%) | rounds |",
@@ -150,8 +150,9 @@ def _start_all(stack: ExitStack, folder: Path) -> Stage:
         stage.module(f"module-{count}", script, snapshot)
         if count == RULES[-1]:
             stage.module(f"module-{count}-no-records", script, snapshot, NO_RECORDS)
-            watched = f"module-{count}-observed"
-            stack.enter_context(observer(stage.module(watched, script, snapshot), folder))
+            for kind in ("observed", "lines"):
+                state = stage.module(f"module-{count}-{kind}", script, snapshot)
+                stack.enter_context(observer(state, folder, lines=kind == "lines"))
     script = folder / "mix-100.lua"
     for count in ENDPOINTS:
         stage.module(f"module-100-endpoints-{count}", script, mix_snapshot(100, count))

@@ -15,6 +15,7 @@
 #ifndef IDMESH_FLOW_H
 #define IDMESH_FLOW_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -170,6 +171,11 @@ void idm_ring_describe(const struct idm_ring *ring, struct idm_ring_hello *ret);
 /* From any thread. */
 uint64_t idm_ring_written(const struct idm_ring *ring);
 uint64_t idm_ring_lost(const struct idm_ring *ring);
+/**
+ * Whether a record would fit, for whoever need not gather its facts if not: false has counted it as lost.
+ * The next idm_ring_put() after true writes.
+ */
+bool idm_ring_ready(struct idm_ring *ring);
 /**
  * Write one record, with the texts cut to their limits.
  * @return 0, or -ENOSPC: the ring is full, the record is lost and counted.
