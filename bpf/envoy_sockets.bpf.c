@@ -8,7 +8,7 @@
  *   keep_packets   (egress, the same cgroup) drops packets that carry our marks all the same (a mark can come with a
  *                  message), and connections that Envoy opens in a client's name without its row.
  */
-#include "maps.h"
+#include "lookup.h"
 #include "steer.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
@@ -66,38 +66,16 @@ static __always_inline void keep_listener(struct bpf_sock_ops *ctx, const struct
 
 // ---- leg 1 ----
 
-static __always_inline uint32_t known_prefix(const struct idm_address *address, uint32_t slot)
-{
-	struct idm_prefix_key key = {.bits = 128, .address = *address};
-	const struct idm_prefix_row *row =
-		slot ? bpf_map_lookup_elem(&prefixes_1, &key) : bpf_map_lookup_elem(&prefixes_0, &key);
-
-	return row ? row->identity : 0;
-}
-
 // Who the server is, as the live tables say.
-static __always_inline void add_server(const struct idm_state *now, const struct steer_end *server,
+static __always_inline void add_server(const struct live *live, const struct steer_end *server,
 				       struct idm_connection *ret)
 {
-	uint32_t slot = ret->generation & 1;
-	const struct idm_endpoint_row *endpoint = slot ? bpf_map_lookup_elem(&endpoints_1, &server->address) :
-							 bpf_map_lookup_elem(&endpoints_0, &server->address);
-	struct idm_address ip4 = steer_mapped(0);
+	struct end end;
 
-	ret->destination_endpoint = IDM_NO_INDEX;
-	if (endpoint) {
-		ret->destination_identity = endpoint->identity;
-		ret->destination_endpoint = endpoint->endpoint;
-		ret->destination_ifindex = endpoint->ifindex;
-	} else if (bpf_map_lookup_elem(&locals, &server->address)) {
-		ret->destination_identity = 1;
-	} else {
-		ret->destination_identity = known_prefix(&server->address, slot);
-		if (!ret->destination_identity)
-			ret->destination_identity = __builtin_memcmp(&server->address, &ip4, 12) ?
-							    now->world6[slot] :
-							    now->world4[slot];
-	}
+	lookup_end(live, &server->address, packet_is_mapped(&server->address) ? PACKET_IP4 : PACKET_IP6, &end);
+	ret->destination_identity = end.identity;
+	ret->destination_endpoint = end.endpoint;
+	ret->destination_ifindex = end.ifindex;
 }
 
 /*
@@ -106,12 +84,12 @@ static __always_inline void add_server(const struct idm_state *now, const struct
  */
 static __always_inline void open_leg(const struct steer_end *local, const struct steer_end *server, uint32_t mark)
 {
-	uint32_t row = only, token = IDM_MARK_TOKEN(mark);
-	const struct idm_state *now = bpf_map_lookup_elem(&state, &row);
+	uint32_t token = IDM_MARK_TOKEN(mark);
 	struct idm_grant *grant = bpf_map_lookup_elem(&grants, &token);
 	struct idm_connection_key key;
+	struct live live;
 	struct idm_connection leg = {
-		.verdict = STEER_REDIRECTED,
+		.verdict = IDM_REDIRECTED,
 		.flags = IDM_CONNECTION_EGRESS | IDM_CONNECTION_INGRESS,
 		.egress_entry = IDM_NO_INDEX,
 		.ingress_entry = IDM_NO_INDEX,
@@ -119,15 +97,15 @@ static __always_inline void open_leg(const struct steer_end *local, const struct
 		.token = token,
 	};
 
-	if (!now || !now->generation || !grant || !steer_same_address(&grant->source, &local->address))
+	if (!grant || !lookup_live(&live) || !steer_same_address(&grant->source, &local->address))
 		return;
 	leg.opened_ns = bpf_ktime_get_boot_ns();
 	leg.seen_s = leg.opened_ns / 1000000000;
-	leg.generation = now->generation;
-	leg.revision = now->revision[leg.generation & 1];
+	leg.generation = live.generation;
+	leg.revision = live.revision;
 	leg.source_identity = grant->identity;
 	leg.source_endpoint = grant->endpoint;
-	add_server(now, server, &leg);
+	add_server(&live, server, &leg);
 	if (steer_key(local, server, IDM_LEG_PROXY, &key))
 		leg.flags |= IDM_CONNECTION_SOURCE_HIGH;
 	bpf_map_update_elem(&connections, &key, &leg, BPF_ANY);
@@ -234,10 +212,9 @@ static __always_inline bool has_leg(const struct segment *segment, uint32_t toke
 
 static __always_inline bool is_own(const struct idm_address *address)
 {
-	struct idm_address loopback4 = steer_mapped(bpf_htonl(0x7f000000));
+	bool loopback4 = packet_is_mapped(address) && address->bytes[12] == 127;
 
-	return bpf_map_lookup_elem(&locals, address) || is_loopback(address, false) ||
-	       !__builtin_memcmp(address, &loopback4, 13);
+	return loopback4 || is_loopback(address, false) || bpf_map_lookup_elem(&locals, address);
 }
 
 // Established connections are judged packet by packet where the server is; here only that none begins unknown.

@@ -8,6 +8,7 @@
  * forgotten reaches no socket that happens to listen here.
  */
 #include "maps.h"
+#include "idmesh/engine.h"
 #include "steer.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
@@ -59,7 +60,7 @@ int choose_listener(struct bpf_sk_lookup *ctx)
 	ends_of(ctx, &from, &to);
 	steer_key(&from, &to, IDM_LEG_CLIENT, &key);
 	row = bpf_map_lookup_elem(&connections, &key);
-	if (row && row->verdict == STEER_REDIRECTED)
+	if (row && row->verdict == IDM_REDIRECTED)
 		return to_envoy(ctx);
 	// No row: others' connections are no concern of ours, but what a workload sends has one.
 	if (!row && bpf_map_lookup_elem(&attachments, &ifindex))

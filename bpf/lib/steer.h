@@ -12,7 +12,6 @@
 #include "maps.h"
 #include <bpf/bpf_endian.h>
 
-#define STEER_REDIRECTED 5 /* IDM_REDIRECTED of idmesh/engine.h, which needs libc */
 #define STEER_PASS (-1) /* TC_ACT_UNSPEC: to the stack, and other programs still see it */
 #define STEER_DROP 2    /* TC_ACT_SHOT */
 #define STEER_TRIES 8   /* at a free token: even with a million of them given, all fail once in 10^9 */
@@ -146,14 +145,13 @@ static __always_inline struct idm_address steer_mapped(uint32_t address_be)
 // -1, 0 or 1; as text of bytes.
 static __always_inline int steer_compare(const struct idm_address *one, const struct idm_address *other)
 {
-	for (int i = 0; i < 16; i += 4) {
-		uint32_t a, b;
+	uint32_t a[4], b[4];
 
-		__builtin_memcpy(&a, one->bytes + i, sizeof(a));
-		__builtin_memcpy(&b, other->bytes + i, sizeof(b));
-		if (a != b)
-			return bpf_ntohl(a) < bpf_ntohl(b) ? -1 : 1;
-	}
+	__builtin_memcpy(a, one, sizeof(a));
+	__builtin_memcpy(b, other, sizeof(b));
+	for (int i = 0; i < 4; i++)
+		if (a[i] != b[i])
+			return bpf_ntohl(a[i]) < bpf_ntohl(b[i]) ? -1 : 1;
 	return 0;
 }
 
