@@ -87,16 +87,19 @@ def start_child(command: Sequence[str], *, stdout: int | None = None) -> Held:
     return Held(child.pid, child)
 
 
-def start_detached(command: Sequence[str], environment: Mapping[str, str] | None) -> Held:
+def start_detached(command: Sequence[str], environment: Mapping[str, str] | None, cgroup: Path | None = None) -> Held:
     """
     Start a program that is no child of ours, for one that would end with its parent; see agent/launch.py.
+
+    Args:
+        cgroup: Where it runs; None: where we do.
 
     Raises:
         OSError: It could not be started, or ended at once.
     """
     read, write = os.pipe()
     try:
-        words = [sys.executable, "-m", "ext_authz.agent.launch", str(write), *command]
+        words = [sys.executable, "-m", "ext_authz.agent.launch", str(write), str(cgroup or ""), *command]
         launcher = subprocess.Popen(words, stdin=subprocess.DEVNULL, env=environment, pass_fds=(write,))
     finally:
         os.close(write)

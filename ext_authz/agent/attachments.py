@@ -253,20 +253,29 @@ def check_free(attachment: Attachment, others: Iterable[Attachment]) -> None:
             raise AttachError(f"{min(shared)}: is an address of {other.key}")
 
 
+def read_record(record: Mapping[str, Any]) -> Attachment:
+    """
+    What `record` gave.
+
+    Raises:
+        ValueError, KeyError, TypeError: It is none.
+    """
+    held = dict(record)
+    if held.pop("format") != _FORMAT:
+        raise ValueError("another format")
+    made = Attachment(**held)
+    check_name(made.namespace, made.name)
+    return replace(
+        made,
+        addresses=check_addresses(made.addresses),
+        labels=None if made.labels is None else check_labels(made.labels),
+        number=int(made.number),
+        stage=Stage(made.stage),
+    )
+
+
 def _read(path: Path) -> AttachmentFile:
     try:
-        held = json.loads(path.read_bytes())
-        if held.pop("format") != _FORMAT:
-            raise ValueError("another format")
-        made = Attachment(**held)
-        checked = replace(
-            made,
-            addresses=check_addresses(made.addresses),
-            labels=None if made.labels is None else check_labels(made.labels),
-            number=int(made.number),
-            stage=Stage(made.stage),
-        )
-        check_name(made.namespace, made.name)
-        return AttachmentFile(str(path), checked)
+        return AttachmentFile(str(path), read_record(json.loads(path.read_bytes())))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return AttachmentFile(str(path), None, f"an attachment that cannot be read ({os.path.basename(path)}: {error})")

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Starts a program as nobody's child: `python -m ext_authz.agent.launch FD PROGRAM ARGUMENT...`.
+Starts a program as nobody's child: `python -m ext_authz.agent.launch FD CGROUP PROGRAM ARGUMENT...`.
 
 Envoy asks the kernel to end it with its parent (PR_SET_PDEATHSIG; tried with 1.40). So that it outlives a killed
-agent, its parent must be gone before it asks. Its process id is written to the descriptor FD.
+agent, its parent must be gone before it asks. Its process id is written to the descriptor FD. In CGROUP (a folder, or
+empty: in ours) it is before it can open a socket.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from __future__ import annotations
 import os
 import sys
 import time
+from pathlib import Path
 
 
 def main(arguments: list[str]) -> int:
-    report, command = int(arguments[0]), arguments[1:]
+    report, cgroup, command = int(arguments[0]), arguments[1], arguments[2:]
     parent = os.getpid()
     child = os.fork()
     if child:
@@ -25,9 +27,11 @@ def main(arguments: list[str]) -> int:
     while os.getppid() == parent:
         time.sleep(0.001)
     try:
+        if cgroup:
+            Path(cgroup, "cgroup.procs").write_text(f"{os.getpid()}\n")
         os.execv(command[0], command)
     except OSError as error:
-        os.write(2, f"{command[0]}: {error.strerror}\n".encode())
+        os.write(2, f"{error.filename or command[0]}: {error.strerror}\n".encode())
     os._exit(127)
 
 

@@ -7,6 +7,7 @@ Source: rtnetlink(7), netlink(7), include/uapi/linux/if_link.h
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -15,7 +16,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import TypeVar
 
 _T = TypeVar("_T")
@@ -28,6 +29,8 @@ _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_LINK, _IFLA_LINKINFO, _IFLA_LINK_NETNSID = 1,
 _INFO_KIND = 1
 _IFA_ADDRESS, _IFA_LOCAL, _NETNSA_NSID, _NETNSA_FD = 1, 2, 1, 3
 _SCOPE_UNIVERSE = 0
+_GROUPS = 0x10 | 0x100  # RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR
+_EVERYWHERE = ("255.255.255.255",)
 _CLONE_NEWNET = 0x40000000
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -77,6 +80,9 @@ class Netlink:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._socket.close()
 
     def link(self, ifindex: int = 0, name: str = "") -> Link | None:
@@ -103,6 +109,31 @@ class Netlink:
             if raw:
                 found.append(str(ip_address(raw)))
         return tuple(dict.fromkeys(found))
+
+    def own(self) -> frozenset[str]:
+        """Every address at which this host takes packets in: its own, and the broadcast addresses of its links."""
+        found = set(_EVERYWHERE)
+        for message in self._ask(_GETADDR, _DUMP, _ADDRESS.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
+            family, bits, _, _, _ = _ADDRESS.unpack_from(message)
+            attributes = dict(_attributes(message[_ADDRESS.size :]))
+            raw = attributes.get(_IFA_LOCAL) or attributes.get(_IFA_ADDRESS)
+            if raw and family in (socket.AF_INET, socket.AF_INET6):
+                found.add(str(ip_address(raw)))
+            if raw and family == socket.AF_INET and bits < 31:
+                network = ip_network((attributes.get(_IFA_ADDRESS, raw), bits), strict=False)
+                found |= {str(network.network_address), str(network.broadcast_address)}
+        return frozenset(found)
+
+    def watch(self) -> int:
+        """A descriptor that is readable once addresses have changed; `drain` before the next look."""
+        self._socket.bind((0, _GROUPS))
+        self._socket.setblocking(False)
+        return self._socket.fileno()
+
+    def drain(self) -> None:
+        with contextlib.suppress(BlockingIOError, OSError):
+            while self._socket.recv(1 << 16):
+                pass
 
     def nsid(self, descriptor: int) -> int | None:
         """The number that this namespace has for another one; None: it has none."""

@@ -44,7 +44,12 @@ class Proxy:
         arguments: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
         grace_s: float = 5.0,
+        cgroup: Path | None = None,
     ) -> None:
+        """
+        Args:
+            cgroup: In which it runs, made already; by it the datapath knows its sockets.
+        """
         self._state = state
         self._binary = binary
         self._config = config
@@ -52,6 +57,7 @@ class Proxy:
         self._command = (str(binary), "-c", str(config), "--use-dynamic-base-id", *arguments)
         self._environment = environment
         self._grace_s = grace_s
+        self._cgroup = cgroup
         self._backoff = Backoff(_FIRST_WAIT_S)
         self._leaving: list[Leaving] = []
         self.admin = admin
@@ -91,7 +97,8 @@ class Proxy:
         except OSError:
             config = b""
         search = (self._environment or {}).get(_SEARCH_PATH, "")
-        return Wish(self._command, fingerprint([self._binary, self._module], config, os.fsencode(search)))
+        command = (*self._command, f"cgroup={self._cgroup}") if self._cgroup else self._command
+        return Wish(command, fingerprint([self._binary, self._module], config, os.fsencode(search)))
 
     def _runs_our_binary(self, pid: int) -> bool:
         with contextlib.suppress(OSError):
@@ -147,7 +154,7 @@ class Proxy:
         self._backoff.started()
         wish = self._wish()
         try:
-            self.process = start_detached(self._command, self._environment)
+            self.process = start_detached(self._command, self._environment, self._cgroup)
         except OSError as error:
             self._failed(f"cannot be started: {error}")
             return

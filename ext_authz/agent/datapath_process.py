@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The process that alone speaks with the kernel: `python -m ext_authz.agent.datapath_process --state DIR`.
+
+It loads the programs or takes over those of an earlier process, follows the snapshot, attaches and detaches, and hands
+events to the observer. One line of JSON on stdin asks for something, one on stdout answers; the first one says whether
+it has started. It ends with its agent. What it has put into the kernel stays, and the next process goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import logging
+import os
+import select
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from ext_authz import logs
+from ext_authz.agent.attachments import Attachment, AttachmentStore, Stage, read_record
+from ext_authz.agent.datapath_events import Events
+from ext_authz.agent.datapath_following import Following
+from ext_authz.agent.datapath_host import Addresses, Host
+from ext_authz.agent.datapath_page import Page
+from ext_authz.agent.places import gone
+from ext_authz.datapath import Datapath, DatapathError
+from ext_authz.datapath.routing import RoutingError
+from ext_authz.engine.engine import Engine
+from ext_authz.flow.names import Identities
+from ext_authz.inotify import CREATE, MOVED_TO, Inotify
+from ext_authz.logs import event
+from ext_authz.state import State
+
+log = logging.getLogger("ext_authz.agent.datapath_process")  # also where it runs as __main__
+
+_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
+_TICK_S = 1.0
+_LOOK_S = 0.1  # without inotify
+FAILURES = (DatapathError, RoutingError, OSError)
+
+
+class Keeper:
+    """Everything the process holds."""
+
+    def __init__(self, state: State, proxy_port: int) -> None:
+        """
+        Raises:
+            DatapathError, RoutingError, OSError: The programs cannot be loaded, or the host cannot be set up.
+        """
+        self._state = state
+        self._store = AttachmentStore(state.attached)
+        self._port = proxy_port
+        self.host = Host(state)
+        self.addresses = Addresses()
+        self._kernel = Datapath.open(state.datapath_pins)
+        self._set_up()
+        self.following = Following(state, self._publish, (DatapathError,), self._kernel.revision)
+        self._reattach()
+        self.following.look()
+        self.events = Events(self._kernel.events, state.root / "flows.sock")
+        self._page = Page(state, self._kernel)
+
+    def _set_up(self) -> None:
+        self.host.steer()
+        self._kernel.config(proxy_port=self._port, envoy_cgroup=self.host.envoy())
+        self._follow_addresses()
+
+    def _follow_addresses(self) -> None:
+        if self.addresses.look():
+            self._kernel.locals(sorted(self.addresses.known))
+
+    def _reattach(self) -> None:
+        """What the store says shall be; programs of this version take the place of others without a gap."""
+        for attachment in self._store.all():
+            if gone(attachment) or attachment.stage is Stage.COMING:
+                continue
+            try:
+                self._attach(attachment)
+            except FAILURES as error:
+                event(log, logging.ERROR, "endpoint not attached anew", name=attachment.key, reason=error)
+
+    def _publish(self, engine: Engine) -> dict[str, Any]:
+        return dict(self._kernel.publish(engine))
+
+    def _attach(self, attachment: Attachment) -> None:
+        self._kernel.attach(
+            attachment.ifindex, attachment.addresses, peer_ifindex=attachment.peer_ifindex, mac=attachment.mac
+        )
+        self.host.add(attachment)
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Do what is asked; what could not be done is said under `failure`."""
+        try:
+            match request["op"]:
+                case "attach":
+                    self._attach(read_record(request["attachment"]))
+                case "detach":
+                    attachment = read_record(request["attachment"])
+                    self.host.remove(attachment)
+                    self._kernel.detach(attachment.ifindex)
+                case "publish":
+                    self._reach(int(request["revision"]))
+                case "resolve":
+                    return {"found": [self._resolve(address) for address in request["addresses"]]}
+                case other:
+                    return {"failure": f"{other}: is nothing that this process does"}
+        except (*FAILURES, ValueError, KeyError, TypeError) as error:
+            return {"failure": str(error) or type(error).__name__}
+        finally:
+            self.report()
+        return {}
+
+    def _reach(self, revision: int) -> None:
+        self.following.look()
+        if self.following.revision < revision:
+            raise DatapathError(self.following.problem or f"the kernel judges by revision {self.following.revision}")
+
+    def _resolve(self, address: str) -> dict[str, Any]:
+        engine = self.following.engine
+        if engine is None:
+            raise DatapathError("nothing is published yet")
+        identity, endpoint = engine.resolve(address)
+        name = Identities(engine).endpoint(endpoint) if endpoint is not None else ""
+        return {"identity": identity, "endpoint": name}
+
+    def tick(self) -> None:
+        """Once a second."""
+        self.events.offer()
+        self.following.look()
+        self.report()
+
+    def report(self) -> None:
+        """Both pages: the reader's, and the data path's own."""
+        packets = self._page.packets()
+        counts = {"passed": packets.passed, "dropped": packets.dropped}
+        flows = self.events.counts()
+        flows["lost"] += packets.lost
+        self.following.write_page(counts, flows)
+        attached = self._store.all()
+        self._page.write(self.following, attached, self.host.problems(attached), self._port)
+
+    def address_change(self) -> None:
+        self._follow_addresses()
+
+    def close(self) -> None:
+        """Everything in the kernel stays."""
+        self.events.stop()
+        self.addresses.close()
+        self._kernel.close()
+
+
+def serve(keeper: Keeper, state: State, out: Any) -> None:
+    """Until stdin ends."""
+    watch = _watch(keeper, state)
+    ticked, pending = 0.0, b""
+    while True:
+        ready = select.select([0, keeper.addresses.descriptor, *watch], [], [], _TICK_S if watch else _LOOK_S)[0]
+        if watch and watch[0] in ready:
+            watch[0].read()
+            keeper.following.look()
+        if keeper.addresses.descriptor in ready:
+            keeper.address_change()
+        if 0 in ready:
+            data = os.read(0, 1 << 20)
+            if not data:
+                return
+            *lines, pending = (pending + data).split(b"\n")
+            for line in lines:
+                request = json.loads(line)
+                out.write(json.dumps({"id": request["id"], **keeper.answer(request)}) + "\n")
+                out.flush()
+        if time.monotonic() - ticked >= _TICK_S:
+            keeper.tick()
+            ticked = time.monotonic()
+
+
+def _watch(keeper: Keeper, state: State) -> list[Inotify]:
+    try:
+        made = Inotify()
+        made.watch(str(state.root), MOVED_TO | CREATE)
+    except OSError as error:
+        event(log, logging.WARNING, "no inotify, polling", reason=error)
+        return []
+    keeper.following.look()  # what came before the watch
+    return [made]
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="idmesh-datapath")
+    parser.add_argument("--state", type=Path, required=True)
+    parser.add_argument("--proxy-port", type=int, default=0)
+    parser.add_argument("--log", default="INFO")
+    return parser.parse_args(arguments)
+
+
+def _end_with_agent() -> None:
+    agent = os.getppid()
+    ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+    if os.getppid() != agent:
+        sys.exit(1)
+
+
+def main(arguments: list[str]) -> int:
+    args = parse(arguments)
+    logs.install(args.log)
+    _end_with_agent()
+    os.umask(0o077)
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever prints must not speak on our channel
+    state = State(args.state)
+    try:
+        keeper = Keeper(state, args.proxy_port)
+    except FAILURES as error:
+        out.write(json.dumps({"failure": str(error)}) + "\n")
+        out.flush()
+        return 1
+    keeper.events.start()
+    keeper.tick()
+    out.write(json.dumps({"pid": os.getpid()}) + "\n")
+    out.flush()
+    try:
+        serve(keeper, state, out)
+    finally:
+        keeper.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
