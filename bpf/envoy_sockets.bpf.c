@@ -124,13 +124,10 @@ static __always_inline bool ends_of(const struct bpf_sock_ops *ctx, struct steer
 	}
 	if (ctx->family != FAMILY_IP6)
 		return false;
-	for (int i = 0; i < 4; i++) {
-		uint32_t word = ctx->local_ip6[i];
+	uint32_t mine[4] = STEER_WORDS(ctx, local_ip6), others[4] = STEER_WORDS(ctx, remote_ip6);
 
-		__builtin_memcpy(local->address.bytes + i * 4, &word, sizeof(word));
-		word = ctx->remote_ip6[i];
-		__builtin_memcpy(server->address.bytes + i * 4, &word, sizeof(word));
-	}
+	__builtin_memcpy(&local->address, mine, sizeof(mine));
+	__builtin_memcpy(&server->address, others, sizeof(others));
 	return true;
 }
 

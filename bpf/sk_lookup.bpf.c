@@ -24,13 +24,10 @@ static __always_inline void ends_of(const struct bpf_sk_lookup *ctx, struct stee
 		to->address = steer_mapped(ctx->local_ip4);
 		return;
 	}
-	for (int i = 0; i < 4; i++) {
-		uint32_t word = ctx->remote_ip6[i];
+	uint32_t remote[4] = STEER_WORDS(ctx, remote_ip6), local[4] = STEER_WORDS(ctx, local_ip6);
 
-		__builtin_memcpy(from->address.bytes + i * 4, &word, sizeof(word));
-		word = ctx->local_ip6[i];
-		__builtin_memcpy(to->address.bytes + i * 4, &word, sizeof(word));
-	}
+	__builtin_memcpy(&from->address, remote, sizeof(remote));
+	__builtin_memcpy(&to->address, local, sizeof(local));
 }
 
 // Without Envoy the client is refused: nothing else may answer.

@@ -134,6 +134,21 @@ struct steer_end {
 	uint32_t port;
 };
 
+/* A word of a program's context by its offset: the compiler would add to the pointer first, which is not allowed. */
+#define STEER_WORD(CTX, FIELD)                                                    \
+	({                                                                        \
+		uint64_t word_;                                                   \
+		asm volatile("%0 = *(u32 *)(%1 + %2)"                             \
+			     : "=r"(word_)                                        \
+			     : "r"(CTX), "i"(__builtin_offsetof(__typeof__(*(CTX)), FIELD))); \
+		(uint32_t)word_;                                                  \
+	})
+#define STEER_WORDS(CTX, FIELD)                                                                              \
+	{                                                                                                    \
+		STEER_WORD(CTX, FIELD[0]), STEER_WORD(CTX, FIELD[1]), STEER_WORD(CTX, FIELD[2]),             \
+			STEER_WORD(CTX, FIELD[3])                                                            \
+	}
+
 static __always_inline struct idm_address steer_mapped(uint32_t address_be)
 {
 	struct idm_address mapped = {.bytes = {[10] = 0xff, [11] = 0xff}};

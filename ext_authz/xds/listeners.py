@@ -154,7 +154,13 @@ def connection_manager(setup: Setup) -> Filter:
 
 
 def _leave_as_sent(manager: HttpConnectionManager) -> None:
-    """Client and server do not know that a proxy is between them: no headers of ours, no time-outs of ours."""
+    """
+    Client and server do not know that a proxy is between them: no headers of ours, no time-outs of ours.
+
+    A client may itself be a proxy for others, so what it forwards passes. Nobody is internal to this Envoy, so it takes
+    no orders from x-envoy headers; and none of it says who the client is.
+    """
+    manager.use_remote_address = False
     manager.skip_xff_append = True
     manager.generate_request_id = False
     manager.preserve_external_request_id = True

@@ -12,7 +12,7 @@ import pytest
 from ext_authz.doctor.config.finding import Finding, Severity
 from ext_authz.doctor.config.judge import judge
 from ext_authz.xds.bootstrap import render
-from ext_authz.xds.setup import Direction, Door, Evidence, Mode, Setup, SetupError, Target, Tls, UpstreamHttp
+from ext_authz.xds.setup import Direction, Door, Evidence, Mode, Setup, SetupError, Steering, Target, Tls, UpstreamHttp
 
 _FILES = Tls(Path("/etc/tls.crt"), Path("/etc/tls.key"), Path("/etc/ca.crt"))
 _EXTRAS: list[dict[str, Any]] = [
@@ -27,6 +27,7 @@ _EXTRAS: list[dict[str, Any]] = [
     {"tls": _FILES, "trust_domain": "example.org", "address_ignored": True, "listener_filter": True},
     {"tls": Tls(_FILES.certificate, _FILES.key)},
     {"upstream_http": UpstreamHttp.SAME, "direction": Direction.BOTH, "destination": "default/web:80", "body": "no"},
+    {"steering": Steering(Path("/run/idmesh/bpf")), "upstreams": (), "listen": Target("127.0.0.1", 15001)},
     {"flow_ring_bytes": 65536, "admin": Target(path="/run/admin.sock")},
 ]
 
