@@ -121,18 +121,23 @@ def by_source_address(door: Door) -> bool:
 
 @check
 def forwarded_for(view: View) -> Iterator[Finding]:
-    for _, _, manager in _managers(view):
+    for listener, _, manager in _managers(view):
         for door in manager.chain.doors:
             if by_source_address(door):
                 yield from _forged(manager)
                 continue
-            if not manager.node.get("use_remote_address").on:
+            if not manager.node.get("use_remote_address").on and not _is_steered(listener):
                 yield _not_remote(manager)
             found = manager.node.get("original_ip_detection_extensions")
             if found.items:
                 what = "original_ip_detection_extensions name the source"
                 why = "identity does not come from it, but what Envoy logs and passes on does: clients may write it"
                 yield warning("forwarded-for", found, what, why, "make sure that only a trusted proxy's word counts")
+
+
+def _is_steered(listener: Listener) -> bool:
+    """Its clients are workloads that do not know of this Envoy: what they forward is for their servers alone."""
+    return listener.ours is not None and bool(listener.ours.config.get("filter_config", "value").get("datapath"))
 
 
 def _forged(manager: Manager) -> Iterator[Finding]:
