@@ -15,8 +15,8 @@
 #define PROTOCOL_SCTP 132
 
 // What has begun and not ended, as far as its end counts with it. Ids are random: they choose their own set.
-#define WAYS 4
-#define SETS 8192
+#define WAYS 8
+#define SETS 4096
 
 struct begun {
 	uint64_t age; // 0: free
@@ -133,10 +133,10 @@ static struct begun *set_of(struct idm_counter *counter, const uint8_t decision[
 
 	memcpy(&hash, decision, sizeof(hash));
 	// Not every producer's ids are random in every byte.
-	return counter->begun[(hash * UINT64_C(0x9e3779b97f4a7c15)) >> 51];
+	return counter->begun[(hash * UINT64_C(0x9e3779b97f4a7c15)) >> 52];
 }
 
-_Static_assert(SETS == 1 << 13, "set_of() takes the upper 13 bits");
+_Static_assert(SETS == 1 << 12, "set_of() takes the upper 12 bits");
 
 static bool same(const struct begun *begun, const uint8_t decision[16])
 {
@@ -162,12 +162,12 @@ static bool ends(const struct idm_flow_record *record)
 	return record->type == IDM_FLOW_RESPONSE || record->type == IDM_FLOW_END;
 }
 
-// Whose end will come: ext_authz sees none, and without random numbers there is no id to know it by.
+// Whose end will come: ext_authz and the kernel see none, and without random numbers there is no id to know it by.
 static bool will_end(const struct idm_flow_record *record)
 {
 	static const uint8_t none[16];
 
-	return record->verdict != IDM_DROPPED && record->door != IDM_DOOR_EXT_AUTHZ &&
+	return record->verdict != IDM_DROPPED && record->door != IDM_DOOR_EXT_AUTHZ && record->door != IDM_DOOR_BPF &&
 	       memcmp(record->decision, none, sizeof(none));
 }
 
