@@ -86,4 +86,66 @@ static __always_inline enum service_answer socket_translate(struct bpf_sock_addr
 	return answer;
 }
 
+static __always_inline int socket_refuse(void)
+{
+	bpf_set_retval(SOCKET_REFUSED);
+	return SOCKET_STOP;
+}
+
+/* Put a backend in the place of the service that a socket asks for; what is no service stays as asked. */
+static __always_inline int socket_translate4(struct bpf_sock_addr *ctx, uint32_t number)
+{
+	struct idm_service_key asked;
+	struct idm_backend given;
+	enum service_answer answer;
+
+	socket_peer4(ctx, &asked);
+	answer = socket_translate(ctx, &asked, number, &given);
+	if (answer == SERVICE_REFUSED)
+		return socket_refuse();
+	if (answer == SERVICE_GIVEN)
+		socket_name4(ctx, &given.address, given.port);
+	return SOCKET_PROCEED;
+}
+
+static __always_inline int socket_translate6(struct bpf_sock_addr *ctx, uint32_t number)
+{
+	struct idm_service_key asked;
+	struct idm_backend given;
+	enum service_answer answer;
+
+	socket_peer6(ctx, &asked);
+	answer = socket_translate(ctx, &asked, number, &given);
+	if (answer == SERVICE_REFUSED)
+		return socket_refuse();
+	if (answer == SERVICE_GIVEN)
+		socket_name6(ctx, &given.address, given.port);
+	return SOCKET_PROCEED;
+}
+
+/* The other way: tell the socket the service that it asked for, where its peer is the backend it got. */
+static __always_inline int socket_restore4(struct bpf_sock_addr *ctx)
+{
+	const struct idm_translation *row;
+	struct idm_service_key peer;
+
+	socket_peer4(ctx, &peer);
+	row = service_asked(bpf_get_socket_cookie(ctx), &peer.address, peer.port);
+	if (row)
+		socket_name4(ctx, &row->address, row->port);
+	return SOCKET_PROCEED;
+}
+
+static __always_inline int socket_restore6(struct bpf_sock_addr *ctx)
+{
+	const struct idm_translation *row;
+	struct idm_service_key peer;
+
+	socket_peer6(ctx, &peer);
+	row = service_asked(bpf_get_socket_cookie(ctx), &peer.address, peer.port);
+	if (row)
+		socket_name6(ctx, &row->address, row->port);
+	return SOCKET_PROCEED;
+}
+
 #endif

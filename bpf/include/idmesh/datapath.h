@@ -56,6 +56,7 @@ struct idm_config {
 /* Our bits of skb->mark. The low nibble and all above 0xf00 are not ours, but for the token of an upstream packet. */
 #define IDM_MARK_MASK 0xf00u
 #define IDM_MARK_TO_PROXY 0x200u   /* steered: routed to the host's own stack (table 2004) */
+#define IDM_MARK_WORKLOAD 0x600u   /* sockets of workloads without a namespace, steered: routed as IDM_MARK_TO_PROXY */
 #define IDM_MARK_FROM_PROXY 0xa00u /* sent by Envoy for a client; the token says which */
 /* A token fills the bits that are not in IDM_MARK_MASK: low 8 bits, then 16 bits from bit 12 on. 0: none. */
 #define IDM_MARK_TOKEN(mark) (((mark) & 0xffu) | (((mark) >> 4) & 0xffff00u))
@@ -270,13 +271,14 @@ struct idm_translation { /* what the socket asked for when it was given this bac
 /* ---- workloads: HASH cgroup id to this: workloads without a namespace; children inherit ---- */
 
 struct idm_workload {
-	uint32_t identity;
+	uint32_t identity; /* must be what endpoints_N says of its address, else nothing passes */
 	uint32_t endpoint; /* stable number of the attachment, not an index */
-	struct idm_address address4; /* the address that stands for it; 0: the host's */
+	struct idm_address address4; /* where endpoints_N knows it, IPv4 or all 0; also what it sends from */
 	struct idm_address address6;
-	uint32_t flags;
+	uint32_t flags; /* IDM_WORKLOAD_* */
 	uint32_t reserved;
 };
+#define IDM_WORKLOAD_SHARED 1u /* sends from the host's addresses; its own only stand for it, nobody routes there */
 
 /* ---- counters: PERCPU_ARRAY by drop reason * 2 + direction; reason 0: passed ---- */
 
