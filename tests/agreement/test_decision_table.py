@@ -18,8 +18,10 @@ from tests.oracle import Conflict, Oracle
 
 ROOT = Path(__file__).resolve().parents[2]
 CASES = ROOT / "tests/cases"
-POLICY, MORE, INVALID = (read(CASES / name) for name in ("policy.yaml", "more.yaml", "invalid.yaml"))
-ALL = (*POLICY.cases, *MORE.cases)
+POLICY, MORE, PACKETS, INVALID = (
+    read(CASES / name) for name in ("policy.yaml", "more.yaml", "packets.yaml", "invalid.yaml")
+)
+ALL = (*POLICY.cases, *MORE.cases, *PACKETS.cases)
 
 
 def named(case: Case | InvalidCase) -> str:
