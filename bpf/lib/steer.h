@@ -48,19 +48,22 @@ static __always_inline uint32_t steer_new_token(const struct idm_token_key *clie
 	return 0;
 }
 
-// The client's token. 0: none could be given.
-static __always_inline uint32_t steer_token(const struct idm_token_key *client, uint32_t generation)
+/*
+ * The client's token. 0: none could be given. Not static: the kernel checks it once, whatever its callers did before.
+ */
+__noinline uint32_t steer_token(const struct idm_token_key *client, uint32_t generation)
 {
-	struct idm_grant grant = {
-		.source = client->source,
-		.identity = client->identity,
-		.endpoint = client->endpoint,
-		.generation = generation,
-	};
-	uint32_t *known = bpf_map_lookup_elem(&tokens, client);
+	struct idm_grant grant = {.generation = generation};
+	uint32_t *known;
 	struct idm_grant *given;
 	uint32_t token;
 
+	if (!client)
+		return 0;
+	grant.source = client->source;
+	grant.identity = client->identity;
+	grant.endpoint = client->endpoint;
+	known = bpf_map_lookup_elem(&tokens, client);
 	// Not known: the client is new, or forgotten. What Envoy still has open with an older token ends with its grant.
 	if (!known)
 		return steer_new_token(client, &grant);
