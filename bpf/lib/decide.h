@@ -1,0 +1,186 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * From the verdicts of both directions to what becomes of a connection. A flow's ends are those of who opened it,
+ * whichever way the packet goes, and both directions that this host enforces are judged by one revision.
+ */
+#ifndef IDMESH_DECIDE_H
+#define IDMESH_DECIDE_H
+
+#include "judge.h"
+#include "network.h"
+#include "track.h"
+
+// The port that policy names: the destination's; of ICMP the type, of an answered echo that of the question.
+static __always_inline uint16_t decide_port(const struct flow *flow)
+{
+	const struct packet *packet = &flow->packet;
+
+	if (!network_is_echo(packet))
+		return flow->reversed ? packet->source_port : packet->destination_port;
+	// Only echo has rows, so what answers in one was asked by echo.
+	if (flow->reversed || flow->error)
+		return packet->kind == PACKET_IP4 ? ICMP_ECHO_REQUEST : ICMP6_ECHO_REQUEST;
+	return packet->type;
+}
+
+// The higher code counts: a redirect over audit over a plain allow. A denial is looked at before.
+static __always_inline void decide_merge(struct flow *flow, const struct verdict *verdict, uint8_t direction)
+{
+	if (verdict->code != IDM_DROPPED && verdict->code <= flow->verdict)
+		return;
+	flow->verdict = verdict->code;
+	flow->drop_reason = verdict->drop_reason;
+	flow->match_type = verdict->match_type;
+	flow->direction = direction;
+	flow->connection.l7 = verdict->l7;
+}
+
+static __always_inline int decide_direction(struct flow *flow, const struct end *subject, const struct end *peer,
+				       uint32_t direction)
+{
+	struct question question = {
+		.slot = flow->live.slot,
+		.policy = subject->policy,
+		.identity = peer->identity,
+		.port = decide_port(flow),
+		.protocol = flow->packet.protocol,
+		.direction = direction,
+	};
+	struct verdict verdict;
+
+	judge_direction(&question, &verdict);
+	decide_merge(flow, &verdict, direction);
+	if (direction == IDM_EGRESS) {
+		flow->connection.egress_entry = verdict.entry;
+		flow->connection.flags |= IDM_CONNECTION_EGRESS;
+		if (verdict.code == IDM_REDIRECTED)
+			flow->connection.flags |= IDM_CONNECTION_L7_EGRESS;
+	} else {
+		flow->connection.ingress_entry = verdict.entry;
+		flow->connection.flags |= IDM_CONNECTION_INGRESS;
+		if (verdict.code == IDM_REDIRECTED)
+			flow->connection.flags |= IDM_CONNECTION_L7_INGRESS;
+	}
+	return verdict.code == IDM_DROPPED;
+}
+
+static __always_inline void decide_describe(struct flow *flow, const struct end *from, const struct end *to, bool host)
+{
+	struct idm_connection *connection = &flow->connection;
+
+	connection->generation = flow->live.generation;
+	connection->revision = flow->live.revision;
+	connection->source_identity = from->identity;
+	connection->source_endpoint = from->endpoint;
+	connection->source_ifindex = from->ifindex;
+	connection->destination_identity = to->identity;
+	connection->destination_endpoint = to->endpoint;
+	connection->destination_ifindex = to->ifindex;
+	connection->egress_entry = IDM_NO_INDEX;
+	connection->ingress_entry = IDM_NO_INDEX;
+	connection->flags = flow->high != flow->reversed ? IDM_CONNECTION_SOURCE_HIGH : 0;
+	if (host)
+		connection->flags |= IDM_CONNECTION_HOST;
+}
+
+/* Judge the flow that the packet is of: fills flow->connection and the verdict that counts. */
+PACKET_GLOBAL int decide_flow(struct flow *flow, uint32_t host)
+{
+	const struct packet *packet;
+	struct end from, to;
+
+	if (!flow)
+		return IDM_DROP_NOT_READY;
+	packet = &flow->packet;
+	// A process of this host is the host, whatever address it took.
+	if (host)
+		lookup_nobody(&from, lookup_host());
+	else
+		lookup_end(&flow->live, flow->reversed ? &packet->destination : &packet->source, packet->kind, &from);
+	lookup_end(&flow->live, flow->reversed ? &packet->source : &packet->destination, packet->kind, &to);
+	decide_describe(flow, &from, &to, host);
+	flow->verdict = 0;
+	flow->drop_reason = 0;
+	if (from.enforced && decide_direction(flow, &from, &to, IDM_EGRESS))
+		return 0;
+	if (to.enforced)
+		decide_direction(flow, &to, &from, IDM_INGRESS);
+	// No side of this flow is enforced here: not ours to deny, unless nobody here should have seen it.
+	if (!flow->verdict) {
+		flow->verdict = IDM_DROPPED;
+		flow->drop_reason = IDM_DROP_NO_POLICY;
+	}
+	return 0;
+}
+
+static __always_inline bool decide_can_steer(const struct flow *flow, bool known)
+{
+	const struct idm_config *row = lookup_config();
+
+	if (!row || flow->packet.protocol != IPPROTO_TCP)
+		return false;
+	// An answer that nobody asked for has no connection that Envoy could accept.
+	if (!known && flow->packet.flags & PACKET_ANSWERS)
+		return false;
+	return row->proxy_port || (flow->packet.kind == PACKET_IP6 && row->proxy_port6);
+}
+
+// A connection that Envoy holds stays there; what it may do is judged there too.
+static __always_inline void decide_keep(struct flow *flow, const struct idm_connection *row)
+{
+	struct idm_connection *connection = &flow->connection;
+
+	connection->token = row->token;
+	if (flow->verdict != IDM_REDIRECTED) {
+		connection->l7 = row->l7;
+		connection->flags |= row->flags & (IDM_CONNECTION_L7_EGRESS | IDM_CONNECTION_L7_INGRESS);
+	}
+	connection->verdict = IDM_REDIRECTED;
+}
+
+/*
+ * What a verdict means for a connection that may already stand (row, or NULL). Returns a drop reason, or 0 with the
+ * verdict to carry out in flow->connection.
+ */
+static __noinline int decide_settle(struct flow *flow, struct idm_connection *row)
+{
+	int reason = 0;
+
+	if (flow->verdict == IDM_DROPPED)
+		reason = flow->drop_reason ? flow->drop_reason : IDM_DROP_POLICY_DENIED;
+	// Envoy's connection was made for this client; who has its address now is somebody else.
+	else if (flow->key.leg == IDM_LEG_PROXY && (!row || row->source_identity != flow->connection.source_identity))
+		reason = IDM_DROP_INVALID_IDENTITY;
+	// Steered from now on: it cannot be put into Envoy midway, the client has to begin again.
+	else if (flow->verdict == IDM_REDIRECTED && row && row->verdict != IDM_REDIRECTED && row->verdict != IDM_DROPPED)
+		reason = IDM_DROP_PROXY_UNSUPPORTED;
+	else if (flow->verdict == IDM_REDIRECTED && !decide_can_steer(flow, row))
+		reason = IDM_DROP_PROXY_UNSUPPORTED;
+	if (reason) {
+		if (row)
+			track_bury(flow, row);
+		return reason;
+	}
+	flow->connection.verdict = flow->verdict;
+	if (flow->key.leg == IDM_LEG_PROXY || (row && row->verdict == IDM_REDIRECTED)) {
+		if (row)
+			decide_keep(flow, row);
+	}
+	return 0;
+}
+
+/* Keep what was decided: in the row that stands, or in a new one. */
+static __always_inline int decide_write(struct flow *flow, struct idm_connection *row)
+{
+	if (row) {
+		track_renew(flow, row);
+		track_touch(flow, row);
+		return 0;
+	}
+	// An answer without its question, and ICMP that is no echo, are judged one by one.
+	if (flow->packet.flags & (PACKET_UNTRACKED | PACKET_ANSWERS))
+		return 0;
+	return track_open(flow);
+}
+
+#endif

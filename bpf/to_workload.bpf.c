@@ -1,0 +1,216 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Packets to a workload: tc egress on the host side of its veth. They come from a process of this host (no interface
+ * they came in by: identity host, whatever the address), from Envoy in a client's name (its mark, and a row that says
+ * so), or from elsewhere.
+ */
+#include "maps.h"
+#include "decide.h"
+#include "error.h"
+#include "neighbour.h"
+#include "report.h"
+#include "steer.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+static __always_inline bool received_is_from_proxy(const struct __sk_buff *skb)
+{
+	return (skb->mark & IDM_MARK_MASK) == IDM_MARK_FROM_PROXY;
+}
+
+// A row that a process of this host opened is not that of a packet from elsewhere, and the other way round.
+static __always_inline bool received_fits(const struct __sk_buff *skb, const struct flow *flow,
+					  const struct idm_connection *row)
+{
+	return flow->reversed || flow->error || !(row->flags & IDM_CONNECTION_HOST) == !!skb->ingress_ifindex;
+}
+
+// A packet to the client that does not come from Envoy's socket here, in a connection that Envoy holds.
+static __always_inline bool received_bypasses(const struct __sk_buff *skb, const struct flow *flow,
+					      const struct idm_connection *row)
+{
+	return row->verdict == IDM_REDIRECTED && flow->reversed && flow->key.leg == IDM_LEG_CLIENT &&
+	       skb->ingress_ifindex;
+}
+
+/* The packet's row: Envoy's own, the client's, or what a server elsewhere sends back to Envoy. */
+static __always_inline struct idm_connection *received_find(const struct __sk_buff *skb, struct flow *flow)
+{
+	struct idm_connection *row, *proxied;
+	uint8_t reversed;
+
+	if (received_is_from_proxy(skb)) {
+		track_key(flow, IDM_LEG_PROXY);
+		return track_find(flow);
+	}
+	track_key(flow, IDM_LEG_CLIENT);
+	row = track_find(flow);
+	if (row && !received_fits(skb, flow, row))
+		row = NULL;
+	if (flow->key.protocol != IPPROTO_TCP || flow->packet.flags & PACKET_OPENS || !skb->ingress_ifindex ||
+	    (row && !received_bypasses(skb, flow, row)))
+		return row;
+	reversed = flow->reversed;
+	flow->key.leg = IDM_LEG_PROXY;
+	proxied = track_find(flow);
+	if (proxied && flow->reversed)
+		return proxied;
+	flow->key.leg = IDM_LEG_CLIENT;
+	flow->reversed = reversed;
+	return row;
+}
+
+// Where a packet with this source must come in; the row's or what was looked up just now.
+static __always_inline bool received_has_way(const struct __sk_buff *skb, const struct flow *flow,
+					     const struct idm_connection *connection)
+{
+	uint32_t in = skb->ingress_ifindex;
+	uint32_t ifindex = flow->reversed ? connection->destination_ifindex : connection->source_ifindex;
+	uint32_t identity = flow->reversed ? connection->destination_identity : connection->source_identity;
+
+	// An error may come from any machine on the way.
+	if (flow->error)
+		return true;
+	if (flow->key.leg == IDM_LEG_PROXY)
+		return flow->reversed == !!in;
+	if (flow->reversed && connection->verdict == IDM_REDIRECTED)
+		return !in;
+	if (!flow->reversed && connection->flags & IDM_CONNECTION_HOST)
+		return !in;
+	// An endpoint of this host sends at its own interface, and the host's addresses are not those of others.
+	if (ifindex)
+		return in == ifindex;
+	return !in == (identity == lookup_host());
+}
+
+static __always_inline bool received_is_mine(const struct __sk_buff *skb, const struct flow *flow,
+					     const struct idm_connection *connection)
+{
+	return skb->ifindex == (flow->reversed ? connection->source_ifindex : connection->destination_ifindex);
+}
+
+static __always_inline int received_carry(struct __sk_buff *skb, struct flow *flow, struct idm_connection *connection)
+{
+	bool hairpin = flow->key.leg == IDM_LEG_PROXY ? flow->reversed
+						       : connection->verdict == IDM_REDIRECTED && !flow->reversed;
+
+	if (!hairpin)
+		return 0;
+	// A workload of this host was steered where it sent: this packet slipped past its route to Envoy.
+	if (flow->key.leg == IDM_LEG_CLIENT && connection->source_ifindex)
+		return IDM_DROP_PROXY_UNSUPPORTED;
+	flow->action = steer_hairpin(skb, &flow->key, connection);
+	return flow->action == STEER_DROP ? IDM_PACKET_MAP_FULL : 0;
+}
+
+/* Policy was asked (decide_flow): carry out its answer. A function of its own for its stack. */
+static __noinline int received_settle(struct __sk_buff *skb, struct flow *flow, struct idm_connection *row)
+{
+	int reason;
+
+	if (!received_is_mine(skb, flow, &flow->connection))
+		return IDM_DROP_NO_POLICY;
+	// Before it is known whether Envoy holds the connection, its row says so.
+	flow->connection.verdict = row ? row->verdict : 0;
+	if (!received_has_way(skb, flow, &flow->connection))
+		return IDM_PACKET_INVALID_SOURCE_IP;
+	flow->judged = 1;
+	reason = decide_settle(flow, row);
+	if (!reason)
+		reason = received_carry(skb, flow, &flow->connection);
+	return reason ? reason : decide_write(flow, row);
+}
+
+static __always_inline bool received_is_known(const struct __sk_buff *skb, const struct flow *flow,
+					      const struct idm_connection *row)
+{
+	return row->generation == flow->live.generation && row->verdict != IDM_DROPPED &&
+	       received_is_mine(skb, flow, row) && received_has_way(skb, flow, row);
+}
+
+static __always_inline int received_packet(struct __sk_buff *skb, struct flow *flow)
+{
+	struct idm_connection *row = NULL;
+	int reason;
+
+	if (flow->packet.flags & PACKET_ERROR) {
+		reason = error_read(skb, flow, false);
+		if (reason)
+			return reason;
+	}
+	if (!(flow->packet.flags & PACKET_UNTRACKED))
+		row = received_find(skb, flow);
+	if (!row && flow->error) {
+		reason = error_restore(skb, flow);
+		if (reason)
+			return reason;
+	}
+	// Envoy speaks for the client whose token its packet carries, and only forward.
+	if (received_is_from_proxy(skb) && (!row || flow->reversed || skb->ingress_ifindex ||
+					    row->token != IDM_MARK_TOKEN(skb->mark)))
+		return IDM_DROP_UNKNOWN_SENDER;
+	if (!row || !received_is_known(skb, flow, row)) {
+		// No row says what becomes of this packet.
+		if (!row)
+			flow->reversed = 0;
+		decide_flow(flow, row ? row->flags & IDM_CONNECTION_HOST : !skb->ingress_ifindex);
+		return received_settle(skb, flow, row);
+	}
+	track_touch(flow, row);
+	return received_carry(skb, flow, row);
+}
+
+// Neighbour discovery that came over this cable or from this host; what was routed has lost a hop.
+static __always_inline int received_discovery(const struct packet *packet)
+{
+	bool near = neighbour_is_membership(packet) ? packet->hop_limit == 1 : packet->hop_limit == NEIGHBOUR_ON_LINK;
+
+	return near ? 0 : IDM_PACKET_INVALID;
+}
+
+static __always_inline int received_check_frame(const struct __sk_buff *skb)
+{
+	uint32_t ifindex = skb->ifindex;
+
+	// Not attached: nothing passes before there is an identity.
+	return bpf_map_lookup_elem(&attachments, &ifindex) ? 0 : IDM_DROP_NO_POLICY;
+}
+
+static __always_inline int received(struct __sk_buff *skb, struct flow *flow)
+{
+	struct packet *packet = &flow->packet;
+	int reason = network_read(skb, packet);
+
+	if (reason)
+		return reason;
+	if (!lookup_live(&flow->live))
+		return IDM_DROP_NOT_READY;
+	// Steered, but not taken into the host's stack: its route is missing. It must not reach the server past Envoy.
+	if ((skb->mark & IDM_MARK_MASK) == IDM_MARK_TO_PROXY && skb->ingress_ifindex)
+		return IDM_DROP_PROXY_UNSUPPORTED;
+	if (packet->kind == PACKET_ARP)
+		return received_check_frame(skb);
+	if (neighbour_is_discovery(packet) || neighbour_is_membership(packet)) {
+		reason = received_check_frame(skb);
+		return reason ? reason : received_discovery(packet);
+	}
+	if (packet_is_nobody(&packet->source, packet->kind))
+		return IDM_PACKET_INVALID_SOURCE_IP;
+	if (packet_is_nobody(&packet->destination, packet->kind))
+		return IDM_PACKET_INVALID;
+	if (packet->flags & (PACKET_FIRST | PACKET_LATER)) {
+		reason = network_join_fragment(packet);
+		if (reason)
+			return reason;
+	}
+	flow->now_ns = bpf_ktime_get_boot_ns();
+	return received_packet(skb, flow);
+}
+
+SEC("tc")
+int to_workload(struct __sk_buff *skb)
+{
+	struct flow flow = {.hook = IDM_HOOK_TO_WORKLOAD, .direction = IDM_INGRESS, .action = STEER_PASS};
+
+	return report_leave(skb, &flow, received(skb, &flow));
+}
