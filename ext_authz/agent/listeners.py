@@ -18,7 +18,11 @@ from ext_authz.agent.admin import field_of
 
 def taken_listeners(config: Any) -> list[str]:
     """The addresses of its TCP listeners at which another process listens."""
-    return [f"{host}:{port}" for host, port in _addresses(config) if _taken(host, port)]
+    return [_text(host, port) for host, port in _addresses(config) if _taken(host, port)]
+
+
+def _text(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _addresses(config: Any) -> list[tuple[str, int]]:

@@ -156,15 +156,21 @@ class Sources:
 
     def _source_problem(self, source: Source, own: list[str], found: _Found) -> str:
         if not os.path.lexists(source.path):
-            return "is missing: its objects keep their last good version"
+            return f"is missing: {self._instead(source)}"
         if not own:
-            return "holds no files: its objects keep their last good version"
+            return f"holds no files: {self._instead(source)}"
         contents = [found.contents[name] for name in own]
         if all(isinstance(content, PolicyError) for content in contents):
             return f"cannot be read: {contents[0].reason}" if isinstance(contents[0], PolicyError) else ""
         if not any(isinstance(content, PolicyError) or content.strip() for content in contents):
-            return "is empty: its objects keep their last good version"
+            return f"is empty: {self._instead(source)}"
         return ""
+
+    def _instead(self, source: Source) -> str:
+        """What stands for a source that cannot be used."""
+        if any(within(file, source.path) and self._store.of_file(file) for file in self._store.files()):
+            return "its objects keep their last good version"
+        return "it never held a good object that could stand in for it"
 
     def _read_folder(self, source: Source, found: _Found) -> None:
         known: dict[str, int] = defaultdict(int)

@@ -74,7 +74,7 @@ def compile_sources(loaded: Loaded, identities: Path | None = None, revision: in
 
 
 def error_text(error: PolicyError) -> str:
-    """FILE:LINE:COL: KIND NAMESPACE/NAME: FIELD: reason"""
+    """FILE:LINE:COL: KIND NAMESPACE/NAME: FIELD: reason; what has no kind and name, or no field, goes without."""
     return record_text(error.record())
 
 
@@ -83,8 +83,9 @@ def record_text(record: dict[str, Any]) -> str:
     name = "/".join(part for part in (record["namespace"], record["name"]) if part)
     warning = "warning: " if record["severity"] == "warning" else ""
     place = f"{record['file']}:{record['line']}:{record['col']}"
-    what = f"{record['kind'] or 'Document'} {name or '-'}: {record['field'] or '-'}"
-    return printable(f"{place}: {what}: {warning}{record['reason']}")
+    subject = f"{record['kind'] or 'Document'} {name}".rstrip() if record["kind"] or name else ""
+    parts = (place, subject, record["field"], f"{warning}{record['reason']}")
+    return printable(": ".join(part for part in parts if part))
 
 
 def print_problems(problems: Iterable[PolicyError], as_json: bool = False) -> None:

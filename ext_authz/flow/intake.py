@@ -9,7 +9,6 @@ producer that ends leaves its ring to be read empty and dropped.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import socket
@@ -25,6 +24,7 @@ log = logging.getLogger(__name__)
 CONNECTIONS_MAX = 256
 RINGS_MAX = 2048
 _FDS_MAX = 4
+_PAUSE_S = 0.5
 
 
 class Intake:
@@ -72,10 +72,22 @@ class Intake:
                 del self._rings[key]
 
     def _accept(self) -> None:
-        with contextlib.suppress(BlockingIOError, ConnectionError):
+        try:
             while True:
                 connection, _ = self._listener.accept()
                 self._admit(connection)
+        except (BlockingIOError, ConnectionError):
+            return
+        except OSError as error:
+            # Of descriptors or memory there are none left: who waits to be accepted would wake us without end.
+            self._quiet.warn("no ring can be taken in now", reason=error)
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(self._listener)
+            loop.call_later(_PAUSE_S, self._accept_again)
+
+    def _accept_again(self) -> None:
+        if self._listener.fileno() >= 0:  # else closed meanwhile
+            asyncio.get_running_loop().add_reader(self._listener, self._accept)
 
     def _admit(self, connection: socket.socket) -> None:
         pid, uid = peer(connection)

@@ -27,6 +27,8 @@ MAX_TEXT = 64 << 20
 _TAG = "tag:yaml.org,2002:"
 _TEXT_TAGS = {"!", _TAG + "str"}
 _PLAIN_TAGS = {_TAG + name for name in ("int", "float", "bool", "null")}
+# Not quoted: it may be how a value begins that is nobody's business.
+_UNKNOWN_TAG = "unknown tag; remove it, or put a value that begins with ! in quotes"
 _SEPARATOR = re.compile(r"^(?:---(?=[ \t\r\n]|\Z)|\.\.\.(?=[ \t\r\n]|\Z)[^\n]*\n?)", re.MULTILINE)
 # JSON writes what lies beyond 16 bits as two escapes, YAML as one.
 _SURROGATES = re.compile(r"(?<!\\)((?:\\\\)*)\\u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a-fA-F]{2})")
@@ -239,7 +241,8 @@ class _Composer:
         known = self._anchors.get(event.anchor)
         if known is None:
             state = "refers to itself" if event.anchor in self._anchors else "is not defined before"
-            raise _problem(event, f"alias *{printable(event.anchor)} {state}")
+            # Not quoted: it may be a Secret's value that begins so.
+            raise _problem(event, f"the alias {state}; a value that begins with * needs quotes")
         self._aliased += known.size
         if self._aliased > MAX_ALIASED_NODES:
             raise _problem(event, f"aliases expand to more than {MAX_ALIASED_NODES} nodes; write the values out")
@@ -250,7 +253,7 @@ class _Composer:
 
     def _enter(self, event: Any, tag: str) -> None:
         if event.tag is not None and event.tag not in ("!", _TAG + tag):
-            raise _problem(event, f"unknown tag {printable(event.tag)}; remove it")
+            raise _problem(event, _UNKNOWN_TAG)
         self._depth += 1
         self._deepest = max(self._deepest, self._depth)
         if self._depth > MAX_DEPTH:
@@ -311,4 +314,4 @@ def _is_plain(event: Any) -> bool:
         return False
     if tag in _PLAIN_TAGS:
         return True
-    raise _problem(event, f"unknown tag {printable(tag)}; remove it")
+    raise _problem(event, _UNKNOWN_TAG)

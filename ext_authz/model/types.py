@@ -209,7 +209,7 @@ class HttpRule:
     path: str | None = None
     host: str | None = None
     headers: tuple[HeaderMatch, ...] = ()
-    origin: Origin | None = field(default=None, compare=False)
+    origin: Origin | None = None  # compared: entries made of it name the place
 
 
 @dataclass(frozen=True, slots=True)

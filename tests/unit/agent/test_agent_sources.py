@@ -234,3 +234,11 @@ def test_a_damaged_page_invents_nothing(world: World) -> None:
         path.unlink()
     assert world.look().world.closed
     assert not world.passes("client")
+
+
+def test_what_never_was_there_is_not_said_to_stand_in(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.policies.rmdir()
+    view = world.look()
+    assert "never held a good object" in view.errors[0].reason
+    assert not view.kept

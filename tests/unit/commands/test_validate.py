@@ -99,3 +99,9 @@ def test_conflicts_between_good_objects_are_errors(file: Path, capsys: pytest.Ca
     file.write_text(f"{head % 'a'}{rule % 'required'}---\n{head % 'b'}{rule % 'test-always-fail'}")
     assert main(["validate", str(file)]) == 1
     assert "authentication" in capsys.readouterr().out
+
+
+def test_a_document_that_names_nobody_is_told_by_its_place(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file.write_text("a: [\n")
+    assert main(["validate", str(file)]) == 1
+    assert capsys.readouterr().out.startswith(f"{file}:2:1: is not YAML: ")

@@ -96,6 +96,20 @@ def test_a_comment_between_ports_moves_the_line_that_is_named():
     assert {rule["line"] for rule in fresh} <= {rule["line"] for rule in late}
 
 
+def test_a_comment_between_http_rules_moves_the_line_that_is_named():
+    http = (
+        '    toPorts:\n    - ports: [{port: "80", protocol: TCP}]\n      rules:\n        http:\n'
+        "        - path: /a\n%s        - path: /b\n"
+    )
+    first, moved = (world(policy("a", 80).split("    toPorts")[0] + http % text) for text in ("", "        # said\n"))
+    numbers = MemoryAllocator(5)
+    compiler = Compiler(numbers)
+    compiler.compile(first)
+    late = Snapshot(compiler.compile(moved).snapshot).policies("RULES")
+    fresh = Snapshot(compile_world(moved, numbers).snapshot).policies("RULES")
+    assert {rule["line"] for rule in fresh} <= {rule["line"] for rule in late}
+
+
 def test_a_removed_policy_leaves_nothing_in_force():
     compiler = Compiler(MemoryAllocator(5))
     before = meaning(Snapshot(compiler.compile(world()).snapshot))

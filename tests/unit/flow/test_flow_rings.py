@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import time
 from pathlib import Path
 
+import pytest
 from flow_rings import Producer
 
 from ext_authz.flow.hub import Hub
@@ -25,6 +27,45 @@ def test_a_closed_ring_reads_empty() -> None:
     ring.close()
     ring.close()
     assert (ring.take(), ring.written, ring.new_losses(), ring.used) == (b"", 0, 0, 0)
+
+
+class Exhausted:
+    """A listener at which somebody waits while there are no descriptors left."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self._listener = listener
+        self.asked = 0
+
+    def fileno(self) -> int:
+        return self._listener.fileno()
+
+    def accept(self) -> None:
+        self.asked += 1
+        raise OSError(errno.EMFILE, "too many open files")
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+def test_without_descriptors_nobody_is_asked_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        intake = Intake(tmp_path / "flows.sock")
+        intake.listen()
+        good = intake._listener
+        bad = Exhausted(good)
+        monkeypatch.setattr(intake, "_listener", bad)
+        monkeypatch.setattr("ext_authz.flow.intake._PAUSE_S", 0.05)
+        producer = Producer()
+        with producer.connect(tmp_path / "flows.sock"):
+            for _ in range(100):
+                await asyncio.sleep(0)
+            assert bad.asked == 1
+            monkeypatch.setattr(intake, "_listener", good)
+            while not intake.rings:
+                await asyncio.sleep(0.001)
+        intake.close()
+
+    asyncio.run(asyncio.wait_for(scenario(), 10))
 
 
 class HandingOver:

@@ -100,6 +100,14 @@ def test_bad_text_is_refused_where_it_is_bad(text: str, line: int, column: int, 
     assert (found.line, found.column) == (line, column)
 
 
+@pytest.mark.parametrize(
+    "value", ["*hunter2", "!hunter2", "!hunter2 x", "!<hunter2> x", "!e!hunter2 x", "!!hunter2", "&hunter2 *hunter2",
+              "%hunter2", "`hunter2", "@hunter2", "|hunter2", "[hunter2", "'hunter2", '"hunter2']
+)  # fmt: skip
+def test_what_may_be_the_value_of_a_secret_is_not_quoted(value: str) -> None:
+    assert "hunter2" not in problem(f"kind: Secret\nstringData:\n  password: {value}\n").reason
+
+
 def test_a_duplicate_names_the_first() -> None:
     assert problem("x: 1\ny: 2\nx: 3\n").other == 0
 
