@@ -93,7 +93,7 @@ static __always_inline int socket_refuse(void)
 }
 
 /* Put a backend in the place of the service that a socket asks for; what is no service stays as asked. */
-static __always_inline int socket_translate4(struct bpf_sock_addr *ctx, uint32_t number)
+static __noinline int socket_translate4(struct bpf_sock_addr *ctx, uint32_t number)
 {
 	struct idm_service_key asked;
 	struct idm_backend given;
@@ -108,7 +108,7 @@ static __always_inline int socket_translate4(struct bpf_sock_addr *ctx, uint32_t
 	return SOCKET_PROCEED;
 }
 
-static __always_inline int socket_translate6(struct bpf_sock_addr *ctx, uint32_t number)
+static __noinline int socket_translate6(struct bpf_sock_addr *ctx, uint32_t number)
 {
 	struct idm_service_key asked;
 	struct idm_backend given;

@@ -1,0 +1,225 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * A packet of a workload without a namespace, where it leaves or reaches its socket: which of the two ends the workload
+ * is in the packet's connection, and what follows. Rows are renewed by packets of who opened; a reply whose row is of
+ * an older revision is asked about, and changes nothing.
+ */
+#ifndef IDMESH_WORKLOAD_PACKET_H
+#define IDMESH_WORKLOAD_PACKET_H
+
+#include "workload.h"
+
+/* The innermost workload among the cgroups that a socket is in. */
+static __always_inline const struct idm_workload *workload_of(struct __sk_buff *skb)
+{
+	const struct idm_workload *found = NULL;
+
+	for (int level = 1; level <= WORKLOAD_DEPTH; level++) {
+		uint64_t cgroup = bpf_skb_ancestor_cgroup_id(skb, level);
+		const struct idm_workload *row;
+
+		if (!cgroup)
+			break;
+		row = bpf_map_lookup_elem(&workloads, &cgroup);
+		// A miss: a level of the tree that is no workload's own.
+		if (row)
+			found = row;
+	}
+	return found;
+}
+
+/* The packet's headers, or the reason to drop it. These hooks see whole datagrams and no Ethernet. */
+static __noinline int workload_read(struct __sk_buff *skb, struct packet *packet)
+{
+	int reason;
+
+	if (skb->protocol == bpf_htons(PACKET_TYPE_IP4)) {
+		packet->kind = PACKET_IP4;
+		reason = network_read_ip4(skb, 0, packet, false);
+	} else if (skb->protocol == bpf_htons(PACKET_TYPE_IP6)) {
+		packet->kind = PACKET_IP6;
+		reason = network_read_ip6(skb, 0, packet, false);
+		if (!reason && network_is_extension(packet->protocol))
+			reason = network_follow(skb, packet);
+	} else {
+		return IDM_PACKET_UNKNOWN_L3;
+	}
+	if (!reason)
+		reason = packet_read_transport(skb, packet);
+	// Errors come from the kernel, not from a workload's sockets; pieces are put together before they get here.
+	if (!reason && packet->flags & (PACKET_LATER | PACKET_FIRST | PACKET_ERROR))
+		reason = IDM_PACKET_INVALID;
+	return reason;
+}
+
+/* Whether the workload may send from there: its own address, the host's where it has none, loopback to loopback. */
+static __always_inline bool workload_may_send(const struct workload *own, const struct packet *packet)
+{
+	const struct idm_address *source = &packet->source;
+
+	if (workload_is_loopback(source))
+		return workload_is_loopback(&packet->destination);
+	if (own->row->flags & IDM_WORKLOAD_SHARED)
+		return bpf_map_lookup_elem(&locals, source) ||
+		       (packet->kind == PACKET_IP6 && packet_is_link_local(source));
+	return packet_same_address(source, &own->row->address4) || packet_same_address(source, &own->row->address6);
+}
+
+/* One direction alone: the workload's own. */
+static __noinline int workload_decide_own(struct flow *flow, const struct workload *own, const struct end *peer,
+					  uint32_t direction)
+{
+	if (direction == IDM_EGRESS)
+		decide_describe(flow, &own->end, peer, false);
+	else
+		decide_describe(flow, peer, &own->end, false);
+	flow->verdict = 0;
+	flow->drop_reason = 0;
+	decide_direction(flow, &own->end, peer, direction);
+	return 0;
+}
+
+static __always_inline bool workload_is_live(const struct flow *flow, const struct idm_connection *row)
+{
+	return row->generation == flow->live.generation;
+}
+
+/* A drop reason, or 0: what a verdict of the own direction alone means for a packet of a standing connection. */
+static __always_inline int workload_answer(const struct flow *flow, const struct idm_connection *row)
+{
+	if (flow->verdict == IDM_DROPPED)
+		return flow->drop_reason ? flow->drop_reason : IDM_DROP_POLICY_DENIED;
+	if (row && row->verdict == IDM_DROPPED)
+		return IDM_DROP_POLICY_DENIED;
+	// Only a connection that Envoy holds may go on where Envoy is to judge.
+	if (flow->verdict == IDM_REDIRECTED && (!row || row->verdict != IDM_REDIRECTED))
+		return IDM_DROP_PROXY_UNSUPPORTED;
+	return 0;
+}
+
+/* What the row of this revision says. Steered connections are on lo alone: there is Envoy. */
+static __always_inline int workload_act(struct flow *flow, struct idm_connection *row, bool over_lo)
+{
+	if (row->verdict == IDM_DROPPED)
+		return IDM_DROP_POLICY_DENIED;
+	if (row->verdict == IDM_REDIRECTED && !over_lo)
+		return IDM_DROP_PROXY_UNSUPPORTED;
+	track_touch(flow, row);
+	return 0;
+}
+
+/* A packet of a flow that the workload opened, on its way out. */
+static __always_inline int workload_send(struct flow *flow, const struct workload *own, struct idm_connection *row,
+					 bool over_lo)
+{
+	struct end to;
+	int reason;
+
+	if (row && workload_is_live(flow, row))
+		return workload_act(flow, row, over_lo);
+	reason = workload_peer(&flow->live, &flow->packet.destination, flow->packet.kind, false, over_lo, &to);
+	if (reason)
+		return reason;
+	workload_decide_opened(flow, own, &to);
+	flow->judged = 1;
+	reason = decide_settle(flow, row);
+	if (reason)
+		return reason;
+	if (flow->connection.verdict == IDM_REDIRECTED) {
+		// Steering begins where the socket connects; what got here on another way has to begin again.
+		if (!over_lo || !steer_grant(&flow->key, &flow->connection))
+			return IDM_DROP_PROXY_UNSUPPORTED;
+	}
+	return decide_write(flow, row);
+}
+
+/* A reply to the workload, in a flow that it opened. Who opened renews the row: here it is only asked again. */
+static __always_inline int workload_get_reply(struct flow *flow, const struct workload *own,
+					      struct idm_connection *row, bool over_lo)
+{
+	struct end to;
+
+	if (workload_is_live(flow, row))
+		return workload_act(flow, row, over_lo);
+	workload_peer(&flow->live, &flow->packet.source, flow->packet.kind, false, over_lo, &to);
+	workload_decide_own(flow, own, &to, IDM_EGRESS);
+	return workload_answer(flow, row);
+}
+
+static __always_inline bool workload_is_judged(const struct flow *flow, const struct workload *own,
+					       const struct idm_connection *row)
+{
+	return workload_is_live(flow, row) && row->flags & IDM_CONNECTION_INGRESS &&
+	       row->destination_identity == own->end.identity;
+}
+
+/* Who opened a flow to the workload: as a row of this revision says, else by its address. */
+static __always_inline int workload_opener(struct flow *flow, const struct idm_connection *row, bool incoming,
+					   bool over_lo, struct end *ret)
+{
+	const struct idm_address *address = incoming ? &flow->packet.source : &flow->packet.destination;
+
+	if (row && workload_is_live(flow, row)) {
+		lookup_nobody(ret, row->source_identity);
+		ret->endpoint = row->source_endpoint;
+		ret->ifindex = row->source_ifindex;
+		return 0;
+	}
+	return workload_peer(&flow->live, address, flow->packet.kind, incoming, over_lo, ret);
+}
+
+/* A reply of the workload, in a flow that somebody opened to it. */
+static __always_inline int workload_reply(struct flow *flow, const struct workload *own, struct idm_connection *row,
+					  bool over_lo)
+{
+	struct end from;
+
+	if (workload_is_judged(flow, own, row))
+		return workload_act(flow, row, over_lo);
+	workload_opener(flow, row, false, over_lo, &from);
+	workload_decide_own(flow, own, &from, IDM_INGRESS);
+	return workload_answer(flow, row);
+}
+
+/* The other end's hook judged its own direction and wrote the row: add what is ours. */
+static __always_inline void workload_add(const struct flow *flow, struct idm_connection *row)
+{
+	const struct idm_connection *now = &flow->connection;
+
+	row->destination_endpoint = now->destination_endpoint;
+	row->ingress_entry = now->ingress_entry;
+	row->flags |= IDM_CONNECTION_INGRESS;
+	*(volatile uint32_t *)&row->destination_identity = now->destination_identity;
+}
+
+/* A packet of a flow that somebody opens to the workload. */
+static __always_inline int workload_receive(struct flow *flow, const struct workload *own,
+					    struct idm_connection *row, bool over_lo)
+{
+	struct end from;
+	bool known = row && workload_is_live(flow, row);
+	int reason;
+
+	if (row && workload_is_judged(flow, own, row))
+		return workload_act(flow, row, over_lo);
+	reason = workload_opener(flow, row, true, over_lo, &from);
+	if (reason)
+		return reason;
+	workload_decide_own(flow, own, &from, IDM_INGRESS);
+	flow->judged = 1;
+	reason = workload_answer(flow, row);
+	if (reason) {
+		if (known)
+			track_bury(flow, row);
+		return reason;
+	}
+	flow->connection.verdict = flow->verdict;
+	if (known) {
+		workload_add(flow, row);
+		track_touch(flow, row);
+		return 0;
+	}
+	return decide_write(flow, row);
+}
+
+#endif
