@@ -127,7 +127,16 @@ def record(name: str) -> Record:
     Raises:
         TypeError: The struct has implicit padding or a field without a fixed layout.
     """
-    kind = ffi.typeof(f"struct {name}")
+    return record_of(ffi.typeof(f"struct {name}"), name)
+
+
+def record_of(kind: Any, name: str) -> Record:
+    """
+    Packer of a cffi struct type, of this binding or another.
+
+    Raises:
+        TypeError: As record().
+    """
     leaves = tuple(_leaves(kind, "", 0))
     end = 0
     for leaf in leaves:

@@ -12,6 +12,7 @@
 #define TCX_INGRESS 46
 #define TCX_EGRESS 47
 #define LINK_TCX 11
+#define BEFORE 8u // BPF_F_BEFORE, alone: at the head
 // Ours among the filters of an interface.
 #define FILTER_HANDLE 0x1d3
 #define FILTER_PRIORITY 0x1d3
@@ -26,7 +27,10 @@ struct link_request {
 static int64_t create_link(void *argument)
 {
 	const struct link_request *request = argument;
-	int link = bpf_link_create(request->program, request->target, request->type, NULL);
+	// Before whoever is there: one that says OK ends the chain, and ours would never be asked.
+	DECLARE_LIBBPF_OPTS(bpf_link_create_opts, options, .flags = BEFORE);
+	bool tcx = request->type == TCX_INGRESS || request->type == TCX_EGRESS;
+	int link = bpf_link_create(request->program, request->target, request->type, tcx ? &options : NULL);
 
 	return link < 0 ? -errno : link;
 }

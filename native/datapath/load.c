@@ -66,7 +66,6 @@ const char *idm_meaning(int code)
 {
 	switch (-code) {
 	case EPERM:
-	case EACCES:
 		return "not permitted: root, or CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON are needed";
 	case E2BIG:
 	case ENOSPC:
@@ -300,6 +299,9 @@ static int load_object(struct idm_datapath *datapath, struct bpf_object *object,
 			bpf_program__set_log_level(program, 1);
 	}
 	r = bpf_object__load(object);
+	// The verifier says EACCES or EINVAL, and why in its log.
+	if (r == -EACCES || r == -EINVAL)
+		return idm_say(err, r, "%s: the kernel's verifier refuses a program", path);
 	if (r)
 		return idm_say(err, r, "%s: the kernel refuses it: %s", path, idm_meaning(r));
 	r = keep_all(datapath, object);

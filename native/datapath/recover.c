@@ -69,9 +69,8 @@ int idm_slot_read(struct idm_datapath *datapath, uint32_t slot, struct idm_datap
 	return r ? idm_say(err, r, "slot %u cannot be read back: %s", slot, idm_meaning(r)) : 0;
 }
 
-static int find_places(struct idm_datapath *datapath)
+static int find_places(struct idm_datapath *datapath, const struct idm_rows *rows)
 {
-	const struct idm_rows *rows = datapath->slots[datapath->state.generation & 1].endpoints;
 	int r = 0;
 
 	for (uint32_t i = 0; i < rows->count && !r; i++) {
@@ -124,6 +123,58 @@ int idm_datapath_recover(struct idm_datapath *datapath, struct idm_datapath_erro
 	if (r)
 		return r;
 	idm_lists_settle(&datapath->lists);
-	datapath->recovered = !find_places(datapath);
+	datapath->recovered = !find_places(datapath, datapath->slots[datapath->state.generation & 1].endpoints);
 	return datapath->recovered ? 0 : idm_say(err, -ENOMEM, "no memory");
+}
+
+// ---- from another set of maps ----
+
+int idm_datapath_adopt(struct idm_datapath *datapath, int endpoints)
+{
+	struct bpf_map_info info = {0};
+	struct idm_rows *rows = NULL;
+	uint32_t size = sizeof(info);
+	int r;
+
+	if (bpf_obj_get_info_by_fd(endpoints, &info, &size))
+		return -errno;
+	if (info.key_size != sizeof(struct idm_address) || info.value_size != sizeof(struct idm_endpoint_row))
+		return -EPROTO;
+	r = idm_rows_read(endpoints, info.key_size, info.value_size, info.max_entries, &rows);
+	r = r ? r : find_places(datapath, rows);
+	idm_rows_unref(rows);
+	return r;
+}
+
+int idm_datapath_copy(struct idm_datapath *datapath, const char *name, int from)
+{
+	const struct idm_map *map = idm_map_find(datapath, name);
+	struct bpf_map_info info = {0};
+	struct idm_rows *rows = NULL;
+	uint32_t size = sizeof(info);
+	int r;
+
+	if (!map || bpf_obj_get_info_by_fd(from, &info, &size))
+		return -EINVAL;
+	if (info.key_size != map->key_size || info.value_size != map->value_size)
+		return -EPROTO;
+	r = idm_rows_read(from, info.key_size, info.value_size, info.max_entries, &rows);
+	for (uint32_t i = 0; !r && i < rows->count; i++) {
+		if (bpf_map_update_elem(map->fd, idm_row(rows, i), idm_row(rows, i) + rows->key_size, BPF_ANY))
+			r = -errno;
+	}
+	idm_rows_unref(rows);
+	return r;
+}
+
+int idm_datapath_read_row(int map, const void *key, void *value, size_t size)
+{
+	struct bpf_map_info info = {0};
+	uint32_t info_size = sizeof(info);
+
+	if (bpf_obj_get_info_by_fd(map, &info, &info_size))
+		return -errno;
+	if (info.value_size != size)
+		return -EPROTO;
+	return bpf_map_lookup_elem(map, key, value) ? -errno : 0;
 }

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* One program on one packet, without a network: what tests and measurements stand on. */
 #include <bpf/bpf.h>
+#include <bpf/libbpf.h>
 #include <errno.h>
 
 #include "internal.h"
@@ -36,4 +37,11 @@ int idm_datapath_run(int program, const void *data, uint32_t size, void *data_ou
 	ret->duration_ns = options.duration;
 	ret->size_out = options.data_size_out;
 	return 0;
+}
+
+int idm_datapath_probe(int what, uint32_t number)
+{
+	if (what)
+		return libbpf_probe_bpf_map_type((enum bpf_map_type)number, NULL);
+	return libbpf_probe_bpf_prog_type((enum bpf_prog_type)number, NULL);
 }

@@ -59,6 +59,9 @@ int idm_datapath_info(struct idm_datapath *datapath, uint32_t index, struct idm_
 /* Rows of a hash, counted by walking it; dead rows of LRU maps included. Negative errno. */
 int64_t idm_datapath_rows(struct idm_datapath *datapath, const char *map);
 
+/* 1 if the kernel has programs (what 0) or maps (what 1) of this type, 0 if not, or negative. */
+int idm_datapath_probe(int what, uint32_t number);
+
 /* ---- tables ---- */
 
 /**
@@ -86,6 +89,13 @@ int idm_datapath_publish(struct idm_datapath *datapath, struct idm_snapshot *sna
 int idm_datapath_state(struct idm_datapath *datapath, void *ret, size_t size);
 
 /* ---- this host ---- */
+
+/* Rows of a pinned map of another set into ours of that name; -EPROTO if their sizes differ. */
+int idm_datapath_copy(struct idm_datapath *datapath, const char *map, int from);
+/* A row of any map by its descriptor; -EPROTO if its values have another size. */
+int idm_datapath_read_row(int map, const void *key, void *value, size_t size);
+/* Where workloads are, as a pinned endpoints map of another set says. */
+int idm_datapath_adopt(struct idm_datapath *datapath, int endpoints);
 
 /* Addresses are 16 bytes each, IPv4 as ::ffff:a.b.c.d. mac: 6 bytes, or NULL for any. */
 int idm_datapath_workload(struct idm_datapath *datapath, uint32_t ifindex, uint32_t peer_ifindex, const uint8_t *mac,

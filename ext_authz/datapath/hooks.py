@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Programs on their hooks. A link is pinned the moment it is made, so that enforcement outlives this process; a program
+is replaced inside its link, so that no packet finds the hook empty.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ext_authz.datapath._datapath import ffi, lib
+from ext_authz.datapath.errors import DatapathError
+from ext_authz.datapath.sets import Pins
+
+INGRESS, EGRESS = 46, 47  # the kernel's BPF_TCX_*
+SK_LOOKUP = 36
+# Host side of a veth: the program of each direction.
+VETH = {INGRESS: "from_workload", EGRESS: "to_workload"}
+_TCX_LINK = 11
+
+
+@dataclass(frozen=True)
+class Link:
+    """A pinned link as the kernel describes it. ifindex 0 of a tcx link: its interface is gone."""
+
+    name: str
+    id: int
+    program: int
+    attach_type: int
+    ifindex: int
+    target: int  # cgroup id or inode of the network namespace
+
+    @property
+    def is_dead(self) -> bool:
+        return self.attach_type in (INGRESS, EGRESS) and not self.ifindex
+
+
+class Hooks:
+    """
+    Hooks of one data path.
+
+    Args:
+        program: Descriptor of a program by name; raises DatapathError.
+        clsact: Use filters although the kernel has tcx. None: only if it has not.
+    """
+
+    def __init__(self, pins: Pins, program: Callable[[str], int], clsact: bool | None) -> None:
+        self._pins = pins
+        self._program = program
+        self._clsact = clsact
+
+    # ---- links ----
+
+    def link(self, name: str, program: str, target: int, attach_type: int, netns: int | None = None) -> None:
+        """
+        Put a program on a hook, or in the place of the one that our link of this name holds there.
+
+        Args:
+            name: program's name comes first, then "-" and whatever tells it from others.
+            target: ifindex (tcx), or descriptor of a cgroup or network namespace.
+
+        Raises:
+            DatapathError: The kernel refuses.
+        """
+        if self._update(name, program):
+            return
+        made = lib.idm_datapath_link(self._program(program), target, attach_type, _space(netns))
+        if made < 0:
+            raise DatapathError(f"{program} cannot be attached ({name}): {os.strerror(-made)}")
+        try:
+            code = lib.idm_datapath_pin(made, os.fsencode(self._pins.links / name))
+        finally:
+            os.close(made)
+        if code:
+            raise DatapathError(f"{self._pins.links / name}: {os.strerror(-code)}")
+
+    def _update(self, name: str, program: str) -> bool:
+        """False if there is no living link of the name."""
+        with self._opened(name) as found:
+            if found is None:
+                return False
+            if _describe(name, found).is_dead:
+                (self._pins.links / name).unlink()
+                return False
+            code = lib.idm_datapath_link_update(found, self._program(program))
+            if code == -errno.ENOLINK:  # its hook is gone
+                (self._pins.links / name).unlink()
+                return False
+            if code:
+                raise DatapathError(f"{program} cannot be replaced ({name}): {os.strerror(-code)}")
+            return True
+
+    def unlink(self, name: str) -> None:
+        """Take a link's program off its hook, at once, whoever else holds the link."""
+        with self._opened(name) as found:
+            if found is not None:
+                lib.idm_datapath_link_detach(found)
+        with contextlib.suppress(FileNotFoundError):
+            (self._pins.links / name).unlink()
+
+    def links(self) -> list[Link]:
+        """Every pinned link."""
+        made = []
+        for name in self._pins.link_names():
+            with self._opened(name) as found:
+                if found is not None:
+                    made.append(_describe(name, found))
+        return made
+
+    @contextlib.contextmanager
+    def _opened(self, name: str) -> Any:
+        found = lib.idm_datapath_pinned(os.fsencode(self._pins.links / name))
+        try:
+            yield found if found >= 0 else None
+        finally:
+            if found >= 0:
+                os.close(found)
+
+    def upgrade(self) -> int:
+        """
+        Let every link and filter run the programs as they are loaded now.
+
+        Returns:
+            How many were replaced.
+        """
+        count = 0
+        for link in self.links():
+            count += self._update(link.name, link.name.rpartition("-")[0] or link.name)
+        for ifindex in self._pins.filters():
+            self._set_filters(ifindex, None)
+            count += len(VETH)
+        return count
+
+    def forget_dead(self) -> None:
+        """Unpin links whose interface is gone."""
+        for link in self.links():
+            if link.is_dead:
+                self.unlink(link.name)
+
+    # ---- interfaces ----
+
+    def attach(self, ifindex: int, netns: int | None = None) -> None:
+        """
+        Put both programs on the host side of a veth; nothing passes until the workload is told of.
+
+        Raises:
+            DatapathError: The kernel refuses one; then neither stays.
+        """
+        if ifindex in self._pins.filters():
+            self._set_filters(ifindex, netns)
+            return
+        if not self._clsact:
+            try:
+                for attach_type, program in VETH.items():
+                    self.link(f"{program}-{ifindex}", program, ifindex, attach_type, netns)
+                return
+            except DatapathError:
+                self.detach(ifindex, netns)
+                if self._clsact is False or has_tcx(self._program(VETH[INGRESS])):
+                    raise
+        self._attach_filters(ifindex, netns)
+
+    def _attach_filters(self, ifindex: int, netns: int | None) -> None:
+        had = any(lib.idm_datapath_clsact_query(ifindex, way, _space(netns)) > 0 for way in (0, 1))
+        self._pins.add_filter(ifindex, not had)
+        try:
+            self._set_filters(ifindex, netns)
+        except DatapathError:
+            self._remove_filters(ifindex, netns)
+            raise
+
+    def _set_filters(self, ifindex: int, netns: int | None) -> None:
+        for attach_type, program in VETH.items():
+            egress = int(attach_type == EGRESS)
+            code = lib.idm_datapath_clsact(self._program(program), ifindex, egress, _space(netns))
+            if code == -errno.ENODEV:
+                self._pins.remove_filter(ifindex)
+                return
+            if code:
+                raise DatapathError(f"{program} cannot be attached to interface {ifindex}: {os.strerror(-code)}")
+
+    def _remove_filters(self, ifindex: int, netns: int | None) -> None:
+        for way in (0, 1):
+            lib.idm_datapath_clsact_remove(ifindex, way, _space(netns))
+        if self._pins.filters().get(ifindex):
+            lib.idm_datapath_clsact_destroy(ifindex, _space(netns))
+        self._pins.remove_filter(ifindex)
+
+    def detach(self, ifindex: int, netns: int | None = None) -> None:
+        """Take both programs off; the interface then forwards whatever comes."""
+        for program in VETH.values():
+            self.unlink(f"{program}-{ifindex}")
+        if ifindex in self._pins.filters():
+            self._remove_filters(ifindex, netns)
+
+    def attached(self) -> set[int]:
+        """Interfaces that our programs are on."""
+        linked = {link.ifindex for link in self.links() if link.attach_type in VETH and link.ifindex}
+        return linked | set(self._pins.filters())
+
+    def clear(self, netns: int | None = None) -> None:
+        """Everything off."""
+        for name in list(self._pins.link_names()):
+            self.unlink(name)
+        for ifindex in self._pins.filters():
+            self._remove_filters(ifindex, netns)
+
+
+def has_tcx(program: int) -> bool:
+    """Whether the kernel has tcx: it tells an interface that cannot be from an attach type that it does not know."""
+    return bool(lib.idm_datapath_link(program, 0x7FFFFFFF, INGRESS, -1) == -errno.ENODEV)
+
+
+def _space(netns: int | None) -> int:
+    return -1 if netns is None else netns
+
+
+def _describe(name: str, descriptor: int) -> Link:
+    info = ffi.new("struct idm_datapath_link *")
+    code = lib.idm_datapath_link_info(descriptor, info)
+    if code:
+        raise DatapathError(f"link {name}: {os.strerror(-code)}")
+    return Link(name, info.id, info.program, info.attach_type, info.ifindex, info.cgroup)

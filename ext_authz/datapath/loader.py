@@ -1,0 +1,409 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The data path of one host: objects in the kernel, one set of maps in force, programs on their hooks.
+
+Maps outlive the process and are taken up again. Where they cannot be (another layout, another size, another identity
+domain) a set is built aside, filled by the next publish(), and put in force by replacing the programs in their links.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ext_authz.datapath._datapath import ffi, lib
+from ext_authz.datapath.errors import DatapathError
+from ext_authz.datapath.hooks import Hooks
+from ext_authz.datapath.layout import LAYOUT, packed, row
+from ext_authz.datapath.lock import Lock
+from ext_authz.datapath.maps import MapSet, Snapshot
+from ext_authz.datapath.mount import Mount, close_mount, kind_of, open_mount
+from ext_authz.datapath.objects import check, objects_in
+from ext_authz.datapath.results import Connection, Counter, LiveState, MapInfo, Report, Run
+from ext_authz.datapath.sets import Pins
+
+# Objects of a wheel, and of a source tree.
+_FOLDERS = (Path(__file__).parent / "objects", Path(__file__).parents[2] / "build/bpf")
+HOST_IDENTITY = 1
+# Facts of the host that a new set takes over from the one before.
+_HOST_MAPS = ("config", "attachments", "locals", "services", "backends", "workloads")
+
+
+def default_objects() -> Path:
+    """Where our objects are; the first of the places if they are nowhere."""
+    return next((folder for folder in _FOLDERS if any(folder.glob("*.bpf.o"))), _FOLDERS[0])
+
+
+class Datapath:
+    """
+    Made by open(). Attaching is done in the network namespace of the calling thread, or in `netns` (a descriptor).
+
+    trouble: why the last publish() left the revision before in force, or empty.
+    """
+
+    def __init__(self, mount: Mount, lock: Lock, objects: Path, sizes: Mapping[str, int], verbose: bool) -> None:
+        self._mount = mount
+        self._lock = lock
+        self._objects = objects
+        self._sizes = dict(sizes)
+        self._verbose = verbose
+        self._pins = Pins(mount.root)
+        self._closed = False
+        self._aside = False  # the set at hand is not the one in force yet
+        self._maps: MapSet
+        self.hooks: Hooks
+        self.trouble = ""
+
+    @classmethod
+    def open(
+        cls,
+        root: Path,
+        objects: Path | None = None,
+        sizes: Mapping[str, int] | None = None,
+        *,
+        verbose: bool = False,
+        clsact: bool | None = None,
+    ) -> Datapath:
+        """
+        Load everything, taking up what an earlier process left in the kernel; programs in force are replaced.
+
+        Args:
+            root: The bpffs of our own; mounted if it is not.
+            objects: Folder of *.bpf.o; None: those that came with this package.
+            sizes: Rows by name of map; `endpoints` means both slots' maps.
+            verbose: Keep the verifier's whole log for `log`.
+            clsact: True: filters instead of tcx links. None: as the kernel can.
+
+        Raises:
+            DatapathError: Its subclass says what is missing; nothing was changed then.
+        """
+        from ext_authz.datapath import kernel
+
+        kernel.check_privileges()
+        kernel.check_btf()
+        folder = objects or default_objects()
+        for path in objects_in(folder):
+            check(path, kernel.has)
+        lock = Lock.take(root)
+        was_there = kind_of(root) is not None
+        try:
+            made = cls(open_mount(root), lock, folder, sizes or {}, verbose)
+            made._start(clsact)
+        except BaseException:
+            _undo(root, was_there)
+            lock.release()
+            raise
+        return made
+
+    def _start(self, clsact: bool | None) -> None:
+        self._pins.prepare()
+        live = self._pins.live_set()
+        self._pins.drop_others(live)
+        opened = MapSet.open(live, self._objects, self._sizes, self._verbose) if live is not None else None
+        if opened is None:
+            opened = self._new_set()
+            self._aside = live is not None
+            if live is None:
+                self._pins.make_live(opened.folder)
+            else:
+                self._take_over(opened, live)
+        self._maps = opened
+        self.hooks = Hooks(self._pins, self._program, clsact)
+        self.hooks.forget_dead()
+        if not self._aside:
+            self.hooks.upgrade()
+
+    def _program(self, name: str) -> int:
+        return self._maps.program(name)
+
+    def _new_set(self) -> MapSet:
+        folder = self._pins.new_set()
+        made = MapSet.open(folder, self._objects, self._sizes, self._verbose)
+        if made is None:
+            raise DatapathError(f"{folder}: maps made anew do not fit their own objects")
+        return made
+
+    def _take_over(self, made: MapSet, before: Path) -> None:
+        """Facts of the host from another set, if it speaks our layout; else whoever attached attaches again."""
+        if _layout_of(before) != LAYOUT:
+            return
+        for name in _HOST_MAPS:
+            made.copy(name, before / name)
+        for name in ("endpoints_0", "endpoints_1"):
+            made.adopt(before / name)
+
+    # ---- revisions ----
+
+    @property
+    def pins(self) -> Path:
+        """The folder in which the maps in force are pinned by name."""
+        return self._pins.live
+
+    @property
+    def log(self) -> str:
+        """What libbpf and the verifier said while loading."""
+        return self._maps.log
+
+    def publish(self, snapshot: Snapshot) -> Report:
+        """
+        Make a snapshot what the kernel judges by.
+
+        Args:
+            snapshot: Its bytes, the path of its file, or an Engine.
+
+        Raises:
+            MapFull: It does not fit.
+            DatapathError: The kernel refuses. With either the revision before stays in force.
+        """
+        try:
+            self._mount.verify()
+            report = self._publish(snapshot)
+        except DatapathError as error:
+            self.trouble = str(error)
+            raise
+        self.trouble = ""
+        return report
+
+    def _publish(self, snapshot: Snapshot) -> Report:
+        report = self._maps.publish(snapshot)
+        if report is None:  # another identity domain: its numbers must never meet those of the one before
+            before, self._maps = self._maps, self._new_set()
+            try:
+                self._take_over(self._maps, before.folder)
+                report = self._maps.publish(snapshot)
+                if report is None:
+                    raise DatapathError("an empty set of maps refuses an identity domain")
+            except BaseException:
+                self._maps.close()
+                self._maps = before
+                self._pins.drop_others(before.folder)
+                raise
+            self._aside = True
+            before.close()
+        if self._aside:
+            self._switch()
+        return report
+
+    def _switch(self) -> None:
+        """The set at hand goes into force: programs first, then its name, then the one before goes."""
+        self.hooks.upgrade()
+        self._pins.make_live(self._maps.folder)
+        self._pins.drop_others(self._maps.folder)
+        self._aside = False
+
+    def upgrade(self, objects: Path | None = None) -> int:
+        """
+        Load programs anew and put them in the place of those in force; no packet falls between.
+
+        Returns:
+            How many hooks were given another program.
+        """
+        from ext_authz.datapath import kernel
+
+        folder = objects or self._objects
+        for path in objects_in(folder):
+            check(path, kernel.has)
+        self._maps.load(folder, self._verbose)
+        self._objects = folder
+        return 0 if self._aside else self.hooks.upgrade()
+
+    def state(self) -> LiveState:
+        """What is in force."""
+        return self._maps.state()
+
+    @property
+    def revision(self) -> int:
+        """Of the generation in force; 0 if nothing was published yet."""
+        return self._maps.state().revision
+
+    @property
+    def generation(self) -> int:
+        return self._maps.state().generation
+
+    # ---- this host ----
+
+    def attach(
+        self,
+        ifindex: int,
+        addresses: Iterable[str] = (),
+        mac: str | bytes | None = None,
+        *,
+        peer_ifindex: int = 0,
+        netns: int | None = None,
+    ) -> None:
+        """
+        Enforce policy on a workload.
+
+        Args:
+            ifindex: Host side of its veth.
+            addresses: All of its addresses; what it sends from others is dropped.
+            mac: Its own; None: any.
+            peer_ifindex: Its side of the veth, in its namespace.
+
+        Raises:
+            DatapathError: A program is not on it, or there is no room: nothing passes then.
+        """
+        self._mount.verify()
+        if not (self._aside and ifindex in self.hooks.attached()):
+            self.hooks.attach(ifindex, netns)
+        hardware = bytes.fromhex(mac.replace(":", "")) if isinstance(mac, str) else mac
+        self._maps.workload(ifindex, peer_ifindex, hardware or None, [packed(address) for address in addresses])
+
+    def detach(self, ifindex: int, *, netns: int | None = None) -> None:
+        """Forget a workload and take the programs off its interface: set that down first if it still exists."""
+        self._mount.verify()
+        self._maps.forget_workload(ifindex)
+        self.hooks.detach(ifindex, netns)
+
+    def link(self, name: str, program: str, target: int, attach_type: int, netns: int | None = None) -> None:
+        """
+        Any other hook: sk_lookup (36; a namespace's descriptor), cgroup types (a cgroup's descriptor).
+
+        name: begins with the program's own and "-"; or is the program's own.
+        """
+        self._mount.verify()
+        self.hooks.link(name, program, target, attach_type, netns)
+
+    def unlink(self, name: str) -> None:
+        self.hooks.unlink(name)
+
+    def config(self, **fields: int) -> dict[str, int]:
+        """
+        Set fields of the row `config` (struct idm_config): proxy_port, proxy_port6, envoy_cgroup, flags.
+
+        Returns:
+            The whole row as it is now.
+
+        Raises:
+            TypeError: No such field.
+        """
+        packer = row("idm_config")
+        held = packer.unpack_from(self._maps.lookup("config", bytes(4)))
+        if unknown := fields.keys() - held.keys():
+            raise TypeError(f"config has no {', '.join(sorted(unknown))}")
+        wanted = held | {"host_identity": held["host_identity"] or HOST_IDENTITY} | fields
+        if wanted != held:
+            self._maps.update("config", bytes(4), packer.pack(**wanted))
+        return wanted
+
+    def locals(self, addresses: Iterable[str]) -> None:
+        """The host's own addresses: exactly these, broadcast addresses of its links among them."""
+        self._maps.set_locals([packed(address) for address in addresses])
+
+    def attached(self) -> set[int]:
+        """Interfaces that our programs are on."""
+        return self.hooks.attached()
+
+    # ---- reading ----
+
+    def maps(self) -> list[MapInfo]:
+        """Every map: shape, rows where we know them, the kernel's memory."""
+        return list(self._maps.infos())
+
+    def rows(self, name: str) -> int:
+        """Rows of a hash, counted by walking it."""
+        return self._maps.rows(name)
+
+    def map_fd(self, name: str) -> int:
+        """A map's descriptor, borrowed."""
+        return self._maps.descriptor(name)
+
+    def program_fd(self, name: str) -> int:
+        """A program's descriptor, borrowed; it changes with upgrade()."""
+        return self._program(name)
+
+    def lookup(self, name: str, key: bytes) -> bytes:
+        """
+        A row's value.
+
+        Raises:
+            KeyError: There is none.
+        """
+        return self._maps.lookup(name, key)
+
+    def update(self, name: str, key: bytes, value: bytes) -> None:
+        self._maps.update(name, key, value)
+
+    def delete(self, name: str, key: bytes) -> None:
+        self._maps.delete(name, key)
+
+    def read(self, name: str) -> Iterator[tuple[bytes, bytes]]:
+        """Rows of a hash in batches; what comes and goes meanwhile may be missed."""
+        return self._maps.read(name)
+
+    def connections(self) -> Iterator[Connection]:
+        """Connections that the kernel knows; see struct idm_connection_key and idm_connection."""
+        return self._maps.connections()
+
+    def counters(self) -> tuple[list[Counter], int]:
+        """Packets by drop reason and direction, none of them zero; and events that found no room."""
+        return self._maps.counters()
+
+    def events(self, timeout_ms: int = 0, limit: int = 65536) -> bytes:
+        """
+        Up to `limit` events out of the ring: whole struct idm_event, one after the other. On one thread at a time.
+
+        Args:
+            timeout_ms: How long to wait for the first one; -1: for ever.
+        """
+        return self._maps.events(limit, timeout_ms)
+
+    def events_fd(self) -> int:
+        """Readable when there are events; borrowed."""
+        return self._maps.events_fd()
+
+    def run(self, program: str, packet: bytes, **options: Any) -> Run:
+        """A program on one packet, for tests; see MapSet.run()."""
+        return self._maps.run(program, packet, **options)
+
+    # ---- the end ----
+
+    def close(self) -> None:
+        """Let go; what is enforced stays enforced."""
+        if not self._closed:
+            self._closed = True
+            self._maps.close()
+            self._lock.release()
+
+    def cleanup(self, netns: int | None = None) -> None:
+        """Take everything off this host: programs, pins, the mount if it is ours. Nothing is judged any more."""
+        self.hooks.clear(netns)
+        self._pins.clear()
+        self.close()
+        with contextlib.suppress(FileNotFoundError):
+            close_mount(self._mount.root)
+        self._lock.remove()
+
+    def __enter__(self) -> Datapath:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _undo(root: Path, was_there: bool) -> None:
+    """After opening has failed: what was in force stays, what was begun goes."""
+    pins = Pins(root)
+    if not was_there:
+        with contextlib.suppress(DatapathError, OSError):
+            close_mount(root)
+    elif pins.sets.is_dir():
+        pins.drop_others(pins.live_set())
+
+
+def _layout_of(folder: Path) -> int | None:
+    """The layout that a set was made with, or None if it cannot be told."""
+    found = lib.idm_datapath_pinned(os.fsencode(folder / "state"))
+    if found < 0:
+        return None
+    try:
+        packer = row("idm_state")
+        value = ffi.new("char[]", 4096)
+        if lib.idm_datapath_read_row(found, bytes(4), value, packer.size):
+            return None
+        return int(packer.unpack_from(ffi.buffer(value, packer.size))["layout"])
+    finally:
+        os.close(found)
