@@ -8,11 +8,12 @@ Source: reference policy-semantics sections 2, 10 and 19 (steps 2 to 5).
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
-from ext_authz.compiler.entries import EntryVerdict, MergedEntry, RuleOrigin, SidePolicy, SubjectPolicy
+from ext_authz.compiler.entries import EntryVerdict, MergedEntry, RuleOrigin, SideDifference, SidePolicy, SubjectPolicy
 from ext_authz.compiler.expand import ExpandedRule, Side
 from ext_authz.compiler.merge import Atoms, Merger, origin_error
+from ext_authz.compiler.revision import Revision, SideRevision
 from ext_authz.identity import reserved, selectors
 from ext_authz.identity.labels import LabelSet
 from ext_authz.identity.reserved import reserved_label
@@ -24,11 +25,12 @@ ISOLATED = SubjectPolicy(
     ingress=SidePolicy(enforced=True, isolated=True), egress=SidePolicy(enforced=True, isolated=True)
 )
 _KNOWN_MAX = 20_000
+_REVISIONS_MAX = 200
+Rules = tuple[ExpandedRule, ...]
 HOST_SELECTOR = selectors.from_label(reserved_label("host"))
 
 
-@dataclass(frozen=True, slots=True)
-class SubjectKind:
+class SubjectKind(NamedTuple):
     """
     What of a subject, besides the rules that select it, decides its policy. Equal kinds and rules: equal policies.
 
@@ -63,6 +65,8 @@ class Enforcer:
         self._everyone = _synthetic("default-allow", None)
         # Of two sides of a subject a change mostly concerns one.
         self._known: dict[tuple[SubjectKind, bool, tuple[Side, ...]], tuple[SidePolicy, tuple[PolicyError, ...]]] = {}
+        self._revisions: dict[tuple[Rules, Rules], Revision] = {}
+        self.differences: dict[int, SideDifference] = {}  # by id() of the side; whoever asks for policies empties it
 
     def policy(self, kind: SubjectKind, rules: Sequence[ExpandedRule], errors: list[PolicyError]) -> SubjectPolicy:
         """The policy of a subject of this kind that these rules select. What cannot be computed goes to errors."""
@@ -76,10 +80,41 @@ class Enforcer:
         egress = self._side(kind, [rule.egress for rule in rules if rule.egress.has], False, errors)
         return SubjectPolicy(ingress, egress)
 
+    def revised(
+        self, kind: SubjectKind, rules: Rules, before: SubjectPolicy, gone: Rules, come: Rules
+    ) -> SubjectPolicy | None:
+        """
+        As `policy`, from that of the same kind before some rules went and some came, which had no errors.
+
+        Returns:
+            None: It must be made anew.
+        """
+        revision = self._revisions.get((gone, come))
+        if revision is None:
+            if len(self._revisions) > _REVISIONS_MAX:
+                self._revisions.clear()
+            revision = self._revisions[gone, come] = Revision(gone, come)
+        if not revision.is_plain:
+            return None
+        ingress = self._revised(revision.ingress, before.ingress, [rule.ingress for rule in rules], kind)
+        egress = self._revised(revision.egress, before.egress, [rule.egress for rule in rules], kind)
+        return None if ingress is None or egress is None else SubjectPolicy(ingress, egress)
+
+    def _revised(
+        self, revision: SideRevision, before: SidePolicy, sides: Iterable[Side], kind: SubjectKind
+    ) -> SidePolicy | None:
+        if revision.is_empty:
+            return before
+        side = revision.applied(before, sides, kind.forced, self._everyone, self._localhost)
+        if side is not None:
+            self.differences[id(side)] = SideDifference(side, before, revision.gone, revision.new)
+        return side
+
     def keep_only(self, policies: Iterable[SubjectPolicy]) -> None:
         """Let go of what was remembered for others than these."""
         live = {id(side) for policy in policies for side in (policy.ingress, policy.egress)}
         self._known = {key: value for key, value in self._known.items() if id(value[0]) in live}
+        self._revisions.clear()
 
     def _side(self, kind: SubjectKind, sides: Sequence[Side], ingress: bool, errors: list[PolicyError]) -> SidePolicy:
         if not sides and not kind.forced:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ext_authz.engine.types import L7, Auth, EntryVerdict, Mismatch
 from ext_authz.model.types import KafkaRule, Tier
@@ -137,6 +137,15 @@ class SidePolicy:
     entries: tuple[MergedEntry, ...] = ()
     audit: bool = False
     isolated: bool = False
+
+
+class SideDifference(NamedTuple):
+    """A side holds what another one holds, but for these entries (the objects themselves)."""
+
+    side: SidePolicy
+    before: SidePolicy
+    gone: tuple[MergedEntry, ...]
+    new: tuple[MergedEntry, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from ext_authz.compiler.assemble import Table, pack_snapshot, snapshot_digest
 from ext_authz.compiler.enforce import ISOLATED
 from ext_authz.compiler.entries import SubjectPolicy
+from ext_authz.compiler.entry_pools import MissingSelector
 from ext_authz.compiler.l7 import MatcherCache
-from ext_authz.compiler.policies import MissingSelector, PolicyPools
+from ext_authz.compiler.policies import PolicyPools
 from ext_authz.compiler.resolved import Resolved
 from ext_authz.compiler.tables import IdentityPools, SelectorPools
 from ext_authz.identity.selectors import Selector
@@ -120,7 +121,7 @@ class Packer:
         self, resolved: Resolved, errors: list[PolicyError], rejected: set[int]
     ) -> tuple[dict[int, int], dict[int, SubjectPolicy]]:
         """Policy number and policy of each identity."""
-        self._policies.use_selectors(resolved.selector_numbers, kept_policies=bool(resolved.errors))
+        self._policies.begin(resolved.selector_numbers, resolved.differences, kept_policies=bool(resolved.errors))
         subjects: dict[int, int] = {}
         policies: dict[int, SubjectPolicy] = {}
         for identity in sorted(resolved.subjects):
@@ -149,7 +150,7 @@ class Packer:
 
     def _start_anew(self) -> None:
         """Forget every number given so far. Matchers in use stay: building them is the dear part."""
-        self._cache.keep(self._policies.l7.used)
+        self._cache.keep(self._policies.used_patterns)
         self._identities = IdentityPools()
         self._selectors = SelectorPools()
         self._policies = PolicyPools(self._cache)

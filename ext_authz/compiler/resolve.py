@@ -26,15 +26,19 @@ from ext_authz.compiler.merge import Merger, unique_errors
 from ext_authz.compiler.peers import KNP_KIND, subject_selector
 from ext_authz.compiler.places import Placer
 from ext_authz.compiler.resolved import Resolved
-from ext_authz.compiler.subjects import Selection
+from ext_authz.compiler.subjects import Changes, Rules, Selection
 from ext_authz.compiler.uses import UseCounter
 from ext_authz.identity import reserved
 from ext_authz.identity.allocator import Allocator
+from ext_authz.identity.labels import LabelSet
 from ext_authz.identity.membership import Membership
 from ext_authz.identity.selectors import Selector
 from ext_authz.model.types import Endpoints, Isolated, Policy, PolicyError, Secret, World
 
 _Computed = tuple[SubjectPolicy | None, tuple[PolicyError, ...]]
+
+
+_Base = tuple[SubjectPolicy, Rules, Rules]
 
 
 def resolve(world: World, allocator: Allocator) -> Resolved:
@@ -112,6 +116,7 @@ class _State:
         self._uses = UseCounter()
         self._kept: set[Selector] = set()
         self._subjects: dict[int, SubjectPolicy] = {}
+        self._made: dict[int, tuple[LabelSet, SubjectKind]] = {}  # of subjects with a policy
         self._failed: dict[int, tuple[PolicyError, ...]] = {}
         self._computed: dict[tuple[SubjectKind, tuple[ExpandedRule, ...]], _Computed] = {}
         self._began = False
@@ -125,9 +130,9 @@ class _State:
     def update(self, world: World, last: dict[int, SubjectPolicy], generation: int) -> Resolved:
         added, removed = self._expand(world)
         selectors_changed = self._count_selectors(added, removed)
+        self._enforcer.differences = {}
         touched = self._place(world, selectors_changed, generation)
-        touched |= self._selection.change_rules(added, removed)
-        self._merge(touched, last)
+        self._merge(touched, self._selection.change_rules(added, removed), last)
         if self._keep_selectors():
             self._place(world, True, generation)
         if not self._began:
@@ -143,7 +148,6 @@ class _State:
         secrets: dict[tuple[str, str], Secret] = {(item.namespace, item.name): item for item in world.secrets}
         context = Context(self._settings, world.services, secrets, world.cidr_groups, self._keys, self._merger)
         stale = self._stale(world)
-        before = {rule: None for rules in self._expanded.values() for rule in rules}
         by_value: dict[Policy, tuple[ExpandedRule, ...]] | None = None
         expanded: dict[int, tuple[ExpandedRule, ...]] = {}
         for policy in world.policies:
@@ -153,9 +157,11 @@ class _State:
                     by_value = self._gone(world, stale)
                 rules = by_value.get(policy)
             expanded[id(policy)] = rules if rules is not None else expand_policy(policy, context)
-        self._expanded = expanded
+        last, self._expanded = self._expanded, expanded
         self._policies = {id(policy): policy for policy in world.policies}
-        now = {rule: None for rules in expanded.values() for rule in rules}
+        # What stands under another policy now is in both.
+        before = {rule: None for number, held in last.items() if expanded.get(number) is not held for rule in held}
+        now = {rule: None for number, held in expanded.items() if last.get(number) is not held for rule in held}
         return [rule for rule in now if rule not in before], [rule for rule in before if rule not in now]
 
     def _rename(self, world: World) -> None:
@@ -246,29 +252,41 @@ class _State:
         self._kept = kept
         return True
 
-    def _merge(self, touched: set[int], last: dict[int, SubjectPolicy]) -> None:
+    def _merge(self, touched: set[int], changes: Changes, last: dict[int, SubjectPolicy]) -> None:
+        """touched: Subjects that are new, changed or gone. changes: Rules that went and came, by subject."""
         subjects = self._placer.places.subjects
-        for number in touched:
-            self._subjects.pop(number, None)
-            self._failed.pop(number, None)
+        for number in touched | changes.keys():
+            before, made = self._subjects.pop(number, None), self._made.pop(number, None)
+            has_failed = self._failed.pop(number, None) is not None
             labels = subjects.get(number)
             if labels is None:
                 continue
-            policy, errors = self._compute(kind_of(number, labels, self._settings), self._selection.rules_of(number))
+            rules = self._selection.rules_of(number)
+            if made is None or made[0] is not labels or number in touched:
+                made = labels, kind_of(number, labels, self._settings)
+                before = None
+            base = None if before is None or has_failed else (before, *changes[number])
+            policy, errors = self._compute(made[1], rules, base)
+            self._made[number] = made
             if errors:
                 self._failed[number] = errors
             self._subjects[number] = policy if policy is not None else last.get(number, ISOLATED)
-        if touched:
+        if touched or changes:
             self._prune()
 
-    def _compute(self, kind: SubjectKind, rules: tuple[ExpandedRule, ...]) -> _Computed:
+    def _compute(self, kind: SubjectKind, rules: Rules, base: _Base | None) -> _Computed:
+        """base: The subject's last policy, if it had no errors and was of this kind, and what differs since."""
         found = self._computed.get((kind, rules))
         if found is None:
-            errors: list[PolicyError] = []
-            policy = self._enforcer.policy(kind, rules, errors)
-            found = (None if errors else policy, unique_errors(errors))
+            revised = self._enforcer.revised(kind, rules, *base) if base else None
+            found = (revised, ()) if revised is not None else self._compute_anew(kind, rules)
             self._computed[kind, rules] = found
         return found
+
+    def _compute_anew(self, kind: SubjectKind, rules: Rules) -> _Computed:
+        errors: list[PolicyError] = []
+        policy = self._enforcer.policy(kind, rules, errors)
+        return None if errors else policy, unique_errors(errors)
 
     def _prune(self) -> None:
         """Let go of policies of rules that are gone, now and then."""
@@ -319,4 +337,5 @@ class _State:
             warnings=unique_errors([*warnings, *places.warnings]),
             closed=world.closed,
             generation=generation,
+            differences=self._enforcer.differences,
         )

@@ -9,11 +9,11 @@ by identity (`is`): SubjectPolicy, MergedEntry, IdentityRow, EndpointRow and the
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING
 
-from ext_authz.compiler.entries import SubjectPolicy
+from ext_authz.compiler.entries import SideDifference, SubjectPolicy
 from ext_authz.model.types import NamedPort, PolicyError
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ class Resolved:
     marks a number that is free (it keeps the others' numbers while policies come and go).
     membership: identity to the rising numbers of the selectors that select it; identities selected by none are absent.
     subjects: identity to policy; equal policies are one object.
+    differences: of sides that are new, by id(), where they are known; only of what this resolution worked out.
     generation: revision of the snapshot this becomes, as the resolver was told; Resolver.confirm takes it once every
     reader is that far.
     """
@@ -99,3 +100,4 @@ class Resolved:
     warnings: tuple[PolicyError, ...] = ()
     closed: bool = False
     generation: int = 0
+    differences: Mapping[int, SideDifference] = field(default_factory=dict, repr=False, compare=False)

@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ext_authz.compiler.assemble import table_digest
+from ext_authz.compiler.budget import COST_LIMIT
 from ext_authz.compiler.entries import EntryVerdict, HeaderPredicate
 from ext_authz.compiler.pack import Packer, pack
-from ext_authz.compiler.policies import COST_LIMIT, Span, fold_ports
+from ext_authz.compiler.spans import Span, fold_ports
 from ext_authz.engine import layout
-from ext_authz.model.types import PolicyError
+from ext_authz.model.types import ObjectRef, Origin, PolicyError
 from tests.unit.compiler.handmade import (
     TCP,
     UDP,
@@ -111,6 +112,24 @@ def test_a_selector_that_returns_under_another_number_is_packed_anew():
     turned = {s: 1 - n for s, n in world.selector_numbers.items()}
     back = changed(world, selectors=world.selectors[::-1], selector_numbers=turned)
     assert meaning(Snapshot(packer.pack(back).snapshot)) == meaning(Snapshot(pack(back).snapshot))
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_equal_sides_whose_selectors_have_other_numbers_are_packed_anew(kept):
+    """As after a change of settings, which begins the numbers anew. One has rules too dear for long texts."""
+    packer = Packer()
+    dear = [http_entry(http_rule(f".*/x{n}/[0-9]+/.*"), peer="b", port=8000, priority=n) for n in range(6)]
+
+    def policies():
+        return {300: ingress(entry("a"), entry("b", 443)), 301: ingress(entry("a"), *dear)}
+
+    world = resolved(policies())
+    assert any(item["side_0_text_max"] for item in Snapshot(packer.pack(world).snapshot).policies("POLICIES"))
+    turned = {s: 1 - n for s, n in world.selector_numbers.items()}
+    subjects = {**world.subjects, 302: ingress(entry("b"))} if kept else policies()
+    errors = (PolicyError(Origin("x.yaml", 1, 1), ObjectRef("", "", ""), "", "kept"),) if kept else ()
+    now = changed(world, selectors=world.selectors[::-1], selector_numbers=turned, subjects=subjects, errors=errors)
+    assert meaning(Snapshot(packer.pack(now).snapshot)) == meaning(Snapshot(pack(now).snapshot))
 
 
 @pytest.mark.parametrize("seed", range(40))

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from ext_authz.compiler.entries import SidePolicy, SubjectPolicy
 from ext_authz.compiler.resolve import Resolver, resolve
 from ext_authz.compiler.resolved import Resolved
 from ext_authz.identity.allocator import AllocationError, MemoryAllocator
@@ -74,7 +75,7 @@ def _world(source: random.Random) -> World:
 
 
 def meaning(resolved: Resolved) -> dict[str, Any]:
-    """What a resolution says, without what a history may change: indexes and the numbers of selectors."""
+    """What a resolution says, without what a history may change: indexes, numbers of selectors, order of entries."""
     selectors = resolved.selectors
     return {
         "identities": resolved.identities,
@@ -88,9 +89,16 @@ def meaning(resolved: Resolved) -> dict[str, Any]:
             number: sorted(selectors[index].text for index in row)  # type: ignore[union-attr]
             for number, row in resolved.membership.items()
         },
-        "subjects": dict(resolved.subjects),
+        "subjects": {
+            number: SubjectPolicy(_in_order(policy.ingress), _in_order(policy.egress))
+            for number, policy in resolved.subjects.items()
+        },
         "errors": sorted(error.reason for error in resolved.errors),
     }
+
+
+def _in_order(side: SidePolicy) -> SidePolicy:
+    return replace(side, entries=tuple(sorted(side.entries, key=repr)))
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ext_authz.compiler import policies, regex
+from ext_authz.compiler import budget, regex
 
 NATIVE = Path(__file__).parents[3] / "native"
 OPERATORS = ("LITERAL", "CLASS", "CAT", "ALT", "STAR", "PLUS", "QUEST", "REPEAT", "ASSERT")
@@ -35,8 +35,8 @@ def test_assertions_of_the_prefix_code_are_those_of_the_builder() -> None:
 
 
 def test_the_budget_counts_as_many_remembered_answers_as_the_engine_keeps() -> None:
-    assert _defined("engine/request.c", "ASKED_MAX") == policies._ASKED_MAX
+    assert _defined("engine/request.c", "ASKED_MAX") == budget._ASKED_MAX
 
 
 def test_costs_are_those_of_one_length_of_text() -> None:
-    assert _defined("automata/cost.h", "COST_TEXT") == policies.TEXT
+    assert _defined("automata/cost.h", "COST_TEXT") == budget.TEXT

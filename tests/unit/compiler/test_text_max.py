@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
+from ext_authz.compiler.budget import TEXT, TEXT_LEAST
 from ext_authz.compiler.compile import Compiled, compile_world
-from ext_authz.compiler.policies import TEXT, TEXT_LEAST
 from ext_authz.engine.engine import Engine
 from ext_authz.engine.types import Direction, Flow, Http, Stage
 from ext_authz.identity.allocator import MemoryAllocator
