@@ -23,6 +23,7 @@ COMMANDS = (
     "flows",
     "identity",
     "endpoint",
+    "datapath",
     "doctor",
     "systemd",
     "completion",

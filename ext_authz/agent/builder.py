@@ -26,6 +26,7 @@ from typing import Any
 from ext_authz import logs
 from ext_authz.agent.applied import AppliedStore
 from ext_authz.agent.attachments import AttachmentStore
+from ext_authz.agent.datapath_services import ServiceWriter
 from ext_authz.agent.pressure import pressure
 from ext_authz.agent.sources import Sources, View, within
 from ext_authz.agent.standing import Standing
@@ -62,6 +63,7 @@ class Builder:
         self._allocator = FileAllocator(state.identities)
         self._compiler = Compiler(self._allocator, revision=self._transport.revision)
         self._standing = Standing()
+        self._services = ServiceWriter(state, node)
         self._digest = ""
         self._published = 0.0
 
@@ -77,6 +79,7 @@ class Builder:
         read = time.monotonic()
         compiled = self._compiler.compile(view.world)
         done = time.monotonic()
+        self._services.write(view.world.services)
         changed = self._publish(compiled)
         self._sources.persist(view)
         return {

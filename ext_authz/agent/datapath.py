@@ -49,12 +49,18 @@ class Datapath:
     Keeps the process running while there is work for it, and asks it one thing at a time.
 
     why_not: why there is no data path on this host, or empty.
+
+    Args:
+        proxy_port: Of the Envoy that connections are steered to, whose door reads our maps; 0: there is none.
     """
 
-    def __init__(self, state: State, mode: Mode, why_not: str = "", arguments: Sequence[str] = ()) -> None:
+    def __init__(
+        self, state: State, mode: Mode, why_not: str = "", proxy_port: int = 0, arguments: Sequence[str] = ()
+    ) -> None:
         self._state = state
+        self._must = mode is Mode.ON or proxy_port > 0
         self._store = AttachmentStore(state.attached)
-        self._arguments = ["--state", str(state.root), *arguments]
+        self._arguments = ["--state", str(state.root), "--proxy-port", str(proxy_port), *arguments]
         self._backoff = Backoff(_FIRST_WAIT_S)
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
@@ -75,17 +81,24 @@ class Datapath:
         """True if there is something to enforce, or an earlier node left something that must follow the policies."""
         if self.mode is Mode.OFF or self.why_not:
             return False
-        return self.mode is Mode.ON or bool(self._store.files()) or self._state.datapath_pins.exists()
+        return self._must or bool(self._store.files()) or self._state.datapath_pins.exists()
 
     async def start(self) -> None:
         """
         Start it if there is something to do.
 
         Raises:
-            DatapathError: It does not start; with mode ON the node must not run without.
+            DatapathError: It does not start, and the node must not run without.
         """
-        if self.wanted:
+        if self._must and self.why_not:
+            raise DatapathError(self.why_not)
+        if not self.wanted:
+            return
+        try:
             await self._running()
+        except DatapathError:
+            if self._must:
+                raise
 
     async def loop(self) -> None:
         """Start it anew when it has died."""

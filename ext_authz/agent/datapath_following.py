@@ -37,16 +37,20 @@ class Following:
     Keeps the kernel at the newest snapshot that fits.
 
     Args:
-        publish: Brings a snapshot into the maps, whole or not at all; raises what `failures` names.
+        publish: Brings a snapshot (its bytes) into the maps, whole or not at all; raises what `failures` names.
         in_force: Revision that the kernel judges by now, 0: none.
     """
 
     def __init__(
-        self, state: State, publish: Callable[[Engine], Any], failures: tuple[type[Exception], ...], in_force: int
+        self,
+        state: State,
+        publish: Callable[[bytes], dict[str, Any]],
+        failures: tuple[type[Exception], ...],
+        in_force: int,
     ) -> None:
         self._state = state
         self._publish = publish
-        self._failures = (OSError, SnapshotError, MemoryError, *failures)
+        self._failures: tuple[type[Exception], ...] = (OSError, SnapshotError, MemoryError, *failures)
         self._seen: tuple[int, ...] = ()
         self._retry = float("inf")
         self.engine: Engine | None = None
@@ -74,7 +78,7 @@ class Following:
             data = read_owned(self._state.snapshot)
             engine = Engine.open(data, self.engine)
             self._await_envoy(engine.revision)
-            self.report = dict(self._publish(engine))
+            self.report = self._publish(data)
         except self._failures as error:
             self.rejected += 1
             self.problem = str(error)

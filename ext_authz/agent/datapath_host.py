@@ -33,6 +33,11 @@ class Host:
         """The cgroup above all."""
         return cgroups.base()
 
+    @property
+    def envoy_folder(self) -> Path | None:
+        """Envoy's cgroup."""
+        return cgroups.envoy_cgroup(self._state)
+
     def envoy(self) -> int:
         """
         The id of Envoy's cgroup, made if need be; 0: this host has no cgroup2.
@@ -40,8 +45,7 @@ class Host:
         Raises:
             OSError: It cannot be made.
         """
-        found = cgroups.envoy_cgroup(self._state)
-        return cgroups.make(found) if found else 0
+        return cgroups.make(self.envoy_folder) if self.envoy_folder else 0
 
     def steer(self) -> None:
         """
@@ -82,8 +86,7 @@ class Host:
     def restore(self) -> list[str]:
         """Everything as it was; a line for what could not be."""
         problems = self.routing.restore()
-        found = cgroups.envoy_cgroup(self._state)
-        if found and (problem := cgroups.remove(found)):
+        if self.envoy_folder and (problem := cgroups.remove(self.envoy_folder)):
             problems.append(problem)
         return problems
 

@@ -18,6 +18,7 @@ import select
 import signal
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,11 @@ from ext_authz.agent.datapath_events import Events
 from ext_authz.agent.datapath_following import Following
 from ext_authz.agent.datapath_host import Addresses, Host
 from ext_authz.agent.datapath_page import Page
+from ext_authz.agent.datapath_steering import Steering
 from ext_authz.agent.places import gone
 from ext_authz.datapath import Datapath, DatapathError
+from ext_authz.datapath._datapath import lib
 from ext_authz.datapath.routing import RoutingError
-from ext_authz.engine.engine import Engine
 from ext_authz.flow.names import Identities
 from ext_authz.inotify import CREATE, MOVED_TO, Inotify
 from ext_authz.logs import event
@@ -41,6 +43,7 @@ log = logging.getLogger("ext_authz.agent.datapath_process")  # also where it run
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 _TICK_S = 1.0
 _LOOK_S = 0.1  # without inotify
+_FLAGS: int = lib.IDM_CONFIG_EVENTS_ALLOWED | lib.IDM_CONFIG_PEER_REDIRECT
 FAILURES = (DatapathError, RoutingError, OSError)
 
 
@@ -62,17 +65,25 @@ class Keeper:
         self.following = Following(state, self._publish, (DatapathError,), self._kernel.revision)
         self._reattach()
         self.following.look()
-        self.events = Events(self._kernel.events, state.root / "flows.sock")
+        self.events = Events(self._take_events, state.root / "flows.sock")
         self._page = Page(state, self._kernel)
 
     def _set_up(self) -> None:
         self.host.steer()
-        self._kernel.config(proxy_port=self._port, envoy_cgroup=self.host.envoy())
+        envoy = self.host.envoy()
+        self._kernel.config(proxy_port=self._port, envoy_cgroup=envoy, flags=_FLAGS)
+        steering = Steering(self._kernel)
+        steering.choose_listeners()
+        if self.host.base and self.host.envoy_folder:
+            steering.guard(self.host.base, self.host.envoy_folder)
         self._follow_addresses()
 
     def _follow_addresses(self) -> None:
         if self.addresses.look():
             self._kernel.locals(sorted(self.addresses.known))
+
+    def _take_events(self, timeout_ms: int) -> bytes:
+        return self._kernel.events(timeout_ms=timeout_ms)
 
     def _reattach(self) -> None:
         """What the store says shall be; programs of this version take the place of others without a gap."""
@@ -84,13 +95,12 @@ class Keeper:
             except FAILURES as error:
                 event(log, logging.ERROR, "endpoint not attached anew", name=attachment.key, reason=error)
 
-    def _publish(self, engine: Engine) -> dict[str, Any]:
-        return dict(self._kernel.publish(engine))
+    def _publish(self, snapshot: bytes) -> dict[str, Any]:
+        return asdict(self._kernel.publish(snapshot))
 
     def _attach(self, attachment: Attachment) -> None:
-        self._kernel.attach(
-            attachment.ifindex, attachment.addresses, peer_ifindex=attachment.peer_ifindex, mac=attachment.mac
-        )
+        mac = bytes.fromhex(attachment.mac.replace(":", "")) if attachment.mac else None
+        self._kernel.attach(attachment.ifindex, attachment.addresses, mac, peer_ifindex=attachment.peer_ifindex)
         self.host.add(attachment)
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -159,7 +169,8 @@ def serve(keeper: Keeper, state: State, out: Any) -> None:
     watch = _watch(keeper, state)
     ticked, pending = 0.0, b""
     while True:
-        ready = select.select([0, keeper.addresses.descriptor, *watch], [], [], _TICK_S if watch else _LOOK_S)[0]
+        sources: list[Any] = [0, keeper.addresses.descriptor, *watch]
+        ready = select.select(sources, [], [], _TICK_S if watch else _LOOK_S)[0]
         if watch and watch[0] in ready:
             watch[0].read()
             keeper.following.look()

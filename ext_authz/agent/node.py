@@ -80,8 +80,8 @@ class Node:
         try:
             # The sources first: a reader that starts before the first snapshot would deny for nothing.
             await self.building.build()
+            await self.datapath.start()  # before Envoy, whose door opens its maps
             await asyncio.to_thread(self.children.start)
-            await self.datapath.start()
             await asyncio.to_thread(self._write_status)
             admin = Administration(AppliedStore(self.state.applied), self.building.rebuilt, self.attaching)
             server = await administration.serve(self.state, admin)

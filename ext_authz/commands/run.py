@@ -16,6 +16,7 @@ from typing import Any
 
 from ext_authz import logs
 from ext_authz.agent.admin import admin_of
+from ext_authz.agent.cgroups import envoy_cgroup
 from ext_authz.agent.children import Children
 from ext_authz.agent.compiling import Compiling
 from ext_authz.agent.datapath import Datapath, DatapathError, Mode
@@ -33,6 +34,7 @@ from ext_authz.service.pool import Pool
 from ext_authz.state import State, StateError, default_state, write_atomic
 
 _GROUP = "idmesh"
+_STEERED_PORT = 15001
 _QUIET = ["--component-log-level", "main:warning"]
 
 
@@ -77,7 +79,13 @@ def _add_doors(parser: argparse.ArgumentParser) -> None:
     envoy.add_argument("--envoy", type=Path, metavar="FILE", help="also run Envoy with this configuration")
     envoy.add_argument("--door", choices=("module", "ext-authz", "ext-proc"), help="also run Envoy with this door")
     parser.add_argument("--listen", metavar="ADDR", help="where that Envoy listens (--door)")
-    parser.add_argument("--upstream", metavar="ADDR", action="append", default=[], help="what is behind it (--door)")
+    parser.add_argument(
+        "--upstream",
+        metavar="ADDR",
+        action="append",
+        default=[],
+        help="what is behind it (--door); without, the data path steers connections to it (module)",
+    )
     parser.add_argument("--destination", default="", metavar="WHOSE", help="whose policy judges (--door; see envoy)")
     parser.add_argument("--mode", choices=("http", "tcp"), default="http", help="(--door)")
     parser.add_argument("--concurrency", type=int, metavar="N", help="Envoy's worker threads")
@@ -103,8 +111,14 @@ def _check(args: argparse.Namespace) -> None:
     """Whatever can be wrong with the words is said before anything starts."""
     if args.datapath == Mode.ON and (reason := why_not()):
         raise Failure(f"--datapath on: {reason}")
-    if args.door and not (args.listen and args.upstream):
+    if args.door and not _is_steered(args) and not (args.listen and args.upstream):
         raise Failure("--door needs --listen and --upstream")
+    if _is_steered(args) and args.datapath == Mode.OFF:
+        raise Failure("--door module without --upstream needs the data path")
+    if _is_steered(args) and (reason := why_not()):
+        raise Failure(f"--door module without --upstream needs the data path: {reason}")
+    if _is_steered(args) and _proxy_port(args) == 0:
+        raise Failure("--listen must be 127.0.0.1:PORT where connections are steered")
     if not args.door and (args.listen or args.upstream or args.destination):
         raise Failure("--listen, --upstream and --destination need --door")
     if args.flows not in ("", "-") and not Path(args.flows).absolute().parent.is_dir():
@@ -130,6 +144,19 @@ def _check(args: argparse.Namespace) -> None:
         raise Failure(str(error)) from error
 
 
+def _is_steered(args: argparse.Namespace) -> bool:
+    """Connections come to Envoy from the data path, each with its own destination."""
+    return args.door == "module" and not args.upstream
+
+
+def _proxy_port(args: argparse.Namespace) -> int:
+    """Where Envoy listens for steered connections; 0: nowhere, or at no address that they can reach."""
+    if not _is_steered(args):
+        return 0
+    host, _, port = str(args.listen or f"127.0.0.1:{_STEERED_PORT}").rpartition(":")
+    return int(port) if host == "127.0.0.1" and port.isdigit() and int(port) < 65536 else 0
+
+
 def _make_node(args: argparse.Namespace, state: State) -> Node:
     pool = None
     if args.door in ("ext-authz", "ext-proc") and not args.grpc:
@@ -146,7 +173,7 @@ def _make_node(args: argparse.Namespace, state: State) -> Node:
 def _make_datapath(args: argparse.Namespace, state: State) -> Datapath:
     mode = Mode(args.datapath)
     reason = "" if mode is Mode.OFF else why_not()
-    return Datapath(state, mode, reason, ["--log", _log_level()])
+    return Datapath(state, mode, reason, _proxy_port(args), ["--log", _log_level()])
 
 
 def _log_level() -> str:
@@ -182,7 +209,15 @@ def _make_proxy(args: argparse.Namespace, state: State) -> Proxy | None:
     environment = binary.environment(MODULE)
     read = _read_config(config)
     proxy = Proxy(
-        state, binary.path, config, admin_of(read), MODULE, arguments=words, environment=environment, grace_s=args.grace
+        state,
+        binary.path,
+        config,
+        admin_of(read),
+        MODULE,
+        arguments=words,
+        environment=environment,
+        grace_s=args.grace,
+        cgroup=envoy_cgroup(state) if _is_steered(args) else None,
     )
     if proxy.alone() and (taken := taken_listeners(read)):
         raise Failure(f"{taken[0]}: another process listens there; Envoy would get only a part of the connections")
@@ -191,8 +226,12 @@ def _make_proxy(args: argparse.Namespace, state: State) -> Proxy | None:
 
 def _write_config(args: argparse.Namespace, state: State) -> Path:
     """By `idmesh envoy` in a process of its own: Envoy's messages are large, and needed once."""
-    words = ["--door", args.door, "--listen", args.listen, "--mode", args.mode, "--direction", args.direction]
-    words += [f"--upstream={upstream}" for upstream in args.upstream]
+    if _is_steered(args):
+        words = ["--door", args.door, "--listen", f"127.0.0.1:{_proxy_port(args)}"]
+        words += ["--steered", str(state.datapath_pins)]
+    else:
+        words = ["--door", args.door, "--listen", args.listen, "--mode", args.mode, "--direction", args.direction]
+        words += [f"--upstream={upstream}" for upstream in args.upstream]
     words += ["--state", str(state.root), "--admin", f"unix:{state.root}/envoy-admin.sock"]
     words += [f"--destination={args.destination}"] if args.destination else []
     if args.grpc:
