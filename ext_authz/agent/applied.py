@@ -133,6 +133,9 @@ def check(name: str, files: Sequence[tuple[str, bytes]]) -> None:
     if not name.startswith("/") or "\0" in name:
         raise ApplyError(f"{name}: a source is named by an absolute path")
     paths = [path for path, _ in files]
+    for path in (name, *paths):
+        if not _is_text(path):
+            raise ApplyError(f"{path}: its name is not UTF-8: rename it")
     if len(set(paths)) != len(paths):
         raise ApplyError(f"{name}: a file is there twice")
     for path in paths:
@@ -142,6 +145,15 @@ def check(name: str, files: Sequence[tuple[str, bytes]]) -> None:
         raise ApplyError(f"{name}: is empty (to take it out of force, use --remove)")
     if sum(len(content) for _, content in files) > LIMIT:
         raise ApplyError(f"{name}: is larger than {LIMIT >> 20} MiB: hand it in in parts")
+
+
+def _is_text(name: str) -> bool:
+    """What is not UTF-8 cannot be said to the node, nor named in its messages."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _read_place(place: Path) -> Applied:

@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     if not 0 <= args.timeout < math.inf:
         raise Failure("--timeout must be a number of seconds, not negative")
     state = State((args.state or default_state()).absolute())
-    sources = {os.path.abspath(path): [] if args.remove else _read(path) for path in args.paths}
+    sources = {os.path.abspath(path): _named(path) if args.remove else _read(path) for path in args.paths}
     if not args.remove:
         closing = _closing(args.paths)
         if closing:
@@ -95,6 +95,20 @@ def run(args: argparse.Namespace) -> int:
         outcome.waiting = wait_for_readers(state, outcome.revision, args.timeout)
     _print(outcome, args)
     return outcome.code
+
+
+def _named(path: str) -> list[tuple[str, bytes]]:
+    """
+    No files, of a source that is to go.
+
+    Raises:
+        Failure: No source has such a name.
+    """
+    try:
+        os.path.abspath(path).encode()
+    except UnicodeEncodeError:
+        raise Failure(escape(f"{path}: nothing was handed in under a name that is not UTF-8")) from None
+    return []
 
 
 def _read(path: str) -> list[tuple[str, bytes]]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
 import tempfile
 from dataclasses import asdict
@@ -47,10 +48,23 @@ def run(args: argparse.Namespace) -> int:
         if args.keep:
             clear(args.keep)
             return _play(args, args.keep.absolute())
-        with tempfile.TemporaryDirectory(prefix="idmesh-demo-") as folder:
-            return _play(args, Path(folder))
+        return _play_aside(args)
     except DemoError as error:
         raise Failure(str(error)) from error
+
+
+def _play_aside(args: argparse.Namespace) -> int:
+    """In a folder that stays only where the play broke off: its error names a log in there."""
+    folder = Path(tempfile.mkdtemp(prefix="idmesh-demo-"))
+    broken = False
+    try:
+        return _play(args, folder)
+    except DemoError:
+        broken = True
+        raise
+    finally:
+        if not broken:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _play(args: argparse.Namespace, folder: Path) -> int:

@@ -125,6 +125,16 @@ def test_without_a_node_it_exits_2(node: Running) -> None:
     assert "no node is running" in err
 
 
+def test_a_name_that_is_not_utf8_is_refused_with_that_reason(node: Running) -> None:
+    node.write("mine/\udcff.yaml", EXTRA)
+    code, _, err = handed(node)
+    assert code == 2
+    assert "\\udcff.yaml: its name is not UTF-8" in err
+    code, _, err = node.run("apply", "--remove", "/a\udcff")
+    assert code == 2
+    assert "not UTF-8" in err
+
+
 def test_a_reader_that_does_not_acknowledge_is_named_with_its_revision(node: Running) -> None:
     node.write("mine/extra.yaml", EXTRA)
     reader = node.status()[1]["readers"][0]

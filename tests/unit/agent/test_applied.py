@@ -56,6 +56,8 @@ def test_a_removed_source_is_gone(store: AppliedStore) -> None:
         ("/a", [("/a/x.yaml", b"x"), ("/a/x.yaml", b"y")]),
         ("/a", [("/a/x.yaml", b"x" * (LIMIT + 1))]),
         ("/a\0", [("/a\0", b"x")]),
+        ("/a\udcff", [("/a\udcff", b"x")]),
+        ("/a", [("/a/\udcff.yaml", b"x")]),
     ],
 )
 def test_what_is_no_source_changes_nothing(store: AppliedStore, name: str, files: list[tuple[str, bytes]]) -> None:
