@@ -169,7 +169,13 @@ class Datapath:
 
     def page(self) -> dict[str, Any]:
         """Its part of the status page."""
-        return {"mode": str(self.mode), "why_not": self.why_not, "pid": self.pid, "trouble": self.trouble}
+        return {
+            "mode": str(self.mode),
+            "why_not": self.why_not,
+            "active": self.wanted,
+            "pid": self.pid,
+            "trouble": self.trouble,
+        }
 
     @property
     def trouble(self) -> str:

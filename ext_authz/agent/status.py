@@ -36,6 +36,14 @@ class Reader:
         """A worker that has not reported yet."""
         return Reader(pid, "service", 0, "", int(page.get("revision") or 0), False, 0, "")
 
+    @staticmethod
+    def kernel(state: State, page: dict[str, Any]) -> Reader:
+        """The data path while its process does not run: it stays where it was."""
+        found = read_json(state.readers / "datapath.json")
+        revision = int(found.get("revision") or 0) if isinstance(found, dict) else 0
+        lag = max(0, int(page.get("revision") or 0) - revision)
+        return Reader(0, "bpf", revision, "", lag, False, 0, "its process does not run")
+
 
 @dataclass(frozen=True, slots=True)
 class Status:
@@ -58,8 +66,21 @@ def read_status(state: State) -> Status:
     readers = read_readers(state, page)
     if page:
         page["pressure"] = {**(page.get("pressure") or {}), "flows": _flows(readers)}
+        _add_datapath(state, page)
     problems = [] if pid is not None else [f"no node is running with the state directory {state.root}"]
     return Status(pid, page, readers, problems + _problems(pid, page, readers))
+
+
+def _add_datapath(state: State, page: dict[str, Any]) -> None:
+    """What the data path's process says, into the agent's page: its pressure and its standing warnings too."""
+    found = read_json(state.datapath / "page.json")
+    if not isinstance(found, dict) or not isinstance(page.get("datapath"), dict):
+        return
+    page["datapath"] = {**found, **page["datapath"]}
+    rows = {one["name"]: {"used": one["rows"], "limit": one["limit"]} for one in found.get("maps", ()) if one["rows"]}
+    page["pressure"]["maps"] = rows
+    warnings = [{"reason": f"data path: {text}"} for text in found.get("warnings", ())]
+    page["standing"] = [*page.get("standing", ()), *warnings]
 
 
 def read_readers(state: State, page: dict[str, Any]) -> list[Reader]:
@@ -135,6 +156,9 @@ def _problems(pid: int | None, page: dict[str, Any], readers: list[Reader]) -> l
             problems.append(f"reader {reader.pid} ({reader.door}) is {reader.lag} revisions behind{said}")
         elif reader.error:
             problems.append(f"reader {reader.pid} ({reader.door}): {reader.error}")
+    datapath = page.get("datapath")
+    if pid is not None and isinstance(datapath, dict) and datapath.get("trouble"):
+        problems.append(str(datapath["trouble"]))
     missing = [worker for worker in page.get("workers") or [] if worker not in {reader.pid for reader in readers}]
     problems += [f"worker {worker} has not reported" for worker in missing if pid is not None]
     return problems

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import select
 import time
+from typing import Any
 
 from ext_authz.agent.status import Reader, read_readers
 from ext_authz.inotify import CREATE, DELETE, MOVED_TO, Inotify
@@ -40,7 +41,16 @@ def readers_behind(state: State, revision: int) -> list[Reader]:
     readers = read_readers(state, page)
     known = {reader.pid for reader in readers}
     silent = [Reader.silent(pid, page) for pid in page.get("workers") or [] if pid not in known]
+    if _lacks_datapath(page, readers):
+        silent.append(Reader.kernel(state, page))
     return [reader for reader in [*readers, *silent] if reader.revision < revision]
+
+
+def _lacks_datapath(page: dict[str, Any], readers: list[Reader]) -> bool:
+    """The kernel goes on judging by what it has, whether or not its process runs."""
+    datapath = page.get("datapath")
+    active = isinstance(datapath, dict) and datapath.get("active")
+    return bool(active) and all(reader.door != "bpf" for reader in readers)
 
 
 def _watch(state: State) -> Inotify | None:

@@ -25,6 +25,9 @@ from ext_authz.state import State, read_owned
 _PROTOCOLS = {0: "ANY", 1: "ICMP", 6: "TCP", 17: "UDP", 58: "ICMPv6", 132: "SCTP"}
 _RESERVED = {number: name for name, number in NAMES.items()}
 _ICMP = (1, 58)
+_CONNECTIONS = ("SOURCE", "DESTINATION", "PROTOCOL", "VERDICT", "JUDGED", "STATE", "IDLE", "REVISION")
+# Labels that say nothing new beside the others.
+_COMPUTED = ("k8s:io.cilium.k8s.namespace.labels.", "k8s:io.cilium.k8s.policy.")
 
 
 class _Named:
@@ -56,7 +59,8 @@ class _Named:
         if number in _RESERVED:
             return _RESERVED[number]
         labels = self._identities.labels(number) if self._identities else None
-        return f"{number} {' '.join(labels.texts)}" if labels else str(number)
+        shown = [text for text in labels.texts if not text.startswith(_COMPUTED)] if labels else []
+        return " ".join([str(number), *shown])
 
     def addresses(self, name: str) -> list[str]:
         """Of an endpoint, by name or address."""
@@ -149,7 +153,7 @@ def _print_policy(name: str, live: Live, places: list[Place], sides: tuple[Side,
         print("no policy of it is enforced on this host")
     for side in sides:
         print(f"\n{side.direction.name.lower()}: {_side(side)}")
-        rows = [("PEER", "PROTOCOL", "PORTS", "VERDICT", "RULE")]
+        rows: list[tuple[str, ...]] = [("PEER", "PROTOCOL", "PORTS", "VERDICT", "RULE")]
         rows += [_row(span, names) for span in side.spans]
         if len(rows) > 1:
             print_rows(rows)
@@ -195,7 +199,7 @@ def show_connections(state: State, as_json: bool) -> int:
     """
     view, live = _open(state)
     names = _Named(state, live.revision)
-    rows = [("SOURCE", "DESTINATION", "PROTOCOL", "VERDICT", "JUDGED", "STATE", "IDLE", "REVISION")]
+    rows: list[tuple[str, ...]] = [_CONNECTIONS]
     for one in sorted(view.connections(), key=lambda one: (one.source, one.source_port, one.destination, one.leg)):
         if as_json:
             print(json.dumps({**asdict(one), "protocol": _protocol(one.protocol), "verdict": one.verdict.name}))

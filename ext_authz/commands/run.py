@@ -46,12 +46,15 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     _add_sources(parser)
     _add_doors(parser)
+    parser.add_argument(
+        "--cleanup", action="store_true", help="take everything of the data path off this host, and end"
+    )
     parser.add_argument("--grace", type=float, default=5.0, metavar="S", help="how long to drain at SIGTERM (5)")
     parser.set_defaults(run=run)
 
 
 def _add_sources(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--policies", action="append", required=True, metavar="PATH", help="file or folder; repeatable")
+    parser.add_argument("--policies", action="append", default=[], metavar="PATH", help="file or folder; repeatable")
     parser.add_argument("--endpoints", action="append", default=[], metavar="PATH", help="pods, namespaces, services")
     parser.add_argument("--state", type=Path, metavar="DIR", help="state directory (/run/idmesh for root)")
     parser.add_argument(
@@ -93,6 +96,8 @@ def _add_doors(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.cleanup:
+        return _clean_up(args)
     _check(args)
     if args.log_format:
         os.environ[logs.FORMAT_VARIABLE] = args.log_format  # for the processes that we start, too
@@ -107,8 +112,29 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _clean_up(args: argparse.Namespace) -> int:
+    """Exit: 1 if something could not be put back as it was."""
+    from ext_authz.agent.datapath_cleanup import clean_up
+
+    logs.install(_log_level())
+    state = State((args.state or default_state()).absolute())
+    if not state.root.exists():
+        return 0
+    try:
+        state.prepare()
+        with state.owned():
+            problems = clean_up(state)
+    except StateError as error:
+        raise Failure(str(error)) from error
+    for problem in problems:
+        print(escape(f"idmesh run --cleanup: {problem}"), file=sys.stderr)
+    return int(bool(problems))
+
+
 def _check(args: argparse.Namespace) -> None:
     """Whatever can be wrong with the words is said before anything starts."""
+    if not args.policies:
+        raise Failure("--policies is needed")
     if args.datapath == Mode.ON and (reason := why_not()):
         raise Failure(f"--datapath on: {reason}")
     if args.door and not _is_steered(args) and not (args.listen and args.upstream):

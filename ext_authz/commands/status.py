@@ -58,6 +58,7 @@ def as_lines(status: Status) -> list[str]:
         lines.append(f"holds     {counts}")
     lines += [f"source    {_source(source)}" for source in page.get("sources", [])]
     lines += [f"reader    {_reader(reader)}" for reader in status.readers]
+    lines += _datapath(page.get("datapath") or {})
     lines += _figures(page)
     for error in page.get("errors", [])[:20]:
         lines.append(f"error     {_place(error)}")
@@ -70,6 +71,19 @@ def as_lines(status: Status) -> list[str]:
     return lines if status.problems else [*lines, "well"]
 
 
+def _datapath(datapath: dict[str, Any]) -> list[str]:
+    """One line: what is enforced in the kernel, or why nothing is."""
+    if not datapath:
+        return []
+    if datapath.get("active"):
+        attached = datapath.get("attached") or []
+        steered = f", steering to port {datapath['proxy_port']}" if datapath.get("proxy_port") else ""
+        said = f"revision {datapath.get('revision', 0)}, {len(attached)} attached{steered}"
+    else:
+        said = datapath.get("why_not") or ("off" if datapath.get("mode") == "off" else "nothing is attached")
+    return [f"datapath  {said}"]
+
+
 def _figures(page: dict[str, Any]) -> list[str]:
     """Propagation and pressure."""
     lines = []
@@ -80,6 +94,7 @@ def _figures(page: dict[str, Any]) -> list[str]:
     pressure = dict(page.get("pressure") or {})
     flows = pressure.pop("flows", {})
     rows = [(name, row) for name, row in pressure.items() if "used" in row]
+    rows += [(f"map {name}", row) for name, row in pressure.get("maps", {}).items()]
     rows += [(f"{kind} numbers", row) for kind, row in pressure.get("identities", {}).items()]
     lines += [f"pressure  {name.replace('_', ' ')}: {_used(row)}" for name, row in rows if row["used"]]
     if flows.get("written") or flows.get("lost"):
