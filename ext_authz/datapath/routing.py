@@ -23,8 +23,14 @@ from ext_authz.state import write_atomic
 MARK, TABLE = "0x200/0xf00", "2004"
 _MAIN, _LO = "254", "lo"
 _NET = Path("/proc/sys/net")
-# Forwarding for all that is not steered. Writing one changes others: the kernel keeps them in step.
-_FORWARDING = {"ipv4/ip_forward": "ipv4/conf/*/[fa]*", "ipv6/conf/all/forwarding": "ipv6/conf/*/forwarding"}
+# Wanted values, and other sysctls that the kernel changes along with them. Forwarding is for all that is not steered.
+# Early demux finds Envoy's socket for what comes from outside on its way to a workload's interface, where it would be
+# steered; and what has a socket is not forwarded (ip_forward() drops it).
+_WANTED = {
+    "ipv4/ip_forward": ("1", "ipv4/conf/*/[fa]*"),
+    "ipv6/conf/all/forwarding": ("1", "ipv6/conf/*/forwarding"),
+    "ipv4/tcp_early_demux": ("0", ""),
+}
 _LOOSE = "2"
 
 
@@ -85,9 +91,9 @@ class Routing:
             self._add_route(family)
             for rule in rules(family):
                 self._add_rule(rule)
-        for name, kin in _FORWARDING.items():
+        for name, (value, kin) in _WANTED.items():
             if (_NET / name).exists():
-                self._write(name, "1", kin)
+                self._write(name, value, kin)
 
     def check(self) -> list[str]:
         """A line for everything that keeps steered packets from arriving."""
@@ -98,9 +104,9 @@ class Routing:
             found += [f"in front of ours: ip {family} rule {_text(other)}" for other in _in_front(shown, family)]
             if not _has_route(family):
                 found.append(f"missing: {_route_text(family)}")
-        for name in _FORWARDING:
-            if (_NET / name).exists() and _value(name) != "1":
-                found.append(f"net.{name.replace('/', '.')} is {_value(name)}, not 1")
+        for name, (value, _) in _WANTED.items():
+            if (_NET / name).exists() and _value(name) != value:
+                found.append(f"net.{name.replace('/', '.')} is {_value(name)}, not {value}")
         return found
 
     def restore(self) -> list[str]:

@@ -33,7 +33,7 @@ from ext_authz.engine.engine import Engine
 from ext_authz.envoy_binary import MODULE, EnvoyBinary
 from ext_authz.identity.allocator import MemoryAllocator
 from ext_authz.model.load import load_text
-from ext_authz.play.network import End, Network
+from ext_authz.play.network import End, Network, Space
 from ext_authz.state import write_atomic
 from ext_authz.xds.bootstrap import render
 from ext_authz.xds.setup import Door, Setup, Steering, Target
@@ -119,7 +119,9 @@ class Steered:
 
     def apply(self, policies: str) -> int:
         """Put policies in force, in the kernel and for Envoy; the revision."""
-        pods = "".join(_POD % (name, name, json.dumps([{"ip": one} for one in ips])) for name, ips in self._pods.items())
+        pods = "".join(
+            _POD % (name, name, json.dumps([{"ip": one} for one in ips])) for name, ips in self._pods.items()
+        )
         loaded = load_text(f"{_NAMESPACE}{pods}---\n{policies}", "policy.yaml")
         assert not loaded.errors, loaded.errors
         made = self._compiler.compile(loaded.world)
@@ -133,6 +135,11 @@ class Steered:
     def identity(self, address: str) -> int:
         assert self.engine is not None
         return self.engine.resolve(address)[0]
+
+    @property
+    def host(self) -> Space:
+        """Processes of the node itself."""
+        return self.net.node
 
     # ---- Envoy ----
 
@@ -157,7 +164,7 @@ class Steered:
         procs = self.envoy_cgroup / "cgroup.procs"
         with self.log.open("wb") as said:
             self.envoy = subprocess.Popen(
-                ["sh", "-c", f"echo $$ >{procs} && exec \"$@\"", "sh", *self.net.node.command([*command, "-l", "info"])],
+                ["sh", "-c", f'echo $$ >{procs} && exec "$@"', "sh", *self.net.node.command([*command, "-l", "info"])],
                 env=envoy.environment(MODULE),
                 stderr=said,
             )
@@ -176,7 +183,9 @@ class Steered:
         assert self.envoy.poll() is None, self.log.read_text()[-3000:]
         with self.net.node.inside():
             return all(
-                any(f":{PROXY:04X} " in line and line.split()[3] == "0A" for line in Path(path).read_text().splitlines())
+                any(
+                    f":{PROXY:04X} " in line and line.split()[3] == "0A" for line in Path(path).read_text().splitlines()
+                )
                 for path in ("/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6")
             )
 
@@ -206,7 +215,7 @@ class Steered:
 
     # ---- traffic ----
 
-    def get(self, end: End, url: str, source: str = "", timeout_s: float = 5.0) -> Answer:
+    def get(self, end: End | Space, url: str, source: str = "", timeout_s: float = 5.0) -> Answer:
         """One request on a connection of its own."""
         client = self.client(end, url, source, timeout_s)
         try:
@@ -218,7 +227,9 @@ class Steered:
         finally:
             client.close()
 
-    def client(self, end: End, url: str, source: str = "", timeout_s: float = 5.0) -> http.client.HTTPConnection:
+    def client(
+        self, end: End | Space, url: str, source: str = "", timeout_s: float = 5.0
+    ) -> http.client.HTTPConnection:
         """A client that keeps its connection."""
         host, _, port = url.split("/")[2].rpartition(":")
         host = host.strip("[]")

@@ -21,6 +21,7 @@ _BREAKS = {
     "ip route flush table 2004": "table 2004",
     "ip rule add pref 5 from 10.0.0.0/8 lookup main": "in front",
     "sysctl -qw net.ipv4.ip_forward=0": "ip_forward",
+    "sysctl -qw net.ipv4.tcp_early_demux=1": "early_demux",
 }
 
 
@@ -73,7 +74,8 @@ def test_what_somebody_else_set_since_is_left_alone(net: Network, folder: Path) 
     inside(net, lambda: routing.add(end.veth))
     net.node.sysctl(f"ipv4.conf.{end.veth}.rp_filter", 0)
     problems = inside(net, lambda: routing.remove(end.veth))
-    assert len(problems) == 1 and "rp_filter" in problems[0]
+    assert len(problems) == 1
+    assert "rp_filter" in problems[0]
     with net.node.inside():
         conf = Path(f"/proc/sys/net/ipv4/conf/{end.veth}")
         assert (conf / "rp_filter").read_text().strip() == "0"
@@ -86,7 +88,8 @@ def test_whatever_breaks_steering_is_named(line: str, net: Network, folder: Path
     inside(net, routing.set)
     run(net, line)
     found = inside(net, routing.check)
-    assert len(found) == 1 and _BREAKS[line] in found[0]
+    assert len(found) == 1
+    assert _BREAKS[line] in found[0]
 
 
 def test_a_table_of_somebody_else_is_not_taken(net: Network, folder: Path) -> None:
