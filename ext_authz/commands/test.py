@@ -82,6 +82,10 @@ def _player(via: str, keep: Path | None) -> Player:
         from ext_authz.play.engine import EnginePlayer
 
         return EnginePlayer(keep)
+    if via == "bpf":
+        from ext_authz.play.bpf import BpfPlayer
+
+        return BpfPlayer(keep)
     if via not in DOORS:
         raise Failure(f"--via {via}: not part of this version")
     from ext_authz.play.doors import DoorPlayer

@@ -75,7 +75,7 @@ def flow_of(probe: Mapping[str, Any], addresses: Mapping[str, Sequence[str]]) ->
     """The question a probe asks; both ends by address."""
     ingress = probe["dir"] == "ingress"
     source, target = addresses[probe["from"]][0], addresses[probe["to"]][0]
-    protocol, port = _wire(probe)
+    protocol, port = wire(probe)
     return Flow(
         direction=Direction.INGRESS if ingress else Direction.EGRESS,
         subject=target if ingress else source,
@@ -91,7 +91,8 @@ def flow_of(probe: Mapping[str, Any], addresses: Mapping[str, Sequence[str]]) ->
     )
 
 
-def _wire(probe: Mapping[str, Any]) -> tuple[int, int]:
+def wire(probe: Mapping[str, Any]) -> tuple[int, int]:
+    """Protocol number, and port or ICMP type."""
     if icmp := probe.get("icmp"):
         return _NUMBERS["ICMP" if icmp["family"] == "IPv4" else "ICMPv6"], int(icmp["type"])
     return _NUMBERS[probe["protocol"]], int(probe.get("port") or 0)

@@ -55,12 +55,14 @@ class Space:
 
     def ip(self, lines: Iterable[str]) -> None:
         """Give iproute2 these commands."""
-        text = "\n".join(lines)
-        done = subprocess.run(
-            self.command(["ip", "-batch", "-"]), input=text, capture_output=True, text=True, check=False
-        )
+        self.run(["ip", "-batch", "-"], "\n".join(lines))
+
+    def run(self, argv: Sequence[str], text: str = "") -> str:
+        """What a command inside says. Raises NoNamespace if it fails."""
+        done = subprocess.run(self.command(argv), input=text, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise NoNamespace(f"ip: {done.stderr.strip()}")
+            raise NoNamespace(f"{argv[0]}: {done.stderr.strip()}")
+        return done.stdout
 
     def sysctl(self, name: str, value: int | str) -> None:
         """Set a value below net, as in `ipv4.ip_forward`."""

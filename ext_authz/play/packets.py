@@ -15,6 +15,7 @@ from ipaddress import ip_address
 ICMP, TCP, UDP, ICMPV6, SCTP = 1, 6, 17, 58, 132
 SYN, RST, ACK, FIN = 2, 4, 16, 1
 ETH_IP, ETH_IP6, ETH_ARP = 0x0800, 0x86DD, 0x0806
+_ERRORS = {(ICMP, 3), (ICMP, 11), (ICMP, 12), *((ICMPV6, kind) for kind in (1, 2, 3, 4))}
 _CHECKSUM_AT = {ICMP: 2, TCP: 16, UDP: 6, ICMPV6: 2}
 
 
@@ -66,7 +67,14 @@ def _udp(traffic: Traffic) -> bytes:
 
 
 def _icmp(traffic: Traffic) -> bytes:
-    return struct.pack("!BBHHH", traffic.port, 0, 0, traffic.source_port, 1) + traffic.token
+    head = struct.pack("!BBHHH", traffic.port, 0, 0, traffic.source_port, 1)
+    return head + (_quoted(traffic) if (traffic.protocol, traffic.port) in _ERRORS else b"") + traffic.token
+
+
+def _quoted(traffic: Traffic) -> bytes:
+    """What an ICMP error is about: a datagram that the error's receiver may have sent, and that nobody knows."""
+    datagram = struct.pack("!HHHH", traffic.source_port, 9, 8 + len(traffic.token), 0)
+    return ip_header(traffic.destination, traffic.source, UDP, len(datagram) + len(traffic.token)) + datagram
 
 
 def _sctp(traffic: Traffic) -> bytes:

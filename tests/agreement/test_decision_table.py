@@ -71,7 +71,7 @@ def test_oracle_cannot_compute_conflicts_either(case: InvalidCase) -> None:
 @pytest.mark.needs_namespaces
 @pytest.mark.parametrize("door", ["module", "ext-authz", "ext-proc"])
 def test_door_answers_as_the_table(door: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "ext_authz.cli", "test", POLICY.path, MORE.path, "--json"]
+    command = [sys.executable, "-m", "ext_authz.cli", "test", POLICY.path, MORE.path, PACKETS.path, "--json"]
     command += ["--via", door, "--keep", str(tmp_path / "kept")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr + "".join(

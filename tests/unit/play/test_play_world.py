@@ -54,7 +54,7 @@ def test_exit_codes_follow_the_interface(tmp_path: Path, capsys: pytest.CaptureF
     assert main(["test", policy, "--only", "DD-001"]) == 0
     assert main(["test", policy, "--only", "DD-999"]) == 2
     assert "DD-999" in capsys.readouterr().err
-    assert main(["test", policy, "--via", "bpf"]) == 2
+    assert main(["test", policy, "--via", "host"]) == 2
     assert "not part of this version" in capsys.readouterr().err
     assert main(["test", str(tmp_path / "none.yaml")]) == 2
     wrong = tmp_path / "wrong.yaml"
