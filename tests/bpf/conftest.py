@@ -14,12 +14,17 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.bpf.net import Network, mounted_bpffs, own_cgroup, unmount
 from tests.bpf.state import CGROUPS, PREFIX, Here, State, difference, machine_state, namespace_state
 from tests.conftest import missing
+
+if TYPE_CHECKING:
+    from tests.bpf.packet_desk import Desk
+    from tests.bpf.packet_place import Place
 
 MARK = f"{PREFIX}{os.getpid()}-"
 
@@ -97,3 +102,30 @@ def cgroup() -> Iterator[Path]:
     """A cgroup of our own."""
     with own_cgroup(CGROUPS, f"{MARK}cgroup") as made:
         yield made
+
+
+@pytest.fixture(scope="module")
+def _desk() -> Iterator[Desk]:
+    """The packet programs, loaded once a module."""
+    if reason := lacks_bpf():
+        missing(reason)
+    from tests.bpf.packet_desk import Desk
+
+    made = Path(tempfile.mkdtemp(prefix=MARK))
+    try:
+        desk = Desk(mounted_bpffs(made / "bpf"), ["a", "b", "c", "up"])
+        try:
+            yield desk
+        finally:
+            desk.close()
+    finally:
+        unmount(made)
+        shutil.rmtree(made)
+
+
+@pytest.fixture
+def place(_desk: Desk) -> Place:
+    """Workloads a, b and c and everybody else, nothing known of any connection."""
+    from tests.bpf.packet_place import Place
+
+    return Place(_desk)
