@@ -30,6 +30,7 @@ class Reader:
     counts: dict[str, int] = field(default_factory=dict)
     age_s: float | None = None  # since this revision is in force there; None: it does not say
     flows: dict[str, int] = field(default_factory=dict)  # written and lost, of its rings
+    observed: int = 0  # requests that it was only told of
 
     @staticmethod
     def silent(pid: int, page: dict[str, Any]) -> Reader:
@@ -66,6 +67,7 @@ def read_status(state: State) -> Status:
     readers = read_readers(state, page)
     if page:
         page["pressure"] = {**(page.get("pressure") or {}), "flows": _flows(readers)}
+        page["standing"] = [*(page.get("standing") or ()), *_observing(readers)]
         _add_datapath(state, page)
     problems = [] if pid is not None else [f"no node is running with the state directory {state.root}"]
     return Status(pid, page, readers, problems + _problems(pid, page, readers))
@@ -99,6 +101,16 @@ def _flows(readers: list[Reader]) -> dict[str, int]:
     return {name: sum(reader.flows.get(name, 0) for reader in readers) for name in ("written", "lost")}
 
 
+def _observing(readers: list[Reader]) -> list[dict[str, Any]]:
+    """Standing warnings of requests that passed whatever was decided: Envoy's own configuration says so, not ours."""
+    reason = "observability_mode: Envoy only told {} of {} requests, and waited for no verdict"
+    return [
+        {"reason": reason.format(f"reader {reader.pid} ({reader.door})", reader.observed)}
+        for reader in readers
+        if reader.observed
+    ]
+
+
 def _reader(report: dict[str, Any], page: dict[str, Any]) -> Reader | None:
     try:
         revision, digest = int(report.get("revision") or 0), str(report.get("digest") or "")
@@ -119,6 +131,7 @@ def _reader(report: dict[str, Any], page: dict[str, Any]) -> Reader | None:
             counts=dict(report.get("counts") or {}),
             age_s=round(max(0.0, time.time() - float(since)), 3) if since else None,
             flows={name: int(count) for name, count in dict(report.get("flows") or {}).items()},
+            observed=int(dict(report.get("ext_proc") or {}).get("observed") or 0),
         )
     except (KeyError, TypeError, ValueError):
         return None

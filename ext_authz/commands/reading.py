@@ -48,7 +48,7 @@ def _probe(path: Path) -> None:
         except ConnectionRefusedError:
             raise Failure(f"{path}: nobody answers; the node's observer does not run") from None
         except PermissionError:
-            raise Failure(f"{path}: only its owner and the group idmesh may read flows") from None
+            raise Failure(f"{path}: only its owner and the group idmesh may ask the node") from None
         except OSError as error:
             raise Failure(f"{path}: {error.strerror or error}") from None
 

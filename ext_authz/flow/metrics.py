@@ -102,7 +102,7 @@ class NodeMetrics(Collector):
         pages = self._pages()
         yield from self._decisions(pages)
         yield from _readers(pages, page)
-        yield from _node(self._state, page)
+        yield from _node(self._state, page, pages)
         yield from _processes(self._state, page)
         propagation = page.get("propagation")
         if isinstance(propagation, dict):
@@ -158,7 +158,13 @@ def _readers(pages: dict[int, dict[str, Any]], page: dict[str, Any]) -> Families
     yield from (revision, lag, since, rejected)
 
 
-def _node(state: State, page: dict[str, Any]) -> Families:
+def _observes(reader: dict[str, Any]) -> bool:
+    """Whether Envoy only told a reader of requests, and enforced none of its verdicts on them."""
+    share = reader.get("ext_proc")
+    return isinstance(share, dict) and _number(share.get("observed")) > 0
+
+
+def _node(state: State, page: dict[str, Any], readers: dict[int, dict[str, Any]]) -> Families:
     try:
         size = os.stat(state.snapshot).st_size
     except OSError:
@@ -171,7 +177,7 @@ def _node(state: State, page: dict[str, Any]) -> Families:
     )
     yield GaugeMetricFamily("idmesh_source_errors", "Errors in the sources.", value=_number(page.get("error_count")))
     standing = page.get("standing")
-    count = len(standing) if isinstance(standing, list) else 0
+    count = (len(standing) if isinstance(standing, list) else 0) + sum(map(_observes, readers.values()))
     yield GaugeMetricFamily("idmesh_standing_warnings", "Settings that weaken policy.", value=count)
     yield GaugeMetricFamily("idmesh_closed", "1 if everything is denied.", value=int(bool(page.get("closed"))))
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
@@ -22,6 +23,7 @@ from flow_rings import CONNECTION, DROPPED, RESPONSE, Producer
 from observed import GET, QUIET_S, Observed, observer, producer, shared, shared_producer
 from service_run import environment, publish, wait_until
 
+from ext_authz.commands import status
 from ext_authz.flow.sink import read_rotated
 from ext_authz.pb.idmesh.v1 import node_pb2
 from ext_authz.state import State, write_json
@@ -107,6 +109,25 @@ def test_status_is_what_idmesh_status_says(shared: Observed) -> None:
     record = json.loads(shared.read.GetStatus(node_pb2.GetStatusRequest(), timeout=QUIET_S).json)
     assert (record["healthy"], record["pid"]) == (False, None)
     assert record["problems"]
+
+
+def test_the_group_is_told_the_status_though_the_files_are_the_owners(
+    shared: Observed, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = argparse.Namespace(state=shared.state.root, json=True)
+    assert status.run(args) == 2
+    direct = json.loads(capsys.readouterr().out)
+
+    def refuse(state: State) -> None:
+        raise PermissionError(13, "Permission denied", str(state.lock))
+
+    monkeypatch.setattr(status, "read_status", refuse)
+    assert status.run(args) == 2
+    asked = json.loads(capsys.readouterr().out)
+    assert direct.keys() == asked.keys()
+    assert (asked["pid"], asked["problems"]) == (direct["pid"], direct["problems"])
+    assert status.run(argparse.Namespace(state=shared.state.root, json=False)) == 2
+    assert capsys.readouterr().out.startswith("node      not running\n")
 
 
 def test_last_counts_what_passes(shared: Observed, shared_producer: Producer) -> None:

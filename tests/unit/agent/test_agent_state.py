@@ -265,3 +265,15 @@ def test_who_may_not_ask_hears_so_and_not_that_no_node_runs(
     said = capsys.readouterr()
     assert "Permission denied" in said.err
     assert "no node" not in said.out + said.err
+
+
+def test_requests_that_nobody_waited_for_are_a_standing_warning(tmp_path):
+    state = State(tmp_path / "state")
+    state.prepare()
+    write_json(state.status, {"revision": 1, "standing": [{"reason": "first"}]})
+    page = {"pid": os.getpid(), "door": "ext-authz", "revision": 1}
+    for observed, wanted in ((0, 1), (3, 2)):
+        write_json(state.readers / f"{os.getpid()}.json", {**page, "ext_proc": {"observed": observed}})
+        standing = read_status(state).page["standing"]
+        assert len(standing) == wanted
+    assert "of 3 requests" in standing[1]["reason"]
