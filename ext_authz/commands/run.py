@@ -254,7 +254,7 @@ def _write_config(args: argparse.Namespace, state: State) -> Path:
     """By `idmesh envoy` in a process of its own: Envoy's messages are large, and needed once."""
     if _is_steered(args):
         words = ["--door", args.door, "--listen", f"127.0.0.1:{_proxy_port(args)}"]
-        words += ["--steered", str(state.datapath_pins)]
+        words += ["--steered", str(state.datapath_pins / "live")]
     else:
         words = ["--door", args.door, "--listen", args.listen, "--mode", args.mode, "--direction", args.direction]
         words += [f"--upstream={upstream}" for upstream in args.upstream]
