@@ -18,11 +18,21 @@ static __always_inline bool received_is_from_proxy(const struct __sk_buff *skb)
 	return (skb->mark & IDM_MARK_MASK) == IDM_MARK_FROM_PROXY;
 }
 
-// A row that a process of this host opened is not that of a packet from elsewhere, and the other way round.
+// Judged where it left the socket of a workload without a namespace.
+static __always_inline bool received_is_from_cgroup(const struct __sk_buff *skb)
+{
+	return (skb->mark & IDM_MARK_MASK) == IDM_MARK_WORKLOAD;
+}
+
+// A row that a process of this host opened is not that of a packet from elsewhere, and the other way round; nor is one
+// of a workload without a namespace that of another process.
 static __always_inline bool received_fits(const struct __sk_buff *skb, const struct flow *flow,
 					  const struct idm_connection *row)
 {
-	return flow->reversed || flow->error || !(row->flags & IDM_CONNECTION_HOST) == !!skb->ingress_ifindex;
+	if (flow->reversed || flow->error)
+		return true;
+	return !(row->flags & IDM_CONNECTION_HOST) == !!skb->ingress_ifindex &&
+	       !(row->flags & IDM_CONNECTION_CGROUP) == !received_is_from_cgroup(skb);
 }
 
 // A packet to the client that does not come from Envoy's socket here, in a connection that Envoy holds.
@@ -71,6 +81,8 @@ static __always_inline bool received_has_way(const struct __sk_buff *skb, const 
 	// An error may come from any machine on the way.
 	if (flow->error)
 		return true;
+	if (received_is_from_cgroup(skb))
+		return !in;
 	if (flow->key.leg == IDM_LEG_PROXY)
 		return flow->reversed == !!in;
 	if (flow->reversed && connection->verdict == IDM_REDIRECTED)
@@ -149,11 +161,14 @@ static __always_inline int received_packet(struct __sk_buff *skb, struct flow *f
 	if (received_is_from_proxy(skb) && (!row || flow->reversed || skb->ingress_ifindex ||
 					    row->token != IDM_MARK_TOKEN(skb->mark)))
 		return IDM_DROP_UNKNOWN_SENDER;
+	// Its row says who it is; without one it must not be taken for the host.
+	if (received_is_from_cgroup(skb) && !row)
+		return IDM_DROP_UNKNOWN_SENDER;
 	if (!row || !received_is_known(skb, flow, row)) {
 		// No row says what becomes of this packet.
 		if (!row)
 			flow->reversed = 0;
-		decide_flow(flow, row ? row->flags & IDM_CONNECTION_HOST : !skb->ingress_ifindex);
+		decide_flow(flow, row ? decide_opener(row) : skb->ingress_ifindex ? 0 : lookup_host());
 		return received_settle(skb, flow, row);
 	}
 	track_touch(flow, row);

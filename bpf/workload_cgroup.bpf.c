@@ -79,6 +79,14 @@ static __always_inline int judge_outgoing(struct __sk_buff *skb, struct flow *fl
 	return 0;
 }
 
+// It is routed: the mark has done its work. At a workload's veth it says that this is not the host speaking.
+static __always_inline void set_mark(struct __sk_buff *skb)
+{
+	uint32_t ifindex = skb->ifindex, mark = skb->mark & ~IDM_MARK_MASK;
+
+	skb->mark = bpf_map_lookup_elem(&attachments, &ifindex) ? mark | IDM_MARK_WORKLOAD : mark;
+}
+
 SEC("cgroup_skb/egress")
 int workload_egress(struct __sk_buff *skb)
 {
@@ -87,9 +95,8 @@ int workload_egress(struct __sk_buff *skb)
 
 	workload_begin(&flow, IDM_EGRESS);
 	reason = judge_outgoing(skb, &flow);
-	// It is routed: who looks at packets after us sees no mark that only we may set.
 	if (!reason)
-		skb->mark &= ~IDM_MARK_MASK;
+		set_mark(skb);
 	return leave(skb, &flow, reason);
 }
 

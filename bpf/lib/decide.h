@@ -83,8 +83,20 @@ static __always_inline void decide_describe(struct flow *flow, const struct end 
 		connection->flags |= IDM_CONNECTION_HOST;
 }
 
-/* Judge the flow that the packet is of: fills flow->connection and the verdict that counts. */
-PACKET_GLOBAL int decide_flow(struct flow *flow, uint32_t host)
+/* The process of this host that opened a connection: its identity. 0: none did. */
+static __always_inline uint32_t decide_opener(const struct idm_connection *row)
+{
+	if (row->flags & IDM_CONNECTION_CGROUP)
+		return row->source_identity;
+	return row->flags & IDM_CONNECTION_HOST ? lookup_host() : 0;
+}
+
+/*
+ * Judge the flow that the packet is of: fills flow->connection and the verdict that counts.
+ * opener: identity of the process of this host that opened it, the host's or that of a workload without a namespace,
+ * whose own programs judge what it sends; 0: whoever has the address.
+ */
+PACKET_GLOBAL int decide_flow(struct flow *flow, uint32_t opener)
 {
 	const struct packet *packet;
 	struct end from, to;
@@ -93,12 +105,14 @@ PACKET_GLOBAL int decide_flow(struct flow *flow, uint32_t host)
 		return IDM_DROP_NOT_READY;
 	packet = &flow->packet;
 	// A process of this host is the host, whatever address it took.
-	if (host)
-		lookup_nobody(&from, lookup_host());
+	if (opener)
+		lookup_nobody(&from, opener);
 	else
 		lookup_end(&flow->live, flow->reversed ? &packet->destination : &packet->source, packet->kind, &from);
 	lookup_end(&flow->live, flow->reversed ? &packet->source : &packet->destination, packet->kind, &to);
-	decide_describe(flow, &from, &to, host);
+	decide_describe(flow, &from, &to, opener);
+	if (opener && opener != lookup_host())
+		flow->connection.flags |= IDM_CONNECTION_CGROUP;
 	flow->verdict = 0;
 	flow->drop_reason = 0;
 	if (from.enforced && decide_direction(flow, &from, &to, IDM_EGRESS))

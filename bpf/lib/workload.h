@@ -85,7 +85,8 @@ static __always_inline int workload_peer(const struct live *live, const struct i
 /* Judge a flow that the workload opens, both directions that are ours to judge. Fills the verdict and the row. */
 static __noinline int workload_decide_opened(struct flow *flow, const struct workload *own, const struct end *to)
 {
-	decide_describe(flow, &own->end, to, false);
+	decide_describe(flow, &own->end, to, true);
+	flow->connection.flags |= IDM_CONNECTION_CGROUP;
 	flow->verdict = 0;
 	flow->drop_reason = 0;
 	if (decide_direction(flow, &own->end, to, IDM_EGRESS))

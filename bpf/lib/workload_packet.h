@@ -115,7 +115,7 @@ static __always_inline int workload_send(struct flow *flow, const struct workloa
 	struct end to;
 	int reason;
 
-	if (row && workload_is_live(flow, row))
+	if (row && workload_is_live(flow, row) && row->flags & IDM_CONNECTION_EGRESS)
 		return workload_act(flow, row, over_lo);
 	reason = workload_peer(&flow->live, &flow->packet.destination, flow->packet.kind, false, over_lo, &to);
 	if (reason)
@@ -139,7 +139,7 @@ static __always_inline int workload_get_reply(struct flow *flow, const struct wo
 {
 	struct end to;
 
-	if (workload_is_live(flow, row))
+	if (workload_is_live(flow, row) && row->flags & IDM_CONNECTION_EGRESS)
 		return workload_act(flow, row, over_lo);
 	workload_peer(&flow->live, &flow->packet.source, flow->packet.kind, false, over_lo, &to);
 	workload_decide_own(flow, own, &to, IDM_EGRESS);

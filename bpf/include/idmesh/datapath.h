@@ -56,7 +56,8 @@ struct idm_config {
 /* Our bits of skb->mark. The low nibble and all above 0xf00 are not ours, but for the token of an upstream packet. */
 #define IDM_MARK_MASK 0xf00u
 #define IDM_MARK_TO_PROXY 0x200u   /* steered: routed to the host's own stack (table 2004) */
-#define IDM_MARK_WORKLOAD 0x600u   /* sockets of workloads without a namespace, steered: routed as IDM_MARK_TO_PROXY */
+#define IDM_MARK_WORKLOAD 0x600u   /* steered sockets of workloads without a namespace: routed as IDM_MARK_TO_PROXY; */
+                                   /* also on packets that such a workload's programs let pass to an attached veth */
 #define IDM_MARK_FROM_PROXY 0xa00u /* sent by Envoy for a client; the token says which */
 /* A token fills the bits that are not in IDM_MARK_MASK: low 8 bits, then 16 bits from bit 12 on. 0: none. */
 #define IDM_MARK_TOKEN(mark) (((mark) & 0xffu) | (((mark) >> 4) & 0xffff00u))
@@ -176,6 +177,7 @@ struct idm_connection {
 #define IDM_CONNECTION_L7_EGRESS 8u   /* the redirect came from the egress side */
 #define IDM_CONNECTION_L7_INGRESS 16u
 #define IDM_CONNECTION_HOST 32u       /* the source is a process of this host */
+#define IDM_CONNECTION_CGROUP 64u     /* and a workload without a namespace: source_identity says which, not its address */
 #define IDM_TCP_SYN 1u
 #define IDM_TCP_ANSWERED 2u
 #define IDM_TCP_FIN_SOURCE 4u
