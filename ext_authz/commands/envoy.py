@@ -50,7 +50,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     _add_where(parser)
     _add_door(parser)
     _add_listener(parser)
-    _add_tls(parser)
+    add_tls_arguments(parser)
     parser.set_defaults(run=run)
 
 
@@ -104,7 +104,8 @@ def _add_listener(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--access-log", default="", metavar="FILE", help="JSON access log with the decisions")
 
 
-def _add_tls(parser: argparse.ArgumentParser) -> None:
+def add_tls_arguments(parser: argparse._ActionsContainer) -> None:
+    """The listener's TLS, and what may say who its clients are; `tls_words` gives them back."""
     parser.add_argument("--tls-cert", type=Path, metavar="FILE", help="the listener's certificate chain (PEM)")
     parser.add_argument("--tls-key", type=Path, metavar="FILE", help="its private key (PEM)")
     parser.add_argument("--tls-ca", type=Path, metavar="FILE", help="CA that signs the clients' certificates (PEM)")
@@ -123,6 +124,13 @@ def _add_tls(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="clients come through others' addresses: only certificates tell who they are",
     )
+
+
+def tls_words(args: argparse.Namespace) -> list[str]:
+    """The arguments of add_tls_arguments as they were given."""
+    single = {"--tls-cert": args.tls_cert, "--tls-key": args.tls_key, "--tls-ca": args.tls_ca}
+    words = [f"{option}={value}" for option, value in {**single, "--trust-domain": args.trust_domain}.items() if value]
+    return words + [f"--require={value}" for value in args.require] + ["--ignore-address"] * args.ignore_address
 
 
 def run(args: argparse.Namespace) -> int:

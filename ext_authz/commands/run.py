@@ -20,12 +20,14 @@ from ext_authz.agent.cgroups import envoy_cgroup
 from ext_authz.agent.children import Children
 from ext_authz.agent.compiling import Compiling
 from ext_authz.agent.datapath import Datapath, DatapathError, Mode
+from ext_authz.agent.datapath_sizes import SizeError, parse_size
 from ext_authz.agent.datapath_support import why_not
 from ext_authz.agent.listeners import taken_listeners
 from ext_authz.agent.node import Node
 from ext_authz.agent.observing import Observing
 from ext_authz.agent.proxy import Proxy
 from ext_authz.cli import Failure
+from ext_authz.commands.envoy import add_tls_arguments, tls_words
 from ext_authz.envoy_binary import MODULE, EnvoyNotFound, find_envoy
 from ext_authz.logs import escape
 from ext_authz.model.settings import SettingsError, parse_settings
@@ -69,6 +71,10 @@ def _add_sources(parser: argparse.ArgumentParser) -> None:
         "--datapath", choices=tuple(map(str, Mode)), default="auto", help="judge in the kernel (auto: where it can be)"
     )
 
+    parser.add_argument(
+        "--map-size", action="append", default=[], metavar="MAP=ROWS", help="of the data path; repeatable"
+    )
+
 
 def _add_doors(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -91,6 +97,7 @@ def _add_doors(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--destination", default="", metavar="WHOSE", help="whose policy judges (--door; see envoy)")
     parser.add_argument("--mode", choices=("http", "tcp"), default="http", help="(--door)")
+    add_tls_arguments(parser.add_argument_group("TLS of that Envoy's listener (--door)"))
     parser.add_argument("--concurrency", type=int, metavar="N", help="Envoy's worker threads")
     parser.add_argument("--envoy-arg", action="append", default=[], metavar="ARG", help="one more word for Envoy")
 
@@ -147,6 +154,8 @@ def _check(args: argparse.Namespace) -> None:
         raise Failure("--listen must be 127.0.0.1:PORT where connections are steered")
     if not args.door and (args.listen or args.upstream or args.destination):
         raise Failure("--listen, --upstream and --destination need --door")
+    if not args.door and (words := tls_words(args)):
+        raise Failure(f"{words[0].partition('=')[0]} needs --door")
     if args.flows not in ("", "-") and not Path(args.flows).absolute().parent.is_dir():
         raise Failure(f"--flows {escape(args.flows)}: its folder is not there")
     if args.workers < 1:
@@ -162,11 +171,14 @@ def _check(args: argparse.Namespace) -> None:
             raise Failure("a path holds a NUL")
     try:
         parse_settings(args.pairs, args.settings)
+        sizes = [parse_size(text) for text in args.map_size]
+        if len(dict(sizes)) < len(sizes):
+            raise Failure("--map-size: a map is named twice")
         if args.grpc:
             parse_address(args.grpc).worker(args.workers - 1, args.workers)
         if args.metrics and parse_address(args.metrics).path:
             raise Failure("--metrics needs HOST:PORT")
-    except (SettingsError, AddressError) as error:
+    except (SettingsError, SizeError, AddressError) as error:
         raise Failure(str(error)) from error
 
 
@@ -199,7 +211,9 @@ def _make_node(args: argparse.Namespace, state: State) -> Node:
 def _make_datapath(args: argparse.Namespace, state: State) -> Datapath:
     mode = Mode(args.datapath)
     reason = "" if mode is Mode.OFF else why_not()
-    return Datapath(state, mode, reason, _proxy_port(args), ["--log", _log_level()])
+    words = ["--log", _log_level(), *(f"--size={text}" for text in args.map_size)]
+    words += ["--verbose"] if args.verbose else []
+    return Datapath(state, mode, reason, _proxy_port(args), words)
 
 
 def _log_level() -> str:
@@ -258,6 +272,7 @@ def _write_config(args: argparse.Namespace, state: State) -> Path:
     else:
         words = ["--door", args.door, "--listen", args.listen, "--mode", args.mode, "--direction", args.direction]
         words += [f"--upstream={upstream}" for upstream in args.upstream]
+    words += tls_words(args)
     words += ["--state", str(state.root), "--admin", f"unix:{state.root}/envoy-admin.sock"]
     words += [f"--destination={args.destination}"] if args.destination else []
     if args.grpc:

@@ -52,6 +52,7 @@ from ext_authz.xds.setup import Door, Mode, RbacRule, Setup
 
 _ESCAPED_SLASHES = HttpConnectionManagerPathWithEscapedSlashesAction.UNESCAPE_AND_REDIRECT
 _EARLY_DATA_BYTES = 64 * 1024
+_CERTIFIED_S = 3600  # what a connection may outlive the certificate it was let through for, at most
 _STEERED_IDLE_S = 6 * 3600  # IDM_LIFE_TCP_S: as long as the datapath keeps a silent connection
 # The service's metadata arrives under its filter's name.
 _AUTHZ_METADATA = "envoy.filters.http.ext_authz"
@@ -126,6 +127,8 @@ def tcp_filters(setup: Setup) -> list[Filter]:
         # The filter asks at the client's first byte; without this a denied client would read a banner before.
         proxy.upstream_connect_mode = UpstreamConnectMode.ON_DOWNSTREAM_DATA
         proxy.max_early_data_bytes = _EARLY_DATA_BYTES
+        if setup.trust_domain:  # nobody is asked again when the certificate ends
+            proxy.max_downstream_connection_duration = seconds(_CERTIFIED_S)
         filters.append(Filter(name=NAME, typed_config=Any.pack(authz.network_filter(setup))))
     return [*filters, Filter(name="envoy.filters.network.tcp_proxy", typed_config=Any.pack(proxy))]
 

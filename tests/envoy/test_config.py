@@ -14,7 +14,7 @@ from envoy_harness import MODULE, VERSIONS, envoy_of, refused_config, setup_for
 
 from ext_authz.envoy_binary import EnvoyBinary
 from ext_authz.xds.bootstrap import render
-from ext_authz.xds.setup import Door, Mode, RbacRule, Setup, SetupError, parse_target
+from ext_authz.xds.setup import Door, Mode, RbacRule, Setup, SetupError, Tls, parse_target
 
 BACKEND = parse_target("127.0.0.1:1")
 NO_DOOR = (Door.EXT_PROC, Mode.TCP)
@@ -164,6 +164,17 @@ def test_the_workload_is_the_upstream_unless_that_is_this_host(tmp_path: Path) -
     assert found("10.0.0.5:15006", "127.0.0.1:8080") == ("local", 8080)
     assert found("0.0.0.0:15006", "[::1]:8080") == ("local", 8080)
     assert found("0.0.0.0:80", "backend.example:8080") == ("local", 0)
+
+
+def test_no_connection_outlives_its_certificate_by_more_than_an_hour_where_nobody_asks_again(tmp_path: Path) -> None:
+    def proxy(**more: object) -> dict[str, object]:
+        setup = setup_for(Door.EXT_AUTHZ, BACKEND, mode=Mode.TCP, state=tmp_path, authz=AUTHZ, **more)
+        listener = json.loads(render(setup))["staticResources"]["listeners"][0]
+        return listener["filterChains"][0]["filters"][-1]["typedConfig"]
+
+    tls = Tls(tmp_path / "cert", tmp_path / "key", tmp_path / "ca")
+    assert proxy(tls=tls, trust_domain="td.test")["maxDownstreamConnectionDuration"] == "3600s"
+    assert "maxDownstreamConnectionDuration" not in proxy()
 
 
 def test_the_command_prints_what_the_generator_makes(tmp_path: Path) -> None:
