@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ext_authz.datapath._datapath import ffi, lib
+
 from ext_authz.datapath.layout import COUNTERS, LAYOUT, NO_INDEX, packed, row, unpacked
 from ext_authz.play.network import Space
 
@@ -28,7 +29,7 @@ TO_PROXY, FROM_PROXY = 0x200, 0xA00
 PEER_REDIRECT, EVENTS_ALLOWED = 2, 1
 WORLD4, WORLD6, HOST = 9, 10, 1
 TCP, UDP, SCTP, ICMP, ICMP6 = 6, 17, 132, 1, 58
-SMALL = {name: 256 for name in ("tokens", "grants", "affinity", "translations", "services", "backends", "workloads")}
+SMALL = dict.fromkeys(("tokens", "grants", "affinity", "translations", "services", "backends", "workloads"), 256)
 SMALL |= {"attachments": 64, "locals": 64}
 for _slot in "01":
     SMALL |= {f"endpoints_{_slot}": 1024, f"prefixes_{_slot}": 1024, f"sides_{_slot}": 256, f"peers_{_slot}": 1024}

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from tests.bpf.packet_desk import ALL, Answer, Desk, EGRESS, Endpoint, INGRESS, PEER_REDIRECT, Side, Tables
+from tests.bpf.packet_desk import ALL, EGRESS, INGRESS, PEER_REDIRECT, Answer, Desk, Endpoint, Side, Tables
 from tests.bpf.packet_forms import MAC_A, packet
 
 A, B, C, R = 101, 102, 104, 103
@@ -89,4 +89,4 @@ class Place:
         return self.desk.receives(target, frame, came=way, mark=mark)
 
 
-__all__ = ["A", "ANYTHING", "B", "C", "CIDR4", "CIDR6", "MAC_A", "MAC_B", "NOTHING", "PEER_REDIRECT", "Place", "R"]
+__all__ = ["ANYTHING", "CIDR4", "CIDR6", "MAC_A", "MAC_B", "NOTHING", "PEER_REDIRECT", "A", "B", "C", "Place", "R"]
