@@ -17,6 +17,7 @@ from dataclasses import dataclass
 MODIFY, ATTRIB, CLOSE_WRITE = 0x2, 0x4, 0x8
 MOVED_FROM, MOVED_TO, CREATE, DELETE = 0x40, 0x80, 0x100, 0x200
 DELETE_SELF, MOVE_SELF, UNMOUNT, OVERFLOW, IGNORED = 0x400, 0x800, 0x2000, 0x4000, 0x8000
+ISDIR = 0x40000000
 # What tells of a change to a directory's files, or of its own end.
 CHANGES = CLOSE_WRITE | MOVED_FROM | MOVED_TO | CREATE | DELETE | DELETE_SELF | MOVE_SELF | ATTRIB
 _GONE = DELETE_SELF | MOVE_SELF | UNMOUNT | IGNORED
@@ -40,6 +41,10 @@ class Change:
     @property
     def gone(self) -> bool:
         return bool(self.mask & _GONE)
+
+    @property
+    def is_folder(self) -> bool:
+        return bool(self.mask & ISDIR)
 
 
 class Inotify:

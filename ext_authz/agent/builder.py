@@ -108,7 +108,7 @@ class Builder:
         if compiled.digest == self._digest:
             return False
         self._confirm()
-        self._digest = self._transport.publish(compiled.snapshot)
+        self._digest = self._transport.publish(compiled.parts)
         self._published = time.time()
         return True
 
@@ -133,7 +133,7 @@ class Builder:
             "closed": world.closed,
             "applied_errors": _applied_errors(view, errors),
             "attached_errors": _attached_errors(view, errors),
-            "pressure": pressure(compiled.snapshot, self._allocator, view),
+            "pressure": pressure(compiled.parts, self._allocator, view),
             "counts": {"policies": len(world.policies), "endpoints": len(world.endpoints), **view.counts},
         }
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from ext_authz.agent.sources import View
@@ -14,11 +15,16 @@ from ext_authz.state import SNAPSHOT_MAX
 _KINDS = ("identities", "selectors", "policies")
 
 
-def pressure(snapshot: bytes, allocator: MemoryAllocator, view: View) -> dict[str, Any]:
-    """Each as {"used", "limit"}; limit null: there is none but memory."""
+def pressure(snapshot: Sequence[bytes], allocator: MemoryAllocator, view: View) -> dict[str, Any]:
+    """
+    Each as {"used", "limit"}; limit null: there is none but memory.
+
+    Args:
+        snapshot: In parts, the head first.
+    """
     return {
-        "snapshot_bytes": _row(len(snapshot), SNAPSHOT_MAX),
-        "tables_bytes": {kind: _row(size, None) for kind, size in zip(_KINDS, _tables(snapshot), strict=True)},
+        "snapshot_bytes": _row(sum(map(len, snapshot)), SNAPSHOT_MAX),
+        "tables_bytes": {kind: _row(size, None) for kind, size in zip(_KINDS, _tables(snapshot[0]), strict=True)},
         "identities": {
             scope.name.lower(): _row(allocator.used(scope), scope.value[1] - scope.value[0] + 1) for scope in Scope
         },

@@ -8,18 +8,19 @@ Nothing here is wrong; all of it lets traffic pass that a reader of the policies
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from operator import attrgetter, is_
+from operator import is_
 from typing import Any
 
-from ext_authz.model.types import ObjectRef, Policy, Rule, Settings, World
+from ext_authz.model.types import Endpoint, Endpoints, ObjectRef, Policy, Rule, Settings, World
 
 
 class Standing:
-    """Tells of one world after another; policies that are the same objects are not looked through again."""
+    """Tells of one world after another; what is the same objects is not looked through again."""
 
     def __init__(self) -> None:
         self._policies: Sequence[Policy] = ()
         self._found: list[dict[str, Any]] = []
+        self._audited: dict[int, tuple[Sequence[Endpoint], list[str]]] = {}  # names by id() of the list
 
     def warnings(self, world: World) -> list[dict[str, Any]]:
         """One record each: reason, and file, line and object where there is one."""
@@ -27,7 +28,19 @@ class Standing:
         if len(before) != len(now) or not all(map(is_, before, now)):
             self._found = _policies(now)
             self._policies = now
-        return [*_settings(world.settings), *self._found, *_others(world)]
+        audited = [_record("audit: denials of this endpoint pass", object=name) for name in self._names(world)]
+        return [*_settings(world.settings), *self._found, *audited, *_others(world)]
+
+    def _names(self, world: World) -> list[str]:
+        """Of the endpoints that are audited."""
+        endpoints = world.endpoints
+        lists = endpoints.lists if isinstance(endpoints, Endpoints) else (endpoints,)
+        before, now = self._audited, dict[int, tuple[Sequence[Endpoint], list[str]]]()
+        for held in lists:
+            known = before.get(id(held))
+            now[id(held)] = known or (held, [endpoint.name for endpoint in held if endpoint.audit])
+        self._audited = now
+        return [name for _, names in now.values() for name in names]
 
 
 def _policies(policies: Iterable[Policy]) -> list[dict[str, Any]]:
@@ -40,8 +53,7 @@ def _policies(policies: Iterable[Policy]) -> list[dict[str, Any]]:
 
 
 def _others(world: World) -> list[dict[str, Any]]:
-    audited = filter(attrgetter("audit"), world.endpoints)
-    found = [_record("audit: denials of this endpoint pass", object=endpoint.name) for endpoint in audited]
+    found = []
     if world.closed:
         found.append(_record("the node is closed: the subjects of a policy cannot be read"))
     for isolated in world.isolated:

@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ext_authz.inotify import Inotify
+from ext_authz.inotify import Change, Inotify
 from ext_authz.logs import event
 from ext_authz.model import SUFFIXES
 
@@ -61,7 +61,7 @@ class Watch:
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        self._paths = tuple(paths)
+        self._paths = tuple(path.absolute() for path in paths)
         try:
             self._inotify: Inotify | None = Inotify()
         except OSError as error:
@@ -77,9 +77,14 @@ class Watch:
         if not self._inotify:
             return False
         changes = self._inotify.read()
-        if changes:
+        if any(self._may_move(change) for change in changes):
             self.refresh()
         return any(_matters(change.name) for change in changes)
+
+    def _may_move(self, change: Change) -> bool:
+        """There may be other directories now. Plain files that come and go, hundreds a second, are told apart."""
+        is_file = change.name.endswith(SUFFIXES) and not change.lost and not change.gone and not change.is_folder
+        return not is_file or Path(change.path, change.name) in self._paths
 
     def refresh(self) -> None:
         """Watch every directory there is now, also the one above each source (it may come back)."""

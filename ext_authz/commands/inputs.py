@@ -64,7 +64,7 @@ def compile_sources(loaded: Loaded, identities: Path | None = None, revision: in
     """Compile what was loaded; errors and warnings of both are in the result."""
     compiled = Compiler(allocator_for(loaded, identities), revision=revision).compile(loaded.world)
     return Compiled(
-        compiled.snapshot,
+        compiled.parts,
         (*loaded.errors, *compiled.errors),
         (*loaded.warnings, *compiled.warnings),
         compiled.revision,

@@ -63,9 +63,14 @@ def table_digest(data: bytes) -> bytes:
 
 def pack_snapshot(tables: Sequence[Table], domain: int, revision: int) -> bytes:
     """The whole file. The tables are the three kinds in rising order."""
+    return b"".join(snapshot_parts(tables, domain, revision))
+
+
+def snapshot_parts(tables: Sequence[Table], domain: int, revision: int) -> tuple[bytes, ...]:
+    """The same in parts that follow each other: the head, then the tables and what fills them up."""
     header_size, ref_size = layout.record("idm_header").size, layout.record("idm_table_ref").size
     offset = _aligned(header_size + ref_size * len(tables))
-    start, refs, bodies = offset, [], []
+    start, refs, bodies = offset, [], list[bytes]()
     for table in tables:
         refs.append(_table_ref(table.kind, table.crc32, offset, len(table.data), table.revision, table.digest))
         padding = -len(table.data) % _ALIGNMENT
@@ -78,7 +83,7 @@ def pack_snapshot(tables: Sequence[Table], domain: int, revision: int) -> bytes:
         return _header(layout.MAGIC, layout.FORMAT, header_size, revision, domain, offset, len(tables), crc32, digest)
 
     head = header(zlib.crc32(directory, zlib.crc32(header(0)))) + directory
-    return b"".join([head, bytes(start - len(head)), *bodies])
+    return (head + bytes(start - len(head)), *bodies)
 
 
 def snapshot_digest(digests: Iterable[bytes], domain: int) -> bytes:

@@ -20,17 +20,22 @@ from ext_authz.model.types import PolicyError, World
 @dataclass(frozen=True, slots=True)
 class Compiled:
     """
-    A snapshot and what was wrong with the world it came from.
+    A snapshot, in parts that follow each other, and what was wrong with the world it came from.
 
     rejected: identities whose policy could not be packed: they have their last good one, or are isolated.
     """
 
-    snapshot: bytes
+    parts: tuple[bytes, ...]
     errors: tuple[PolicyError, ...] = ()
     warnings: tuple[PolicyError, ...] = ()
     revision: int = 0
     digest: str = ""
     rejected: frozenset[int] = frozenset()
+
+    @property
+    def snapshot(self) -> bytes:
+        """The whole file."""
+        return b"".join(self.parts)
 
 
 class Compiler:
@@ -59,7 +64,7 @@ class Compiler:
         resolved = self._resolver.update(world, generation=self._packer.revision + 1)
         packed = self._packer.pack(resolved, secrets=world.secrets)
         return Compiled(
-            packed.snapshot,
+            packed.parts,
             _unique([*resolved.errors, *packed.errors]),
             _unique([*resolved.warnings, *packed.warnings]),
             packed.revision,

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from ext_authz.compiler.assemble import Table, pack_snapshot, snapshot_digest
+from ext_authz.compiler.assemble import Table, snapshot_digest, snapshot_parts
 from ext_authz.compiler.enforce import ISOLATED
 from ext_authz.compiler.entries import SubjectPolicy
 from ext_authz.compiler.entry_pools import MissingSelector
@@ -30,17 +30,21 @@ _SLACK = 1 << 20
 @dataclass(frozen=True, slots=True)
 class Packed:
     """
-    A snapshot, and what kept policies out of it.
+    A snapshot in parts, and what kept policies out of it.
 
     rejected: identities whose policy could not be packed; they have their last good one, or are isolated.
     """
 
-    snapshot: bytes
+    parts: tuple[bytes, ...]
     revision: int
     digest: bytes
     errors: tuple[PolicyError, ...] = ()
     warnings: tuple[PolicyError, ...] = ()
     rejected: frozenset[int] = frozenset()
+
+    @property
+    def snapshot(self) -> bytes:
+        return b"".join(self.parts)
 
 
 class Packer:
@@ -89,11 +93,11 @@ class Packer:
         digest = snapshot_digest([table.digest for table in tables], resolved.domain)
         if self._last is None or digest != self._last.digest:
             self.revision = revision
-            snapshot = pack_snapshot(tables, resolved.domain, revision)
+            parts = snapshot_parts(tables, resolved.domain, revision)
         else:
-            revision, snapshot = self._last.revision, self._last.snapshot
+            revision, parts = self._last.revision, self._last.parts
         warnings = tuple(self._policies.warnings)
-        self._last = Packed(snapshot, revision, digest, tuple(errors), warnings, frozenset(rejected))
+        self._last = Packed(parts, revision, digest, tuple(errors), warnings, frozenset(rejected))
         return self._last
 
     def _policy_table(

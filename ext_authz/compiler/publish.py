@@ -42,8 +42,8 @@ class Transport(Protocol):
     def revision(self) -> int:
         """Of the last snapshot published; 0 before the first."""
 
-    def publish(self, data: bytes) -> str:
-        """Hand over one snapshot; its digest in hexadecimal."""
+    def publish(self, data: bytes | Sequence[bytes]) -> str:
+        """Hand over one snapshot, whole or in parts with the head in the first; its digest in hexadecimal."""
 
     def acknowledgements(self) -> Sequence[Acknowledgement]:
         """What the readers decide with now."""
@@ -58,16 +58,19 @@ class Head:
     digest: str
 
 
-def read_head(data: bytes) -> Head:
+def read_head(data: bytes | Sequence[bytes]) -> Head:
     """
+    The head of a snapshot, whole or in parts.
+
     Raises:
         PublishError: Not a snapshot of this format.
     """
     record = layout.record("idm_header")
-    if len(data) < record.size:
+    parts = (data,) if isinstance(data, bytes) else data
+    if not parts or len(parts[0]) < record.size:
         raise PublishError("not a snapshot: too short")
-    head = record.unpack_from(data)
-    if head["magic"] != layout.MAGIC or head["format"] != layout.FORMAT or head["file_size"] != len(data):
+    head, size = record.unpack_from(parts[0]), sum(map(len, parts))
+    if head["magic"] != layout.MAGIC or head["format"] != layout.FORMAT or head["file_size"] != size:
         raise PublishError("not a snapshot of this format, or cut short")
     return Head(head["revision"], head["domain"], head["digest"].hex())
 
@@ -86,7 +89,7 @@ class FileTransport:
     def revision(self) -> int:
         return self._revision
 
-    def publish(self, data: bytes) -> str:
+    def publish(self, data: bytes | Sequence[bytes]) -> str:
         """
         Put a snapshot in force. The same one again is harmless.
 

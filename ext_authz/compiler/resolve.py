@@ -116,6 +116,7 @@ class _State:
         self._uses = UseCounter()
         self._kept: set[Selector] = set()
         self._subjects: dict[int, SubjectPolicy] = {}
+        self._sorted: dict[int, SubjectPolicy] | None = None  # those by number; None: they are others
         self._made: dict[int, tuple[LabelSet, SubjectKind]] = {}  # of subjects with a policy
         self._failed: dict[int, tuple[PolicyError, ...]] = {}
         self._computed: dict[tuple[SubjectKind, tuple[ExpandedRule, ...]], _Computed] = {}
@@ -272,6 +273,7 @@ class _State:
                 self._failed[number] = errors
             self._subjects[number] = policy if policy is not None else last.get(number, ISOLATED)
         if touched or changes:
+            self._sorted = None
             self._prune()
 
     def _compute(self, kind: SubjectKind, rules: Rules, base: _Base | None) -> _Computed:
@@ -315,9 +317,11 @@ class _State:
 
     def _resolved(self, world: World, generation: int) -> Resolved:
         places = self._placer.places
-        subjects = dict(sorted(self._subjects.items()))
-        for number in self._isolated(world):
-            subjects[number] = ISOLATED
+        if self._sorted is None:
+            self._sorted = {number: self._subjects[number] for number in sorted(self._subjects)}
+        subjects, isolated = self._sorted, self._isolated(world)
+        if isolated:
+            subjects = subjects | dict.fromkeys(isolated, ISOLATED)
         errors = [error for errors in self._failed.values() for error in errors]
         warnings = [warning for rules in self._expanded.values() for rule in rules for warning in rule.warnings]
         return Resolved(

@@ -112,6 +112,36 @@ def test_new_folders_are_watched_too(folder: Path) -> None:
     assert speaks(watch)
 
 
+def test_a_folder_named_like_a_file_is_watched_too(folder: Path) -> None:
+    watch = Watch([folder])
+    (folder / "sub.yaml").mkdir()
+    assert speaks(watch)
+    (folder / "sub.yaml/c.yaml").write_text("c")
+    assert speaks(watch)
+
+
+def test_a_source_named_like_a_file_that_is_another_folder_now_is_watched(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    link = tmp_path / "own.yaml"
+    link.symlink_to("one")
+    watch = Watch([link])
+    (tmp_path / "new").symlink_to("two")
+    (tmp_path / "new").rename(link)
+    assert speaks(watch)
+    (tmp_path / "two/c.yaml").write_text("c")
+    assert speaks(watch)
+
+
+def test_plain_files_that_come_and_go_cost_no_walk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = Watch([folder])
+    monkeypatch.setattr(watch, "refresh", lambda: pytest.fail("walked"))
+    (folder / "b.yaml").write_text("b")
+    assert speaks(watch)
+    (folder / "b.yaml").unlink()
+    assert speaks(watch)
+
+
 def test_a_source_that_comes_back_is_told(folder: Path) -> None:
     watch = Watch([folder])
     folder.rename(folder.with_name("gone"))

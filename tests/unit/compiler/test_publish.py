@@ -23,6 +23,18 @@ def test_a_published_snapshot_is_what_was_packed(tmp_path):
     assert digest == packed.digest.hex() == read_head(packed.snapshot).digest
 
 
+def test_a_snapshot_in_parts_is_published_whole(tmp_path):
+    packed = pack(WORLD)
+    assert FileTransport(tmp_path).publish(packed.parts) == packed.digest.hex()
+    assert (tmp_path / "snapshot").read_bytes() == packed.snapshot
+
+
+def test_parts_that_are_no_whole_snapshot_are_refused(tmp_path):
+    for parts in ((), pack(WORLD).parts[:-2]):
+        with pytest.raises(PublishError):
+            FileTransport(tmp_path).publish(parts)
+
+
 def test_a_published_snapshot_is_private(tmp_path):
     before = os.umask(0)
     try:
