@@ -14,6 +14,8 @@ STAMP := build/stamp
 OLD_ENVOYS := 1.38.3 1.39.3
 FUZZ_SECONDS ?= 60
 ENGINE_SOURCES := $(wildcard native/include/idmesh/*.h native/engine/*.[ch] native/automata/*.[ch] native/flow/*.[ch] native/service/*.[ch] native/events/*.c bpf/include/idmesh/*.h native/ffi/*.py native/ffi/*.h)
+DATAPATH_SOURCES := $(wildcard native/include/idmesh/*.h native/engine/*.[ch] native/datapath/*.[ch] bpf/include/idmesh/*.h native/ffi/*.py)
+BPF_SOURCES := $(wildcard bpf/*.bpf.c bpf/lib/*.h bpf/include/idmesh/*.h bpf/Makefile native/include/idmesh/snapshot.h native/include/idmesh/engine.h)
 MODULE_SOURCES := $(wildcard native/envoy/*) $(ENGINE_SOURCES)
 
 .PHONY: help setup demo test check lint types native-asan native-tsan fuzz fuzz-short soak bench wheel clean
@@ -21,7 +23,7 @@ MODULE_SOURCES := $(wildcard native/envoy/*) $(ENGINE_SOURCES)
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
 
-setup: $(STAMP)/apt $(STAMP)/python $(STAMP)/protos $(STAMP)/engine $(STAMP)/module $(STAMP)/envoys ## Install what is missing, build everything, leave .venv/bin/idmesh
+setup: $(STAMP)/apt $(STAMP)/python $(STAMP)/protos $(STAMP)/engine $(STAMP)/module $(STAMP)/datapath $(STAMP)/bpf $(STAMP)/envoys ## Install what is missing, build everything, leave .venv/bin/idmesh
 
 $(STAMP)/apt: apt.txt
 	@mkdir -p $(STAMP)
@@ -59,6 +61,17 @@ $(STAMP)/module: $(MODULE_SOURCES) $(STAMP)/apt
 	@$(MAKE) --no-print-directory -s -C native/envoy
 	@touch $@
 
+# Without libbpf, or a kernel with BTF, these two say so, and everything else works.
+$(STAMP)/datapath: $(DATAPATH_SOURCES) $(STAMP)/python
+	@echo "building the loader of the BPF data path"
+	@$(BIN)/python native/ffi/datapath.py
+	@touch $@
+
+$(STAMP)/bpf: $(BPF_SOURCES) $(STAMP)/apt
+	@echo "building the BPF programs"
+	@$(MAKE) --no-print-directory -s -C bpf try
+	@touch $@
+
 # The older Envoys that the module must load in; the newest is a package of the virtual environment.
 $(STAMP)/envoys: $(STAMP)/python
 	@for v in $(OLD_ENVOYS); do \
@@ -77,6 +90,7 @@ lint: setup ## Check style
 	@$(BIN)/ruff format --check .
 	@clang -std=gnu11 -fsyntax-only -Wall -Wextra -Werror -Inative/include -Inative/ffi -Ibpf/include native/engine/*.c native/automata/*.c \
 		native/flow/*.c native/service/*.c native/events/*.c native/envoy/*.c
+	@clang -std=gnu11 -fsyntax-only -Wall -Wextra -Werror -Inative/include -Ibpf/include -Inative native/datapath/*.c
 
 types: setup ## Check types
 	@$(BIN)/mypy
@@ -109,4 +123,4 @@ wheel: setup ## Build dist/idmesh-*.whl: it installs without a compiler
 	@ls dist/*.whl
 
 clean: ## Remove everything that was built
-	@rm -rf build dist $(VENV) *.egg-info ext_authz/engine/_engine*.so ext_authz/native/*.so native/ffi/_*.c native/envoy/build ext_authz/pb
+	@rm -rf build dist $(VENV) *.egg-info ext_authz/engine/_engine*.so ext_authz/datapath/_datapath*.so ext_authz/native/*.so native/ffi/_*.c native/envoy/build ext_authz/pb
