@@ -79,9 +79,11 @@ const char *idm_meaning(int code)
 
 static int keep_told(enum libbpf_print_level level, const char *format, va_list arguments)
 {
+	// What it says by the way is of no use, but for the verifier's log of a program that was taken.
+	bool wanted = level == LIBBPF_WARN || (told.verbose && strstr(format, "PROG LOAD LOG"));
 	int wrote;
 
-	if (level == LIBBPF_DEBUG || !told.text || told.used >= told.size)
+	if (!wanted || !told.text || told.used >= told.size)
 		return 0;
 	wrote = vsnprintf(told.text + told.used, told.size - told.used, format, arguments);
 	if (wrote > 0)

@@ -33,7 +33,7 @@ SEC("tc") int look(struct __sk_buff *skb)
 
 
 def build(
-    folder: Path, *, answer: int = DROP, license_line: str = LICENSE, more: str = "", flags: tuple[str, ...] = ()
+    folder: Path, *, answer: int = DROP, license_line: str = LICENSE, more: str = "", header: tuple[str, str] = ("", "")
 ) -> Path:
     """
     One object in a folder of its own.
@@ -41,13 +41,19 @@ def build(
     Args:
         answer: What both programs return.
         more: C that follows them.
-        flags: For the compiler, after our own.
+        header: What to write otherwise in datapath.h.
     """
     folder.mkdir(parents=True, exist_ok=True)
     source = folder / "small.bpf.c"
     source.write_text(PLAIN.format(license=license_line, answer=answer, more=more))
     subprocess.run(["make", "-s", "-C", str(ROOT / "bpf"), str(Path("../build/bpf/vmlinux.h"))], check=True)
-    includes = [f"-I{ROOT / part}" for part in ("bpf/include", "bpf/lib", "build/bpf", "native/include")]
+    (folder / "idmesh").mkdir(exist_ok=True)
+    text = (ROOT / "bpf/include/idmesh/datapath.h").read_text()
+    assert header[0] in text
+    (folder / "idmesh/datapath.h").write_text(text.replace(*header) if header[0] else text)
+    includes = [f"-I{folder}"] + [
+        f"-I{ROOT / part}" for part in ("bpf/include", "bpf/lib", "build/bpf", "native/include")
+    ]
     base = ["clang", "-g", "-O2", "-target", "bpf", "-mcpu=v3", "-std=gnu11", *includes]
-    subprocess.run([*base, *flags, "-c", str(source), "-o", str(folder / "small.bpf.o")], check=True)
+    subprocess.run([*base, "-c", str(source), "-o", str(folder / "small.bpf.o")], check=True)
     return folder
