@@ -81,18 +81,23 @@ class _Run:
     node: Node
     kernel: Kernel
     folder: Path
-    # Revisions of all cases rise together, so that an event says which of them decided.
-    _compiler: Compiler = field(default_factory=lambda: Compiler(MemoryAllocator()))
+    _allocator: MemoryAllocator = field(default_factory=MemoryAllocator)
+    _revision: int = 0
     _number: int = 0
 
     def play(self, cases: Sequence[Case]) -> Iterator[tuple[Case, Sequence[Outcome]]]:
         for case in map(_with_ipv6, cases):
-            prepared = prepare(case, self._compiler)
+            prepared = prepare(case, self._compiler())
             if isinstance(prepared, PolicyError):
                 yield case, refused_probes(case, prepared)
             else:
                 yield case, self._case(prepared)
         self._keep_counts()
+
+    def _compiler(self) -> Compiler:
+        """Cases have nothing in common but rising revisions, by which an event says which of them decided."""
+        self._revision += 1
+        return Compiler(self._allocator, revision=self._revision - 1)
 
     def _case(self, prepared: Prepared) -> list[Outcome]:
         """Subject by subject: each has a node to itself for a moment."""
@@ -100,7 +105,7 @@ class _Run:
         found: dict[int, Outcome] = {}
         for subject in dict.fromkeys(map(_subject, probes)):
             world = _only_local(prepared.built.world, subject)
-            compiled = self._compiler.compile(world)
+            compiled = self._compiler().compile(world)
             (self.folder / f"{prepared.case.id}-{len(found)}.snapshot").write_bytes(compiled.snapshot)
             self.kernel.publish(compiled.snapshot, compiled.revision)
             view = View(Engine.open(compiled.snapshot))
@@ -133,7 +138,7 @@ class _Run:
             return None
         self._number += 1
         source_port = _PORTS[self._number % len(_PORTS)]
-        return Traffic(*pairs[0], protocol, port, source_port, b"idm" + self._number.to_bytes(5, "little"))
+        return Traffic(*pairs[0], protocol, port, source_port, self._number.to_bytes(4, "little") + b"idmesh..")
 
     def _fly(self, probe: Raw, prepared: Prepared, traffic: Traffic) -> Told:
         """One packet, one verdict."""

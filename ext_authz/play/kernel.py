@@ -70,7 +70,12 @@ class Kernel:
 
     def publish(self, snapshot: bytes, revision: int) -> None:
         """Judge by this snapshot from now on."""
-        self.datapath.publish(snapshot)
+        from ext_authz.datapath import DatapathError
+
+        try:
+            self.datapath.publish(snapshot)
+        except DatapathError as error:
+            raise PlayError(f"revision {revision}: {error}") from None
         if self.datapath.state().revision != revision:
             raise PlayError(f"the kernel judges by revision {self.datapath.state().revision}, not {revision}")
 

@@ -84,9 +84,10 @@ def _new_namespace() -> int:
     """A descriptor of a fresh network namespace. The calling thread is back home afterwards."""
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        if _libc.unshare(CLONE_NEWNET):
-            number = ctypes.get_errno()
-            raise NoNamespace(f"unshare: {os.strerror(number)}")
+        # First see that there is a way back: not for who is root in a user namespace of his own only.
+        for step in (lambda: _libc.setns(home, CLONE_NEWNET), lambda: _libc.unshare(CLONE_NEWNET)):
+            if step():
+                raise NoNamespace(f"no network namespace can be made: {os.strerror(ctypes.get_errno())}")
         try:
             return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         finally:

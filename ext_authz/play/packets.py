@@ -25,7 +25,7 @@ class Traffic:
     The first packet of a flow.
 
     port: the destination's, or the ICMP type. source_port: for ICMP the identifier of the echo. token: bytes by which
-    the packet is known again wherever it arrives; TCP carries the first four as its sequence number.
+    the packet is known again wherever it arrives; TCP carries the first four as its sequence number, behind its ports.
     """
 
     source: str
@@ -54,7 +54,7 @@ class Traffic:
 
     def marked(self) -> bytes:
         """The bytes by which to know it."""
-        return self.token[:4] if self.protocol == TCP else self.token
+        return self.segment()[:8] if self.protocol == TCP else self.token
 
 
 def _tcp(traffic: Traffic) -> bytes:

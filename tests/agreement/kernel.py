@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ext_authz.engine.engine import Engine
@@ -19,9 +19,10 @@ from ext_authz.engine.types import Direction, Flow, Verdict, VerdictCode
 from ext_authz.play.events import VERDICT, Event
 from ext_authz.play.kernel import Kernel
 from ext_authz.play.network import End, Network
-from ext_authz.play.packets import Traffic
+from ext_authz.play.packets import ICMP, ICMPV6, Traffic
 
 Raw = dict[str, Any]
+_HAVE_PORTS = {(ICMP, 0), (ICMP, 8), (ICMPV6, 128), (ICMPV6, 129)}
 ENDS = 20
 PASSES = (VerdictCode.FORWARDED, VerdictCode.AUDIT)
 
@@ -82,6 +83,9 @@ def _key(event: Event) -> tuple[str, str, int, int, int]:
 
 
 def _key_of(traffic: Traffic) -> tuple[str, str, int, int, int]:
+    """Of ICMP only echo has an identifier, which stands for the source's port."""
+    if (traffic.protocol, traffic.port) not in _HAVE_PORTS and traffic.protocol in (ICMP, ICMPV6):
+        traffic = replace(traffic, source_port=0)
     return (traffic.source, traffic.destination, traffic.protocol, traffic.source_port, traffic.port)
 
 

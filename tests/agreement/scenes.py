@@ -25,7 +25,7 @@ from tests.oracle import Oracle
 Raw = dict[str, Any]
 REQUESTS = ("http", "dns", "sni", "kafka")
 BORING = 0.3
-_NAMES = {number: name for name, number in PROTOCOLS.items()}
+_NAMES = PROTOCOLS
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,12 @@ from tests.bpf.steered_kernel import Kernel
 
 PROXY = 15001
 _NAMESPACE = "apiVersion: v1\nkind: Namespace\nmetadata: {name: default}\n"
-_POD = "---\napiVersion: v1\nkind: Pod\nmetadata: {name: %s, namespace: default, labels: {app: %s}}\nstatus: {podIPs: %s}\n"
+_POD = """---
+apiVersion: v1
+kind: Pod
+metadata: {name: %s, namespace: default, labels: {app: %s}}
+status: {podIPs: %s}
+"""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 
 from ext_authz.datapath._datapath import ffi, lib
+
 from ext_authz.play.network import GATEWAY4, GATEWAY6, End, Space
 from tests.bpf.bare import ROOT, address
 
