@@ -79,7 +79,7 @@ static __noinline int sent_settle(struct __sk_buff *skb, struct flow *flow, stru
 	reason = decide_settle(flow, row);
 	if (reason)
 		return reason;
-	if (row && sent_bypasses(flow, row))
+	if (sent_bypasses(flow, now))
 		return IDM_DROP_UNKNOWN_SENDER;
 	reason = sent_carry(skb, flow, &flow->connection);
 	return reason ? reason : decide_write(flow, row);

@@ -78,9 +78,9 @@ static __always_inline bool received_has_way(const struct __sk_buff *skb, const 
 	uint32_t ifindex = flow->reversed ? connection->destination_ifindex : connection->source_ifindex;
 	uint32_t identity = flow->reversed ? connection->destination_identity : connection->source_identity;
 
-	// An error may come from any machine on the way.
+	// An error may come from any machine on the way; on the way from Envoy there is none but this.
 	if (flow->error)
-		return true;
+		return !received_bypasses(skb, flow, connection);
 	if (received_is_from_cgroup(skb))
 		return !in;
 	if (flow->key.leg == IDM_LEG_PROXY)
@@ -128,6 +128,9 @@ static __noinline int received_settle(struct __sk_buff *skb, struct flow *flow, 
 		return IDM_PACKET_INVALID_SOURCE_IP;
 	flow->judged = 1;
 	reason = decide_settle(flow, row);
+	// Steered as of now, and this is the server's own answer.
+	if (!reason && received_bypasses(skb, flow, &flow->connection))
+		reason = IDM_DROP_UNKNOWN_SENDER;
 	if (!reason)
 		reason = received_carry(skb, flow, &flow->connection);
 	return reason ? reason : decide_write(flow, row);
