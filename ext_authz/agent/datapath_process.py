@@ -18,6 +18,7 @@ import select
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,10 @@ from ext_authz.agent.datapath_events import Events
 from ext_authz.agent.datapath_following import Following
 from ext_authz.agent.datapath_host import Addresses, Host
 from ext_authz.agent.datapath_page import Page
+from ext_authz.agent.datapath_sizes import parse_size
 from ext_authz.agent.datapath_steering import Steering
 from ext_authz.agent.places import gone
-from ext_authz.datapath import Datapath, DatapathError
+from ext_authz.datapath import Datapath, DatapathError, Refused
 from ext_authz.datapath._datapath import lib
 from ext_authz.datapath.routing import RoutingError
 from ext_authz.flow.names import Identities
@@ -41,6 +43,8 @@ from ext_authz.state import State
 log = logging.getLogger("ext_authz.agent.datapath_process")  # also where it runs as __main__
 
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
+# Where the BPF objects are, if not where they were built or installed.
+OBJECTS_VARIABLE = "IDMESH_BPF_OBJECTS"
 _TICK_S = 1.0
 _LOOK_S = 0.1  # without inotify
 _FLAGS: int = lib.IDM_CONFIG_EVENTS_ALLOWED | lib.IDM_CONFIG_PEER_REDIRECT
@@ -50,7 +54,7 @@ FAILURES = (DatapathError, RoutingError, OSError)
 class Keeper:
     """Everything the process holds."""
 
-    def __init__(self, state: State, proxy_port: int) -> None:
+    def __init__(self, state: State, proxy_port: int, sizes: Mapping[str, int], verbose: bool) -> None:
         """
         Raises:
             DatapathError, RoutingError, OSError: The programs cannot be loaded, or the host cannot be set up.
@@ -60,7 +64,8 @@ class Keeper:
         self._port = proxy_port
         self.host = Host(state)
         self.addresses = Addresses()
-        self._kernel = Datapath.open(state.datapath_pins)
+        objects = os.environ.get(OBJECTS_VARIABLE)
+        self._kernel = Datapath.open(state.datapath_pins, Path(objects) if objects else None, sizes, verbose=verbose)
         self._set_up()
         self.following = Following(state, self._publish, (DatapathError,), self._kernel.revision)
         self._reattach()
@@ -205,6 +210,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="idmesh-datapath")
     parser.add_argument("--state", type=Path, required=True)
     parser.add_argument("--proxy-port", type=int, default=0)
+    parser.add_argument("--size", action="append", default=[], metavar="MAP=ROWS")
+    parser.add_argument("--verbose", action="store_true", help="the verifier's log with a refusal")
     parser.add_argument("--log", default="INFO")
     return parser.parse_args(arguments)
 
@@ -225,8 +232,10 @@ def main(arguments: list[str]) -> int:
     os.dup2(2, 1)  # whatever prints must not speak on our channel
     state = State(args.state)
     try:
-        keeper = Keeper(state, args.proxy_port)
+        keeper = Keeper(state, args.proxy_port, dict(map(parse_size, args.size)), args.verbose)
     except FAILURES as error:
+        if args.verbose and isinstance(error, Refused):
+            sys.stderr.write(error.log)
         out.write(json.dumps({"failure": str(error)}) + "\n")
         out.flush()
         return 1
