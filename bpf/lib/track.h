@@ -79,6 +79,9 @@ static __always_inline bool track_is_other(const struct flow *flow, const struct
 
 	if (reversed)
 		return flags & PACKET_OPENS;
+	// Envoy's connect has written its row anew before its SYN.
+	if (flow->key.leg == IDM_LEG_PROXY)
+		return false;
 	if (flags & PACKET_ANSWERS)
 		return true;
 	return flags & PACKET_OPENS &&
