@@ -10,6 +10,7 @@
 #include "decide.h"
 #include "error.h"
 #include "neighbour.h"
+#include "refuse.h"
 #include "report.h"
 #include "steer.h"
 
@@ -29,6 +30,8 @@ static __always_inline int sent_deliver(uint32_t ifindex)
 static __always_inline int sent_carry(struct __sk_buff *skb, struct flow *flow, struct idm_connection *connection)
 {
 	if (flow->key.leg == IDM_LEG_PROXY || connection->verdict == IDM_REDIRECTED) {
+		if (!refuse_has_listener(flow->packet.kind == PACKET_IP6))
+			return IDM_DROP_PROXY_UNSUPPORTED;
 		flow->action = steer(skb, &flow->key, connection);
 		return flow->action == STEER_DROP ? IDM_PACKET_MAP_FULL : 0;
 	}
@@ -69,8 +72,11 @@ static __noinline int sent_settle(struct __sk_buff *skb, struct flow *flow, stru
 	uint32_t own = flow->reversed ? now->destination_ifindex : now->source_ifindex;
 	int reason;
 
-	if (own != skb->ifindex)
+	if (own != skb->ifindex) {
+		// Whatever policy would have said of the flow: it is the sender that is refused.
+		flow->direction = IDM_EGRESS;
 		return IDM_PACKET_INVALID_SOURCE_IP;
+	}
 	// To itself: such packets stay inside a machine. And to nobody, or to everybody.
 	if (now->source_ifindex == now->destination_ifindex ||
 	    packet_is_nobody(&flow->packet.destination, flow->packet.kind))
@@ -150,6 +156,22 @@ static __always_inline int sent_check_frame(const struct __sk_buff *skb, const s
 	return IDM_PACKET_INVALID_SOURCE_MAC;
 }
 
+// Only a workload's own datagrams may be remembered: ports that a forged one named would be taken for the owner's.
+static __noinline int sent_join_fragment(struct __sk_buff *skb, struct flow *flow)
+{
+	struct packet *packet = &flow->packet;
+	int reason;
+
+	if ((skb->mark & IDM_MARK_MASK) != IDM_MARK_TO_PROXY) {
+		reason = sent_check_frame(skb, packet);
+		if (reason)
+			return reason;
+		if (!neighbour_owns(skb, &flow->live, &packet->source))
+			return IDM_PACKET_INVALID_SOURCE_IP;
+	}
+	return network_join_fragment(packet);
+}
+
 static __always_inline int sent(struct __sk_buff *skb, struct flow *flow)
 {
 	struct packet *packet = &flow->packet;
@@ -160,7 +182,7 @@ static __always_inline int sent(struct __sk_buff *skb, struct flow *flow)
 	if (!lookup_live(&flow->live))
 		return IDM_DROP_NOT_READY;
 	if (packet->flags & (PACKET_FIRST | PACKET_LATER)) {
-		reason = network_join_fragment(packet);
+		reason = sent_join_fragment(skb, flow);
 		if (reason)
 			return reason;
 	}
@@ -183,5 +205,8 @@ int from_workload(struct __sk_buff *skb)
 {
 	struct flow flow = {.hook = IDM_HOOK_FROM_WORKLOAD, .direction = IDM_EGRESS, .action = STEER_PASS};
 
-	return report_leave(skb, &flow, sent(skb, &flow));
+	int answer = report_leave(skb, &flow, sent(skb, &flow));
+
+	// Nothing can carry it on: the client is told rather than left waiting.
+	return answer == STEER_DROP && flow.drop_reason == IDM_DROP_PROXY_UNSUPPORTED ? refuse(skb) : answer;
 }
