@@ -63,7 +63,7 @@ static __always_inline int judge_outgoing(struct __sk_buff *skb, struct flow *fl
 
 	if (reason)
 		return reason;
-	if (!workload_may_send(&own, &flow->packet))
+	if (!workload_may_send(&own, &flow->packet, over_lo))
 		return IDM_PACKET_INVALID_SOURCE_IP;
 	row = find(flow, &own, true);
 	if (row && flow->reversed)
@@ -109,14 +109,14 @@ static __always_inline int judge_incoming(struct __sk_buff *skb, struct flow *fl
 
 	if (reason)
 		return reason;
-	if (!workload_may_hear(&flow->live, &own, &flow->packet.destination))
-		return IDM_DROP_NO_POLICY;
 	// Envoy's own connection to the workload: its replies would not find back, so it is not begun.
 	if ((skb->mark & IDM_MARK_MASK) == IDM_MARK_FROM_PROXY)
 		return IDM_DROP_PROXY_UNSUPPORTED;
 	row = find(flow, &own, false);
 	if (row && flow->reversed)
 		return workload_get_reply(flow, &own, row, over_lo);
+	if (!workload_may_hear(&flow->live, &own, &flow->packet.destination))
+		return IDM_DROP_NO_POLICY;
 	return workload_receive(flow, &own, row, over_lo);
 }
 

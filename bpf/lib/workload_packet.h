@@ -52,13 +52,18 @@ static __noinline int workload_read(struct __sk_buff *skb, struct packet *packet
 	return reason;
 }
 
-/* Whether the workload may send from there: its own address, the host's where it has none, loopback to loopback. */
-static __always_inline bool workload_may_send(const struct workload *own, const struct packet *packet)
+/*
+ * Whether the workload may send from there: its own address, the host's where it has none, loopback to loopback. To an
+ * address of this host the kernel sends from that same address; over lo the row alone says who it is.
+ */
+static __always_inline bool workload_may_send(const struct workload *own, const struct packet *packet, bool over_lo)
 {
 	const struct idm_address *source = &packet->source;
 
 	if (workload_is_loopback(source))
 		return workload_is_loopback(&packet->destination);
+	if (over_lo && packet_same_address(source, &packet->destination))
+		return true;
 	if (own->row->flags & IDM_WORKLOAD_SHARED)
 		return bpf_map_lookup_elem(&locals, source) ||
 		       (packet->kind == PACKET_IP6 && packet_is_link_local(source));

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from ext_authz.datapath.errors import DatapathError, MapFull
 from ext_authz.datapath.services import Front, Place, Wanted
 
 _SERVICE = struct.Struct("=IIII")
@@ -24,20 +25,16 @@ _BACKEND = struct.Struct("=16sHBBI")
 _INDEX = struct.Struct("=I")
 
 
-class ServicesFull(RuntimeError):
-    """The map of backends has no room for a service."""
-
-
 class Maps(Protocol):
-    """What the loader offers of its maps."""
+    """What a Datapath offers of its maps."""
 
     def update(self, name: str, key: bytes, value: bytes) -> None: ...
 
     def delete(self, name: str, key: bytes) -> None: ...
 
-    def lookup(self, name: str, key: bytes) -> bytes | None: ...
+    def lookup(self, name: str, key: bytes) -> bytes: ...
 
-    def rows(self, name: str) -> Iterable[tuple[bytes, bytes]]: ...
+    def read(self, name: str) -> Iterable[tuple[bytes, bytes]]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +114,8 @@ class ServiceTable:
             How many were written or removed.
 
         Raises:
-            ServicesFull: No room for one. It and those after it are as before; applying again goes on from there.
-            OSError: The kernel refused a row; the same holds.
+            MapFull: No room for one. It and those after it are as before; applying again goes on from there.
+            DatapathError: The kernel refused a row; the same holds.
         """
         gone = [front for front in self.rows if front not in wanted]
         changed = [front for front, value in wanted.items() if not self._says(front, value)]
@@ -147,7 +144,7 @@ class ServiceTable:
                 self._maps.update("backends", _INDEX.pack(index), value)
             value = _SERVICE.pack(first, len(row.backends), row.affinity_s, number)
             self._maps.update("services", front.pack(), value)
-        except OSError:
+        except DatapathError:
             self._runs.give(*row.run)  # no service names it
             raise
         self._number = max(self._number, number)
@@ -161,7 +158,7 @@ class ServiceTable:
             self._reuse()
             first = self._runs.take(count)
         if first is None:
-            raise ServicesFull(f"no room for {count} backends in a row: raise the size of the map backends")
+            raise MapFull(f"no room for {count} backends in a row: raise the size of the map backends")
         return first
 
     def _reuse(self) -> None:
@@ -174,7 +171,7 @@ class ServiceTable:
     def _recover(self) -> None:
         """Go on from what an earlier process left. A row that makes no sense goes: its service is written anew."""
         senseless = False
-        for key, value in list(self._maps.rows("services")):
+        for key, value in list(self._maps.read("services")):
             first, count, affinity_s, number = _SERVICE.unpack(value)
             backends = self._read(first, count, number)
             self._number = max(self._number, number)
@@ -189,8 +186,9 @@ class ServiceTable:
     def _read(self, first: int, count: int, number: int) -> tuple[Place, ...] | None:
         found = []
         for index in range(first, first + count):
-            value = self._maps.lookup("backends", _INDEX.pack(index))
-            if value is None:
+            try:
+                value = self._maps.lookup("backends", _INDEX.pack(index))
+            except KeyError:
                 return None
             address, port, _, _, owner = _BACKEND.unpack(value)
             if owner != number:

@@ -8,14 +8,14 @@ last grace period.
 
 from __future__ import annotations
 
-import errno
 import random
 import struct
 from collections.abc import Iterable
 
 import pytest
 
-from ext_authz.datapath.service_table import ServicesFull, ServiceTable
+from ext_authz.datapath.errors import DatapathError, MapFull
+from ext_authz.datapath.service_table import ServiceTable
 from ext_authz.datapath.services import Front, Place, Wanted, address_bytes
 
 SIZE = 64
@@ -32,7 +32,7 @@ class Maps:
     def update(self, name: str, key: bytes, value: bytes) -> None:
         if self.fail_at == len(self.writes):
             self.fail_at = -1
-            raise OSError(errno.ENOMEM, "full")
+            raise DatapathError("refused")
         self.writes.append(name)
         if name == "backends":
             assert struct.unpack("=I", key)[0] not in self.read_until_grace | self._named(), "torn"
@@ -45,10 +45,10 @@ class Maps:
         self.read_until_grace |= self._named()
         del self.tables[name][key]
 
-    def lookup(self, name: str, key: bytes) -> bytes | None:
-        return self.tables[name].get(key)
+    def lookup(self, name: str, key: bytes) -> bytes:
+        return self.tables[name][key]
 
-    def rows(self, name: str) -> Iterable[tuple[bytes, bytes]]:
+    def read(self, name: str) -> Iterable[tuple[bytes, bytes]]:
         return list(self.tables[name].items())
 
     def grace(self) -> None:
@@ -128,7 +128,7 @@ def test_room_that_is_only_retired_is_waited_for_in_the_middle_of_a_change(maps:
 def test_a_full_map_leaves_the_service_as_it_was(maps: Maps) -> None:
     table = table_of(maps, 4)
     table.apply({front(1): wanted(1, 2)})
-    with pytest.raises(ServicesFull):
+    with pytest.raises(MapFull):
         table.apply({front(1): wanted(1, 2, 3, 4, 5)})
     assert maps.says() == {front(1): wanted(1, 2).backends}
     table.apply({front(1): wanted(3, 4)})
@@ -141,7 +141,7 @@ def test_a_refused_write_loses_no_room_and_tears_nothing(maps: Maps, step: int) 
     table.apply({front(1): wanted(1, 2)})
     after = {front(1): wanted(3, 4), front(2): wanted(5, 6)}
     maps.fail_at = len(maps.writes) + step
-    with pytest.raises(OSError):
+    with pytest.raises(DatapathError):
         table.apply(after)
     maps.check()
     table.apply(after)
