@@ -15,12 +15,14 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from ext_authz.agent.admin import Admin, Leaving
 from ext_authz.backoff import Backoff
 from ext_authz.logs import event
-from ext_authz.process import Held, Wish, find_processes, fingerprint, start_detached
+from ext_authz.process import Held, Wish, command_line, find_processes, fingerprint, start_detached, start_time
 from ext_authz.state import State, read_json, write_json
 
 log = logging.getLogger(__name__)
@@ -71,6 +73,7 @@ class Proxy:
         """Adopt the Envoy of an earlier node, or succeed it."""
         earlier = find_processes(self._is_ours)
         record = read_json(self._record)
+        other = self._other(record, earlier)
         if self._wish().fits(record) and record["pid"] in earlier and self._runs_our_binary(record["pid"]):
             with contextlib.suppress(OSError):
                 self.process = Held(record["pid"])
@@ -78,14 +81,25 @@ class Proxy:
                 earlier.remove(self.process.pid)
                 event(log, logging.INFO, "Envoy adopted", pid=self.process.pid)
         elif isinstance(record, dict):
-            self._forget(record.get("pid"), earlier)
-        self._succeed(earlier)
+            self._forget(record.get("pid"), [*earlier, *other])
+        self._succeed(earlier, other)
 
     def alone(self) -> bool:
         """True if no Envoy of an earlier node is there to be adopted or succeeded."""
-        record = read_json(self._record)
+        return not find_processes(self._is_ours) and not self._other(read_json(self._record), ())
+
+    @staticmethod
+    def _other(record: Any, known: Sequence[int]) -> dict[int, Admin]:
+        """The Envoy on record, by its admin interface, if its configuration is another one: it may hold our port."""
         pid = record.get("pid") if isinstance(record, dict) else None
-        return not find_processes(self._is_ours) and not (isinstance(pid, int) and Path(f"/proc/{pid}").exists())
+        if not isinstance(pid, int) or pid in known or not command_line(pid):
+            return {}
+        if start_time(pid) != record.get("start"):
+            return {}
+        try:
+            return {pid: Admin(**(record.get("admin") or {}))}
+        except TypeError:
+            return {pid: Admin()}
 
     def _is_ours(self, words: list[bytes]) -> bool:
         config = os.fsencode(self._config)
@@ -105,21 +119,28 @@ class Proxy:
             return os.path.samestat(os.stat(f"/proc/{pid}/exe"), os.stat(self._binary))
         return False
 
-    def _succeed(self, earlier: list[int]) -> None:
+    def _succeed(self, earlier: list[int], other: Mapping[int, Admin]) -> None:
         """Start ours, unless one was adopted, and have the earlier ones drained by `tick`."""
         if self.process is not None:
             self._end(earlier, None)
             return
         if self.admin.port:  # a port of the admin interface has one owner: make room first
             self._end(earlier, self.admin)
+            self._end_other(other)
             self._wait_gone()
             self._spawn()
             return
-        moved = self.admin.moved(".old") if earlier else None
+        same = self.admin in other.values()
+        moved = self.admin.moved(".old") if earlier or same else None
         self._spawn()
-        if earlier and self.admin:
+        if (earlier or other) and self.admin:
             self._wait_serving()
         self._end(earlier, moved)
+        self._end_other(dict.fromkeys(other, moved) if same else other)
+
+    def _end_other(self, other: Mapping[int, Admin | None]) -> None:
+        for pid, admin in other.items():
+            self._end([pid], admin or None)
 
     def _end(self, pids: list[int], admin: Admin | None) -> None:
         for pid in pids:
@@ -159,7 +180,7 @@ class Proxy:
             self._failed(f"cannot be started: {error}")
             return
         try:
-            write_json(self._record, wish.record(self.process.pid))
+            write_json(self._record, {**wish.record(self.process.pid), "admin": asdict(self.admin)})
         except OSError as error:  # then the next node starts its own
             event(log, logging.WARNING, "cannot record Envoy", reason=error)
         event(log, logging.INFO, "Envoy started", pid=self.process.pid)

@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import stat
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from pathlib import Path
 import pytest
 from envoy_backend import Backend
 from envoy_harness import CLIENT, OTHER, ROOT, SERVER, WORLD, policy, wait_until
+from envoy_tls import TRUST_DOMAIN, Pki
+from envoy_tls import WORLD as ACCOUNTS
 
 from ext_authz.agent.status import read_status
 from ext_authz.envoy_binary import EnvoyBinary
@@ -40,6 +43,7 @@ class Run:
     backend: Backend
     process: subprocess.Popen[bytes] | None = None
     umask: int = -1
+    tls: ssl.SSLContext | None = None  # its listener's
 
     @property
     def state(self) -> State:
@@ -81,6 +85,9 @@ class Run:
         """0: nobody answers."""
         connection = http.client.HTTPConnection(SERVER, self.port, timeout=5, source_address=(source, 0))
         try:
+            if self.tls:
+                connection.connect()
+                connection.sock = self.tls.wrap_socket(connection.sock)
             connection.request("GET", path)
             return connection.getresponse().status
         except OSError:
@@ -146,6 +153,27 @@ def test_a_change_is_in_force_in_the_door_within_100_ms_of_the_rename(run: Run, 
         wait_until(lambda: run.status(CLIENT, "/public/x") == wanted, "the change")  # noqa: B023
         took.append(time.monotonic() - started)
     assert sorted(took)[len(took) // 2] < 0.15, took
+
+
+def test_its_listener_can_ask_for_certificates(run: Run) -> None:
+    pki = Pki(run.folder / "pki")
+    words = ["--tls-cert", str(pki.leaf("IP:127.1.0.21")), "--tls-key", str(pki.key), "--tls-ca", str(pki.authority)]
+    words += ["--trust-domain", TRUST_DOMAIN, "--require", "certificate"]
+    (run.folder / "endpoints/pods.yaml").write_text(ACCOUNTS)
+    run.tls = pki.context(pki.leaf(f"URI:spiffe://{TRUST_DOMAIN}/ns/default/sa/walker"))
+    run.start(*run.door("module"), *words)
+    assert run.status(CLIENT, "/private") == 403
+    run.tls = pki.context(pki.leaf(f"URI:spiffe://{TRUST_DOMAIN}/ns/default/sa/talker"))
+    assert run.status(CLIENT, "/public/x") == 403
+    run.tls = pki.context(None)
+    assert run.status(CLIENT, "/public/x") == 0
+    refused = subprocess.run(
+        [sys.executable, "-m", "ext_authz.cli", "run", "--policies", str(run.folder / "policies"), *words],
+        env=dict(os.environ, PYTHONPATH=str(ROOT)),
+        capture_output=True,
+        check=False,
+    )
+    assert (refused.returncode, refused.stderr) == (2, b"idmesh run: --tls-cert needs --door\n")
 
 
 def test_sigterm_drains_and_leaves_nothing(run: Run) -> None:
@@ -247,6 +275,25 @@ def test_an_envoy_of_another_configuration_is_succeeded_and_drained(run: Run) ->
     assert (answer.status, answer.read()) == (200, b"backend")
     assert answer.getheader("connection") == "close"
     wait_until(lambda: _ended(orphan), "the orphan's end", 20)
+    assert run.status(CLIENT, "/public/x") == 200
+
+
+@pytest.mark.parametrize("admin", [None, "unix:ADMIN"])
+def test_an_envoy_of_a_configuration_under_another_name_is_succeeded(run: Run, admin: str | None) -> None:
+    """Else both would listen at the port, and each judge a part of the connections."""
+    words = ["--admin", admin.replace("ADMIN", str(run.folder / "admin.sock"))] if admin else []
+    first, second = run.folder / "a.json", run.folder / "b.json"
+    for config in (first, second):
+        config.write_bytes(run.configuration(*words))
+    run.start("--envoy", str(first), "--grace", "1")
+    assert run.process is not None
+    orphan = run.pids()[0]
+    run.process.kill()
+    run.process.wait()
+    run.start("--envoy", str(second), "--grace", "1")
+    wait_until(lambda: run.envoy_now() not in (None, orphan), "the successor")
+    wait_until(lambda: _ended(orphan), "the orphan's end", 20)
+    assert run.status(CLIENT, "/private") == 403
     assert run.status(CLIENT, "/public/x") == 200
 
 
