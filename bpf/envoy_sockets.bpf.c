@@ -18,6 +18,7 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 #define SOCKET_LEVEL 1  /* SOL_SOCKET */
 #define SOCKET_MARK 36  /* SO_MARK */
 #define PAGE_BYTES 4096 /* of options longer than a page programs see a part, and must say that they left it alone */
+#define WORKLOAD_DEPTH 16 /* levels of cgroups, as in workload.h */
 #define PASS 1
 #define REFUSE 0
 
@@ -26,7 +27,7 @@ static const uint32_t only; // the one row of arrays
 static __always_inline bool is_ours(uint32_t mark)
 {
 	mark &= IDM_MARK_MASK;
-	return mark == IDM_MARK_TO_PROXY || mark == IDM_MARK_FROM_PROXY;
+	return mark == IDM_MARK_TO_PROXY || mark == IDM_MARK_FROM_PROXY || mark == IDM_MARK_WORKLOAD;
 }
 
 static __always_inline bool is_envoy(uint64_t cgroup)
@@ -231,10 +232,24 @@ static __always_inline int judge_envoy(struct __sk_buff *skb)
 	return is_own(&segment.from.address) ? PASS : REFUSE;
 }
 
+static __always_inline bool is_workload(struct __sk_buff *skb)
+{
+	for (int level = 1; level <= WORKLOAD_DEPTH; level++) {
+		uint64_t cgroup = bpf_skb_ancestor_cgroup_id(skb, level);
+
+		if (cgroup && bpf_map_lookup_elem(&workloads, &cgroup))
+			return true;
+	}
+	return false;
+}
+
 SEC("cgroup_skb/egress")
 int keep_packets(struct __sk_buff *skb)
 {
 	if (is_envoy(bpf_skb_cgroup_id(skb)))
 		return judge_envoy(skb);
+	// A program at the workload's own cgroup, which ran before this one, sees to it that its mark is deserved.
+	if ((skb->mark & IDM_MARK_MASK) == IDM_MARK_WORKLOAD)
+		return is_workload(skb) ? PASS : REFUSE;
 	return is_ours(skb->mark) ? REFUSE : PASS;
 }

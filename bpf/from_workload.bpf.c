@@ -208,5 +208,7 @@ int from_workload(struct __sk_buff *skb)
 	int answer = report_leave(skb, &flow, sent(skb, &flow));
 
 	// Nothing can carry it on: the client is told rather than left waiting.
-	return answer == STEER_DROP && flow.drop_reason == IDM_DROP_PROXY_UNSUPPORTED ? refuse(skb) : answer;
+	return answer == STEER_DROP && flow.drop_reason == IDM_DROP_PROXY_UNSUPPORTED ?
+		       refuse(skb, (struct refuse_room *)&flow) :
+		       answer;
 }

@@ -4,6 +4,7 @@ Rules, routes and sysctls that bring steered packets into this host's own stack,
 
     pref 8   iif lo fwmark 0x200/0xf00 -> main   what Envoy sends may have inherited the mark: it goes out
     pref 9   fwmark 0x200/0xf00 -> table 2004    `local default dev lo`: steered packets are for this host
+    pref 9   fwmark 0x600/0xf00 -> table 2004    so are those of steered sockets of workloads without a namespace
 
 Everything acts on the network namespace of the calling thread. What is changed is written down first, in a file that
 outlives us, so that whoever comes after a crash can still put it back; what was there before us is left alone.
@@ -20,7 +21,7 @@ from typing import Any
 
 from ext_authz.state import write_atomic
 
-MARK, TABLE = "0x200/0xf00", "2004"
+MARK, SOCKETS, TABLE = "0x200/0xf00", "0x600/0xf00", "2004"
 _MAIN, _LO = "254", "lo"
 _NET = Path("/proc/sys/net")
 # Wanted values, and other sysctls that the kernel changes along with them. Forwarding is for all that is not steered.
@@ -54,11 +55,11 @@ class Rule:
 
 def rules(family: str) -> list[Rule]:
     """Of an address family, "-4" or "-6"."""
-    mark, mask = MARK.split("/")
-    marked = {"fwmark": mark, "fwmask": mask}
+    marked, sockets = (dict(zip(("fwmark", "fwmask"), one.split("/"), strict=True)) for one in (MARK, SOCKETS))
     return [
         Rule(family, "8", ("iif", _LO, "fwmark", MARK, "lookup", _MAIN), {**marked, "iif": _LO, "table": "main"}),
         Rule(family, "9", ("fwmark", MARK, "lookup", TABLE), {**marked, "table": TABLE}),
+        Rule(family, "9", ("fwmark", SOCKETS, "lookup", TABLE), {**sockets, "table": TABLE}),
     ]
 
 
