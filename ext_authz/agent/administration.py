@@ -84,6 +84,7 @@ class Administration(node_pb2_grpc.AdminServicer):
             request.name,
             request.netns,
             request.cgroup,
+            request.pid,
             request.interface,
             tuple(request.addresses),
             labels,

@@ -25,10 +25,11 @@ from ext_authz.agent.attachments import (
     check_free,
     check_labels,
     check_name,
+    stand_in,
 )
 from ext_authz.agent.compiling import BuilderGone
 from ext_authz.agent.datapath import Datapath, DatapathError
-from ext_authz.agent.places import Veth, find_cgroup, find_veth, gone
+from ext_authz.agent.places import Veth, cgroup_of, find_cgroup, find_veth, gone
 from ext_authz.logs import event
 
 log = logging.getLogger(__name__)
@@ -39,12 +40,16 @@ _MOST_ADDRESSES = 16
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What is asked for. One of netns and cgroup; labels None: the sources know the endpoint."""
+    """
+    What is asked for. One of netns and cgroup; labels None: the sources know the endpoint. pid: of a process in the
+    namespace, by whose cgroup Services' addresses lead to backends; 0: none is known.
+    """
 
     namespace: str
     name: str
     netns: str = ""
     cgroup: str = ""
+    pid: int = 0
     interface: str = "eth0"
     addresses: tuple[str, ...] = ()
     labels: Mapping[str, str] | None = None
@@ -150,9 +155,10 @@ class Attaching:
         base = Attachment(wanted.namespace, wanted.name, given, number, labels, attached=time.time())
         if wanted.cgroup:
             path, cgroup_id = find_cgroup(wanted.cgroup)
-            made = replace(base, cgroup=path, cgroup_id=cgroup_id)
+            made = replace(base, cgroup=path, cgroup_id=cgroup_id, addresses=given or (stand_in(number),))
         else:
             made = _with_veth(base, find_veth(wanted.netns, wanted.interface or "eth0"))
+            made = replace(made, service_cgroup=cgroup_of(wanted.pid) if wanted.pid else "")
         if len(made.addresses) > _MOST_ADDRESSES:
             raise AttachError(f"{key}: more than {_MOST_ADDRESSES} addresses")
         if earlier and (earlier.ifindex, earlier.cgroup_id) != (made.ifindex, made.cgroup_id) and not gone(earlier):

@@ -25,6 +25,8 @@ from ext_authz.model.selector import bad_key, bad_value, is_subdomain
 
 _FORMAT = 1
 _K8S = "k8s:"
+# Stands for a workload that sends from the host's own addresses; nobody routes there.
+_STAND_IN = ipaddress.ip_network("fd1d:6d65:7368::/96")
 
 
 class AttachError(ValueError):
@@ -46,7 +48,8 @@ class Attachment:
 
     labels: None where the sources say who it is. number: stable for as long as it is attached, from 1.
     A veth has ifindex (the host side), peer_ifindex, mac ("" for any), interface and netns ("DEV:INO" of the
-    namespace); a workload without a namespace has cgroup, its path, and cgroup_id.
+    namespace), and service_cgroup where its cgroup is known, so that Services' addresses lead to backends. A workload
+    without a namespace has cgroup, its path, and cgroup_id.
     """
 
     namespace: str
@@ -61,6 +64,7 @@ class Attachment:
     netns: str = ""
     cgroup: str = ""
     cgroup_id: int = 0
+    service_cgroup: str = ""
     attached: float = 0.0
     stage: Stage = Stage.ATTACHED
 
@@ -152,6 +156,15 @@ class AttachmentStore:
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{hashlib.blake2b(key.encode(), digest_size=16).hexdigest()}.json"
+
+
+def stand_in(number: int) -> str:
+    """The address under which the attachment of this number is known, if it has none of its own."""
+    return str(_STAND_IN[number])
+
+
+def is_stand_in(address: str) -> bool:
+    return ipaddress.ip_address(address) in _STAND_IN
 
 
 def check_name(namespace: str, name: str) -> None:

@@ -25,16 +25,20 @@ from typing import Any
 
 from ext_authz import logs
 from ext_authz.agent.attachments import Attachment, AttachmentStore, Stage, read_record
+from ext_authz.agent.datapath_cgroups import Cgroups, grace
 from ext_authz.agent.datapath_events import Events
 from ext_authz.agent.datapath_following import Following
 from ext_authz.agent.datapath_host import Addresses, Host
 from ext_authz.agent.datapath_page import Page
+from ext_authz.agent.datapath_services import read_services
 from ext_authz.agent.datapath_sizes import parse_size
 from ext_authz.agent.datapath_steering import Steering
 from ext_authz.agent.places import gone
 from ext_authz.datapath import Datapath, DatapathError, Refused
 from ext_authz.datapath._datapath import lib
 from ext_authz.datapath.routing import RoutingError
+from ext_authz.datapath.service_table import ServiceTable
+from ext_authz.datapath.services import Front, Wanted
 from ext_authz.flow.names import Identities
 from ext_authz.inotify import CREATE, MOVED_TO, Inotify
 from ext_authz.logs import event
@@ -62,14 +66,19 @@ class Keeper:
         self._state = state
         self._store = AttachmentStore(state.attached)
         self._port = proxy_port
+        self._wanted: dict[Front, Wanted] = {}
+        self.service_trouble = ""
         self.host = Host(state)
         self.addresses = Addresses()
         objects = os.environ.get(OBJECTS_VARIABLE)
         self._kernel = Datapath.open(state.datapath_pins, Path(objects) if objects else None, sizes, verbose=verbose)
+        self._cgroups = Cgroups(self._kernel)
+        room = next(info.max_rows for info in self._kernel.maps() if info.name == "backends")
+        self._services = ServiceTable(self._kernel, room, grace)
         self._set_up()
         self.following = Following(state, self._publish, (DatapathError,), self._kernel.revision)
         self._reattach()
-        self.following.look()
+        self.look()
         self.events = Events(self._take_events, state.root / "flows.sock")
         self._page = Page(state, self._kernel)
 
@@ -104,9 +113,18 @@ class Keeper:
         return asdict(self._kernel.publish(snapshot))
 
     def _attach(self, attachment: Attachment) -> None:
+        self._cgroups.attach(attachment)
+        if attachment.cgroup:
+            return
         mac = bytes.fromhex(attachment.mac.replace(":", "")) if attachment.mac else None
         self._kernel.attach(attachment.ifindex, attachment.addresses, mac, peer_ifindex=attachment.peer_ifindex)
         self.host.add(attachment)
+
+    def _detach(self, attachment: Attachment) -> None:
+        self._cgroups.detach(attachment)
+        if attachment.ifindex:
+            self.host.remove(attachment)
+            self._kernel.detach(attachment.ifindex)
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """Do what is asked; what could not be done is said under `failure`."""
@@ -115,9 +133,7 @@ class Keeper:
                 case "attach":
                     self._attach(read_record(request["attachment"]))
                 case "detach":
-                    attachment = read_record(request["attachment"])
-                    self.host.remove(attachment)
-                    self._kernel.detach(attachment.ifindex)
+                    self._detach(read_record(request["attachment"]))
                 case "publish":
                     self._reach(int(request["revision"]))
                 case "resolve":
@@ -130,8 +146,30 @@ class Keeper:
             self.report()
         return {}
 
+    def look(self) -> None:
+        """Bring Services and the snapshot into the kernel, if they are others than there."""
+        self._follow_services()
+        if self.following.look() and self.following.engine is not None:
+            self._cgroups.tell(self._ready(), self.following.engine)
+
+    def _ready(self) -> list[Attachment]:
+        return [attachment for attachment in self._store.all() if attachment.stage is Stage.ATTACHED]
+
+    def _follow_services(self) -> None:
+        """A Service that does not fit stays as it was; the policies do not wait for it."""
+        try:
+            wanted = read_services(self._state)
+            if wanted != self._wanted:
+                self._services.apply(wanted)
+                self._wanted = wanted
+            self.service_trouble = ""
+        except (DatapathError, OSError, ValueError, KeyError, TypeError) as error:
+            self.service_trouble = f"Services are not all in the kernel: {error}"
+
     def _reach(self, revision: int) -> None:
-        self.following.look()
+        self.look()
+        if self.following.engine is not None:
+            self._cgroups.tell(self._ready(), self.following.engine)
         if self.following.revision < revision:
             raise DatapathError(self.following.problem or f"the kernel judges by revision {self.following.revision}")
 
@@ -146,7 +184,7 @@ class Keeper:
     def tick(self) -> None:
         """Once a second."""
         self.events.offer()
-        self.following.look()
+        self.look()
         self.report()
 
     def report(self) -> None:
@@ -157,7 +195,9 @@ class Keeper:
         flows["lost"] += packets.lost
         self.following.write_page(counts, flows)
         attached = self._store.all()
-        self._page.write(self.following, attached, self.host.problems(attached), self._port)
+        problems = self.host.problems(attached)
+        problems += [self.service_trouble] if self.service_trouble else []
+        self._page.write(self.following, attached, problems, self._port)
 
     def address_change(self) -> None:
         self._follow_addresses()
@@ -178,7 +218,7 @@ def serve(keeper: Keeper, state: State, out: Any) -> None:
         ready = select.select(sources, [], [], _TICK_S if watch else _LOOK_S)[0]
         if watch and watch[0] in ready:
             watch[0].read()
-            keeper.following.look()
+            keeper.look()
         if keeper.addresses.descriptor in ready:
             keeper.address_change()
         if 0 in ready:
@@ -199,10 +239,11 @@ def _watch(keeper: Keeper, state: State) -> list[Inotify]:
     try:
         made = Inotify()
         made.watch(str(state.root), MOVED_TO | CREATE)
+        made.watch(str(state.datapath), MOVED_TO)
     except OSError as error:
         event(log, logging.WARNING, "no inotify, polling", reason=error)
         return []
-    keeper.following.look()  # what came before the watch
+    keeper.look()  # what came before the watch
     return [made]
 
 

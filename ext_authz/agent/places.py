@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ext_authz.agent import cgroups
 from ext_authz.agent.attachments import AttachError, Attachment
 from ext_authz.agent.netlink import Link, Netlink, in_namespace
 
@@ -105,6 +106,24 @@ def find_cgroup(path: str) -> tuple[str, int]:
     if not os.path.exists(os.path.join(place, "cgroup.type")):
         raise AttachError(f"{path}: is the root of all cgroups, the host itself is in it")
     return place, found.st_ino
+
+
+def cgroup_of(pid: int) -> str:
+    """The cgroup of a process, if it is the workload's own: not the root, and not the one that we run in."""
+    mounted = cgroups.mounted()
+    theirs, ours = _cgroup_path(str(pid)), _cgroup_path("self")
+    if mounted is None or not theirs or theirs == "/" or ours == theirs or ours.startswith(f"{theirs}/"):
+        return ""
+    found = mounted / theirs.lstrip("/")
+    return str(found) if (found / "cgroup.procs").exists() else ""
+
+
+def _cgroup_path(process: str) -> str:
+    try:
+        lines = Path(f"/proc/{process}/cgroup").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line[3:] for line in lines if line.startswith("0::")), "")
 
 
 def gone(attachment: Attachment) -> str:

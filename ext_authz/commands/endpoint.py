@@ -93,7 +93,7 @@ def _attach(args: argparse.Namespace) -> int:
     if args.cgroup:
         request.cgroup = os.path.abspath(args.cgroup)
     elif args.pid is not None:
-        request.netns = f"/proc/{args.pid}/ns/net"
+        request.netns, request.pid = f"/proc/{args.pid}/ns/net", args.pid
     else:
         request.netns = os.path.abspath(netns_path(args.netns))
     if args.labels is not None:

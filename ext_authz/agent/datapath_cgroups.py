@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Programs and rows of cgroups: workloads that have no namespace, and Services' addresses for those that have one.
+
+A cgroup's programs hold for everything below it, and until it has a row nothing of it passes. The row names its
+identity; where the live tables say another one, nothing passes either, so the two need not change at one moment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import ipaddress
+import os
+import platform
+import struct
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from ext_authz.agent.attachments import Attachment, is_stand_in
+from ext_authz.datapath import Datapath, DatapathError
+from ext_authz.datapath._datapath import lib
+from ext_authz.datapath.layout import packed, row
+from ext_authz.engine.engine import Engine
+
+# Hooks and the kernel's attach types.
+_SOCKETS = {
+    "connect4": 10,
+    "connect6": 11,
+    "sendmsg4": 14,
+    "sendmsg6": 15,
+    "recvmsg4": 19,
+    "recvmsg6": 20,
+    "getpeername4": 29,
+    "getpeername6": 30,
+}
+_WORKLOAD = {"ingress": 0, "egress": 1, "create": 2, "opened": 3, "bind4": 8, "bind6": 9, **_SOCKETS}
+_CALLS = {"x86_64": 324, "aarch64": 283}
+_GLOBAL = 1  # MEMBARRIER_CMD_GLOBAL: waits as long as any program that runs now
+
+
+class Cgroups:
+    """Of one data path."""
+
+    def __init__(self, kernel: Datapath) -> None:
+        self._kernel = kernel
+
+    def attach(self, attachment: Attachment) -> None:
+        """
+        Raises:
+            DatapathError, OSError: The programs are not all on it; then none is.
+        """
+        try:
+            for hook, folder in _hooks(attachment):
+                with _opened(folder) as descriptor:
+                    self._kernel.link(_link(hook, attachment), hook, descriptor, _attach_type(hook))
+        except (DatapathError, OSError):
+            self.detach(attachment)
+            raise
+
+    def detach(self, attachment: Attachment) -> None:
+        if attachment.cgroup:
+            self._kernel.delete("workloads", struct.pack("=Q", attachment.cgroup_id))
+        for hook, _ in _hooks(attachment):
+            self._kernel.unlink(_link(hook, attachment))
+
+    def tell(self, attachments: Iterable[Attachment], engine: Engine) -> None:
+        """
+        Who the workloads are in a revision.
+
+        Raises:
+            DatapathError: A row is not written: that workload is denied.
+        """
+        for attachment in attachments:
+            if attachment.cgroup and attachment.addresses:
+                self._kernel.update("workloads", struct.pack("=Q", attachment.cgroup_id), _row(attachment, engine))
+
+
+def grace() -> None:
+    """Return once no program runs any more that ran when this was called."""
+    number = _CALLS.get(platform.machine())
+    libc = ctypes.CDLL(None, use_errno=True)
+    if number is None or libc.syscall(number, _GLOBAL, 0, 0):
+        raise OSError(ctypes.get_errno(), "membarrier")
+
+
+def _hooks(attachment: Attachment) -> Iterator[tuple[str, Path]]:
+    """Programs and the cgroup that each hangs on."""
+    if attachment.cgroup:
+        for hook in _WORKLOAD:
+            yield f"workload_{hook}", Path(attachment.cgroup)
+    elif attachment.service_cgroup:
+        for hook in _SOCKETS:
+            yield hook, Path(attachment.service_cgroup)
+
+
+def _attach_type(program: str) -> int:
+    return _WORKLOAD[program.removeprefix("workload_")]
+
+
+def _link(program: str, attachment: Attachment) -> str:
+    return f"{program}-{attachment.number}"
+
+
+def _row(attachment: Attachment, engine: Engine) -> bytes:
+    identity, _ = engine.resolve(attachment.addresses[0])
+    known: dict[int, str] = {}
+    for address in attachment.addresses:
+        known.setdefault(ipaddress.ip_address(address).version, address)
+    return row("idm_workload").pack(
+        identity=identity,
+        endpoint=attachment.number,
+        address4_bytes=packed(known[4]) if 4 in known else bytes(16),
+        address6_bytes=packed(known[6]) if 6 in known else bytes(16),
+        flags=lib.IDM_WORKLOAD_SHARED if is_stand_in(attachment.addresses[0]) else 0,
+    )
+
+
+@contextlib.contextmanager
+def _opened(folder: Path) -> Iterator[int]:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
