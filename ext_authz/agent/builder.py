@@ -94,6 +94,10 @@ class Builder:
             **self._findings(view, compiled),
         }
 
+    def rest(self) -> None:
+        """Nothing changed for a while."""
+        self._transport.rest()
+
     def _look(self) -> View:
         """A file that is bad and was written this moment may still be half written: it is given time."""
         view = self._sources.look()
@@ -170,6 +174,7 @@ def serve(builder: Builder) -> None:
     gc.disable()
     while True:
         if untidy and not select.select([0], [], [], _IDLE_S)[0]:
+            builder.rest()
             _tidy()
             untidy = False
         if not os.read(0, 4096):

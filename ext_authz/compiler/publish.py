@@ -19,6 +19,7 @@ from typing import Protocol
 
 from ext_authz.engine import layout
 from ext_authz.files import replace_file
+from ext_authz.spare import SpareFile
 
 
 class PublishError(Exception):
@@ -47,6 +48,9 @@ class Transport(Protocol):
 
     def acknowledgements(self) -> Sequence[Acknowledgement]:
         """What the readers decide with now."""
+
+    def rest(self) -> None:
+        """Nothing is published for a while."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +84,7 @@ class FileTransport:
 
     def __init__(self, state: Path) -> None:
         self._snapshot = state / "snapshot"
+        self._file = SpareFile(self._snapshot)
         self._counter = state / "revision"
         self._readers = state / "readers"
         self._digest = ""
@@ -103,9 +108,13 @@ class FileTransport:
         if head.revision == self._revision and self._digest not in ("", head.digest):
             raise PublishError(f"revision {head.revision} is in force with other content")
         replace_file(self._counter, f"{head.revision}\n".encode())
-        replace_file(self._snapshot, data)
+        self._file.replace((data,) if isinstance(data, bytes) else data)
         self._revision, self._digest = head.revision, head.digest
         return head.digest
+
+    def rest(self) -> None:
+        """Nothing is published for a while: what was kept for the next time is let go."""
+        self._file.drop()
 
     def acknowledgements(self) -> list[Acknowledgement]:
         """One per reader that left a report; a report that cannot be read is one that acknowledges nothing."""
