@@ -31,7 +31,6 @@ class SpareFile:
         self._path = path
         self._mode = mode
         self._spare = path.with_name(f".{path.name}.spare")
-        self.drop()
 
     def replace(self, parts: Sequence[bytes]) -> None:
         """

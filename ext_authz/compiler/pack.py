@@ -60,6 +60,7 @@ class Packer:
         self._tables: list[Table | None] = [None, None, None]
         self._last: Packed | None = None
         self._good: dict[int, SubjectPolicy] = {}
+        self._numbers: dict[int, int] | None = None  # of those policies; None: some are not those asked for
         self._secrets: object = ()
         self._identities = IdentityPools()
         self._selectors = SelectorPools()
@@ -112,23 +113,37 @@ class Packer:
         asked = (resolved.subjects, resolved.selector_numbers, resolved.closed)
         if previous is not None and asked == self._asked:
             return previous
-        self._asked = None
-        subjects, policies = self._pack_subjects(resolved, errors, rejected)
+        numbers, self._numbers, self._asked = self._numbers, None, None
+        subjects, policies = self._pack_subjects(resolved, numbers, errors, rejected)
         table = self._policies.table(subjects, resolved.closed, previous, revision)
         self._policies.forget(policies.values())
         self._good = policies
         if not errors and not rejected and not resolved.errors:
-            self._asked = asked
+            self._asked, self._numbers = asked, subjects
         return table
 
     def _pack_subjects(
-        self, resolved: Resolved, errors: list[PolicyError], rejected: set[int]
+        self,
+        resolved: Resolved,
+        numbers: dict[int, int] | None,
+        errors: list[PolicyError],
+        rejected: set[int],
     ) -> tuple[dict[int, int], dict[int, SubjectPolicy]]:
-        """Policy number and policy of each identity."""
+        """
+        Policy number and policy of each identity.
+
+        Args:
+            numbers: Those of the last round, where it packed all it was asked for.
+        """
         self._policies.begin(resolved.selector_numbers, resolved.differences, kept_policies=bool(resolved.errors))
+        wanted, good = resolved.subjects, self._good
         subjects: dict[int, int] = {}
         policies: dict[int, SubjectPolicy] = {}
-        for identity in sorted(resolved.subjects):
+        if numbers is not None and not resolved.errors:
+            # A policy that is the same object has its number: no selector of it is another one, or it were another.
+            policies = {identity: policy for identity, policy in wanted.items() if good.get(identity) is policy}
+            subjects = {identity: numbers[identity] for identity in policies}
+        for identity in sorted(wanted.keys() - policies.keys()):
             policy = resolved.subjects[identity]
             try:
                 subjects[identity] = self._policies.policy(policy, self._good.get(identity))
@@ -159,7 +174,7 @@ class Packer:
         self._selectors = SelectorPools()
         self._policies = PolicyPools(self._cache)
         self._fresh_size = 0
-        self._asked = None
+        self._asked = self._numbers = None
 
 
 def pack(resolved: Resolved, *, revision: int = 1) -> Packed:

@@ -12,6 +12,7 @@ Source: native/include/idmesh/snapshot.h
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from ext_authz.compiler.assemble import Table, pack_table
@@ -19,7 +20,7 @@ from ext_authz.compiler.blocks import Section
 from ext_authz.compiler.entries import SideDifference, SubjectPolicy
 from ext_authz.compiler.entry_pools import EntryPools
 from ext_authz.compiler.l7 import MatcherCache
-from ext_authz.compiler.pools import Pool, packer
+from ext_authz.compiler.pools import Pool, numbers, packer
 from ext_authz.compiler.sides import SidePools
 from ext_authz.engine import layout
 from ext_authz.model.types import PolicyError
@@ -32,7 +33,7 @@ _policy = packer(
     *("side_0_flags", "side_0_any_row", "side_0_first_row", "side_0_row_count", "side_0_text_max"),
     *("side_1_flags", "side_1_any_row", "side_1_first_row", "side_1_row_count", "side_1_text_max"),
 )
-_subject = packer("idm_subject", "identity", "policy")
+packer("idm_subject", "identity", "policy")  # as pairs of numbers
 _meta = packer("idm_policies_meta", "flags")
 
 
@@ -85,7 +86,7 @@ class PolicyPools:
 
     def table(self, subjects: Mapping[int, int], closed: bool, previous: Table | None, revision: int) -> Table:
         """Table 3 for these subjects (identity to policy number)."""
-        packed = b"".join([_subject(identity, subjects[identity]) for identity in sorted(subjects)])
+        packed = numbers(chain.from_iterable(sorted(subjects.items())))
         sections: list[bytes | Section] = [
             _meta(layout.POLICIES_CLOSED if closed else 0),
             packed,

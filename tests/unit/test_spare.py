@@ -118,13 +118,22 @@ def test_what_could_not_be_written_leaves_the_last_version(path: Path, monkeypat
     assert path.read_bytes() == b"good"
 
 
-def test_nothing_of_an_earlier_version_stays_after_a_rest_or_a_start(path: Path) -> None:
-    for last in (SpareFile.drop, lambda _: SpareFile(path)):
-        file = SpareFile(path)
-        file.replace([b"one"])
-        file.replace([b"two"])
-        last(file)
-        assert [found.name for found in path.parent.iterdir()] == ["snapshot"]
+def test_nothing_of_an_earlier_version_stays_after_a_rest(path: Path) -> None:
+    file = SpareFile(path)
+    for content in (b"one", b"two"):
+        file.replace([content])
+    file.drop()
+    assert [found.name for found in path.parent.iterdir()] == ["snapshot"]
+
+
+def test_who_only_looks_leaves_the_spare_alone(path: Path) -> None:
+    file = SpareFile(path)
+    for content in (b"one", b"two"):
+        file.replace([content])
+    before = inode(spare(path))
+    SpareFile(path)
+    file.replace([b"three"])
+    assert before in (inode(path), inode(spare(path)))
 
 
 def test_a_file_system_without_exchange_gets_new_files(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
