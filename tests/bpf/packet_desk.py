@@ -8,6 +8,7 @@ No loader fills these tables: a test says row by row what the programs find, als
 from __future__ import annotations
 
 import ipaddress
+import socket
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -105,7 +106,12 @@ class Answer:
 
     @property
     def passed(self) -> bool:
-        return self.action != SHOT and self.mark != TO_PROXY
+        return self.action != SHOT and self.mark != TO_PROXY and not self.refused
+
+    @property
+    def refused(self) -> bool:
+        """Dropped for want of Envoy, and a reset goes back in its place."""
+        return self.action == REDIRECT and any(event["drop_reason"] == 180 for event in self.events)
 
     @property
     def steered(self) -> bool:
@@ -114,7 +120,7 @@ class Answer:
     @property
     def drop(self) -> int:
         """The reason, 0 if the packet was not dropped."""
-        if self.action != SHOT:
+        if self.action != SHOT and not self.refused:
             return 0
         assert len(self.events) == 1, f"a dropped packet has one event: {self.events}"
         return int(self.events[0]["drop_reason"])
@@ -129,6 +135,7 @@ class Desk:
         self.space = Space()
         self._loader = lib.idm_datapath_create(str(pins).encode())
         self._written: dict[str, set[bytes]] = {}
+        self._listeners: list[socket.socket] = []
         self.generation = 0
         try:
             self.ifindex = self._interfaces(list(interfaces))
@@ -144,14 +151,22 @@ class Desk:
         return {name: numbers[name] for name in names}
 
     def _load(self, sizes: Mapping[str, int]) -> None:
-        error = ffi.new("struct idm_datapath_error *")
-        log = ffi.new("char[]", 1 << 20)
         for name, count in sizes.items():
             self._checked(lib.idm_datapath_size(self._loader, name.encode(), count), name)
         for name in ("from_workload", "to_workload"):
-            path = str(OBJECTS / f"{name}.bpf.o").encode()
-            if lib.idm_datapath_load(self._loader, path, log, len(log), 0, error):
-                raise OSError(f"{name}: {ffi.string(error.message).decode()}\n{ffi.string(log).decode()[-4000:]}")
+            self.load(OBJECTS / f"{name}.bpf.o")
+
+    def load(self, path: Path) -> None:
+        """One more object over the same maps."""
+        error = ffi.new("struct idm_datapath_error *")
+        log = ffi.new("char[]", 1 << 20)
+        if lib.idm_datapath_load(self._loader, str(path).encode(), log, len(log), 0, error):
+            said = ffi.string(log).decode(errors="replace")
+            raise OSError(f"{path.name}: {ffi.string(error.message).decode()}\n{said[-4000:]}")
+
+    def program(self, name: str) -> int:
+        """The program's descriptor."""
+        return self._checked(lib.idm_datapath_program(self._loader, name.encode()), name)
 
     @staticmethod
     def _checked(value: int, what: str) -> int:
@@ -160,6 +175,7 @@ class Desk:
         return value
 
     def close(self) -> None:
+        self._listen(False)
         lib.idm_datapath_destroy(self._loader)
         self.space.close()
 
@@ -246,6 +262,17 @@ class Desk:
             envoy_cgroup=0, proxy_port=proxy_port, proxy_port6=0, flags=flags, host_identity=HOST
         )
         self.update("config", struct.pack("=I", 0), value)
+        self._listen(bool(proxy_port))
+
+    def _listen(self, wanted: bool) -> None:
+        """Sockets in the place of Envoy's listeners."""
+        while self._listeners:
+            self._listeners.pop().close()
+        for slot, family in enumerate((socket.AF_INET, socket.AF_INET6) if wanted else ()):
+            line = self.space.socket(family)
+            self._listeners.append(line)
+            line.listen()
+            self.update("listeners", struct.pack("=I", slot), struct.pack("=Q", line.fileno()))
 
     def attach(self, interface: str, mac: bytes = bytes(6)) -> None:
         value = row("idm_attachment").pack(mac=mac, peer_ifindex=1, flags=0)
@@ -286,6 +313,19 @@ class Desk:
         for key in self.connections():
             self._checked(lib.idm_datapath_delete(self._loader, b"connections", key), "delete")
 
+    def forget_all(self) -> None:
+        """Empty a large table of connections."""
+        keys, values = row("idm_connection_key").size, row("idm_connection").size
+        count = 65536
+        key_room, value_room = ffi.new("char[]", keys * count), ffi.new("char[]", values * count)
+        while True:
+            cursor = ffi.new("char[]", keys + 8)
+            got = lib.idm_datapath_read(self._loader, b"connections", 1, cursor, key_room, value_room, count)
+            if got <= 0:
+                return
+            for i in range(got):
+                lib.idm_datapath_delete(self._loader, b"connections", key_room + i * keys)
+
     # ---- packets ----
 
     def run(self, program: str, packet: bytes, interface: str, came: str = "", mark: int = 0) -> Answer:
@@ -297,7 +337,7 @@ class Desk:
         struct.pack_into("=II", raw, 36, self.ifindex.get(came, 0), self.ifindex[interface])
         out = ffi.new("char[]", len(packet) + 256)
         run = ffi.new("struct idm_datapath_run *", {"repeat": 1, "size_out": len(packet) + 256, "context_size": 192})
-        descriptor = lib.idm_datapath_program(self._loader, program.encode())
+        descriptor = self.program(program)
         done = lib.idm_datapath_run(descriptor, packet, len(packet), out, context, run, self.space.descriptor)
         self._checked(done, program)
         mark = struct.unpack_from("=I", raw, 8)[0]
@@ -309,7 +349,7 @@ class Desk:
         index = self.ifindex[interface]
         struct.pack_into("=II", ffi.buffer(context), 36, index, index)
         run = ffi.new("struct idm_datapath_run *", {"repeat": times, "context_size": 192})
-        descriptor = lib.idm_datapath_program(self._loader, program.encode())
+        descriptor = self.program(program)
         done = lib.idm_datapath_run(descriptor, packet, len(packet), ffi.NULL, context, run, self.space.descriptor)
         self._checked(done, program)
         return int(run.duration_ns)
