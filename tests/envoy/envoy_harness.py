@@ -142,6 +142,19 @@ class Node:
         wait_until(lambda: self.report().get("revision") == revision, f"revision {revision}", seconds)
 
 
+# Headers by which a client would be another one, or have another policy judge it.
+FORGED = {
+    "x-forwarded-for": f"{CLIENT}, {CLIENT}",
+    "x-envoy-external-address": CLIENT,
+    "x-real-ip": CLIENT,
+    "forwarded": f"for={CLIENT}",
+    "idmesh-peer": "source-address",
+    "idmesh-direction": "egress",
+    "idmesh-destination": "default/other",
+    "x-idmesh-identity": "1",
+}
+
+
 def wait_until(condition, what: str, seconds: float = 10) -> None:  # type: ignore[no-untyped-def]
     deadline = time.monotonic() + seconds
     while not condition():

@@ -10,7 +10,6 @@ import contextlib
 import itertools
 import socket
 from collections.abc import Iterator
-from concurrent import futures
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +17,8 @@ import grpc
 import pytest
 from envoy.service.auth.v3 import external_auth_pb2
 from envoy_backend import Backend, banner_backend
-from envoy_harness import CLIENT, OTHER, PORT, VERSIONS, ask, envoy_of, running, setup_for, wait_until
+from envoy_grpc import grpc_server, typed, unanswered
+from envoy_harness import CLIENT, FORGED, OTHER, PORT, VERSIONS, ask, envoy_of, running, setup_for, wait_until
 from google.rpc import status_pb2
 
 from ext_authz.envoy_binary import EnvoyBinary
@@ -51,19 +51,9 @@ class Recorder:
 @contextlib.contextmanager
 def recorder(folder: Path, index: int = 0) -> Iterator[Recorder]:
     found = Recorder(Target(path=str(folder / f"authz.sock.{index}")))
-    handler = grpc.unary_unary_rpc_method_handler(
-        found.check,
-        request_deserializer=external_auth_pb2.CheckRequest.FromString,
-        response_serializer=lambda answer: answer.SerializeToString(),
-    )
-    server = grpc.server(futures.ThreadPoolExecutor(4))
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_METHOD, {"Check": handler}),))
-    server.add_insecure_port(found.address.text)
-    server.start()
-    try:
+    handler = typed(grpc.unary_unary_rpc_method_handler, found.check, external_auth_pb2.CheckRequest)
+    with grpc_server(_METHOD, {"Check": handler}, found.address):
         yield found
-    finally:
-        server.stop(None).wait()
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -94,16 +84,8 @@ def test_the_service_is_told_the_connections_peer_whatever_headers_say(
             use_remote_address=use_remote_address,
             trusted_hops=hops,
         )
-        forged = {
-            "x-forwarded-for": f"{CLIENT}, {CLIENT}",
-            "x-envoy-external-address": CLIENT,
-            "forwarded": f"for={CLIENT}",
-            "idmesh-direction": "egress",
-            "idmesh-destination": "default/other",
-            "x-idmesh-identity": "1",
-        }
         with running(setup, tmp_path, envoy) as started:
-            assert ask(OTHER, started, "/a", headers=forged).status == 403
+            assert ask(OTHER, started, "/a", headers=FORGED).status == 403
             assert ask(CLIENT, started, "/a", headers={"x-forwarded-for": OTHER}).status == 200
     assert service.asked[0].attributes.source.address.socket_address.address == OTHER
     assert service.words[0]["idmesh-direction"] == "ingress"
@@ -111,14 +93,11 @@ def test_the_service_is_told_the_connections_peer_whatever_headers_say(
 
 
 def test_a_dead_or_silent_service_denies(backend: Backend, tmp_path: Path, envoy: EnvoyBinary) -> None:
-    silent = socket.socket(socket.AF_UNIX)
-    silent.bind(str(tmp_path / "silent"))
-    silent.listen()
-    for address in (Target(path=str(tmp_path / "nobody")), Target(path=str(tmp_path / "silent"))):
-        setup = setup_for(Door.EXT_AUTHZ, backend.address, authz=(address,), authz_timeout_ms=300)
-        with running(setup, tmp_path, envoy) as started:
-            assert ask(CLIENT, started, "/a").status == 403
-    silent.close()
+    with unanswered(tmp_path) as addresses:
+        for address in addresses:
+            setup = setup_for(Door.EXT_AUTHZ, backend.address, authz=(address,), authz_timeout_ms=300)
+            with running(setup, tmp_path, envoy) as started:
+                assert ask(CLIENT, started, "/a").status == 403
     assert backend.requests == []
 
 

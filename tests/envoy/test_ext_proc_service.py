@@ -3,24 +3,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import signal
 import socket
 import tempfile
-import threading
 from collections.abc import Iterator
-from concurrent import futures
-from dataclasses import replace
 from pathlib import Path
 
-import grpc
 import pytest
 from envoy_backend import Backend, http_backend
 from envoy_flows import Rings
 from envoy_harness import (
     ANYONE,
     CLIENT,
+    FORGED,
     NEWEST,
     OTHER,
     Client,
@@ -30,20 +25,14 @@ from envoy_harness import (
     envoy_of,
     policy,
     running,
-    running_config,
-    setup_for,
     wait_until,
 )
+from envoy_procs import door
 from envoy_worker import RULES, Service, worker
 from ext_authz.engine._engine import lib
 
-from ext_authz.envoy_binary import EnvoyBinary
 from ext_authz.flow.record import Door as RecordDoor
-from ext_authz.flow.record import Flags, FlowType, Record
-from ext_authz.xds.bootstrap import render
-from ext_authz.xds.setup import Door, Setup, Target, UpstreamHttp
-
-FILTER = "envoy.filters.http.ext_proc"
+from ext_authz.flow.record import FlowType, Record
 
 
 class Stage:
@@ -51,10 +40,6 @@ class Stage:
 
     def __init__(self, service: Service, backend: Backend, envoy: Envoy, rings: Rings) -> None:
         self.service, self.backend, self.envoy, self.rings = service, backend, envoy, rings
-
-
-def door(service: Service, backend: Backend, **wanted: object) -> Setup:
-    return setup_for(Door.EXT_PROC, backend.address, authz=(Target(path=str(service.socket)),), **wanted)
 
 
 @pytest.fixture(scope="module", params=["1.38.3", NEWEST])
@@ -72,13 +57,6 @@ def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
             with running(setup, folder, binary) as envoy:
                 rings.wait(lambda _: bool(rings.hellos), "the ring")
                 yield Stage(service, backend, envoy, rings)
-
-
-@pytest.fixture
-def service(node: Node, tmp_path: Path) -> Iterator[Service]:
-    node.publish(policy(RULES))
-    with worker(node, tmp_path / "a.sock") as started:
-        yield started
 
 
 def records(stage: Stage, path: str, count: int) -> list[Record]:
@@ -142,16 +120,8 @@ def test_the_verdict_is_dynamic_metadata(stage: Stage) -> None:
 
 
 def test_forged_headers_change_nothing(stage: Stage) -> None:
-    forged = {
-        "X-Forwarded-For": f"{CLIENT}, {CLIENT}",
-        "X-Envoy-External-Address": CLIENT,
-        "X-Real-IP": CLIENT,
-        "Forwarded": f"for={CLIENT}",
-        "idmesh-peer": "source-address",
-        "idmesh-destination": "default/other",
-    }
     for peer, status in ((OTHER, 403), (ANYONE, 403), (CLIENT, 200)):
-        assert ask(peer, stage.envoy, "/public/x", headers=forged).status == status
+        assert ask(peer, stage.envoy, "/public/x", headers=FORGED).status == status
 
 
 @pytest.mark.parametrize("path", ["/public/../private", "/public/%2e%2e/private", "/public%2f..%2fprivate"])
@@ -225,284 +195,3 @@ def test_a_websocket_works_and_holds_no_stream(stage: Stage) -> None:
         assert reader.read(4) == b"ping"
         assert [one.code for one in records(stage, "/public/socket", 2)] == [0, 101]
         wait_until(lambda: stage.service.node.report()["ext_proc"]["streams"] == 0, "no stream")  # type: ignore[index]
-
-
-# ---- what breaks ----
-
-
-def test_a_killed_worker_denies_until_another_serves(
-    service: Service, backend: Backend, envoy: EnvoyBinary, tmp_path: Path
-) -> None:
-    with running(door(service, backend), tmp_path, envoy) as started:
-        client = Client(CLIENT, started.listen)
-        assert client.send("/public/x").status == 200
-        service.process.kill()
-        service.process.wait()
-        before = len(backend.requests)
-        assert client.send("/public/x").status == 403
-        assert ask(CLIENT, started, "/public/x").status == 403
-        assert len(backend.requests) == before
-        with worker(service.node, service.socket):
-            wait_until(lambda: ask(CLIENT, started, "/public/x").status == 200, "the service")
-
-
-def test_a_hung_worker_denies(service: Service, backend: Backend, envoy: EnvoyBinary, tmp_path: Path) -> None:
-    with running(door(service, backend), tmp_path, envoy) as started:
-        service.process.send_signal(signal.SIGSTOP)
-        try:
-            assert ask(CLIENT, started, "/public/x").status in (403, 504)
-            assert not backend.requests
-        finally:
-            service.process.send_signal(signal.SIGCONT)
-
-
-def test_a_draining_worker_cuts_no_request(
-    service: Service, backend: Backend, envoy: EnvoyBinary, tmp_path: Path
-) -> None:
-    with running(door(service, backend), tmp_path, envoy) as started:
-        assert ask(CLIENT, started, "/public/x").status == 200
-        service.process.terminate()
-        assert service.process.wait(10) == 0
-        assert ask(CLIENT, started, "/public/x").status == 403
-
-
-@contextlib.contextmanager
-def slow_backend() -> Iterator[tuple[Target, threading.Event, threading.Event]]:
-    """Says by the first event that a request is there, and answers it after the second."""
-    came, go = threading.Event(), threading.Event()
-
-    def serve() -> None:
-        with contextlib.suppress(OSError):
-            connection, _ = listener.accept()
-            with connection:
-                connection.recv(65536)
-                came.set()
-                go.wait(30)
-                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
-                connection.recv(1)
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        threading.Thread(target=serve, daemon=True).start()
-        yield Target(host="127.0.0.1", port=listener.getsockname()[1]), came, go
-        go.set()
-
-
-@pytest.mark.parametrize(
-    ("end", "status"),
-    [
-        (signal.SIGKILL, 403),  # no response passes that was not shown
-        (signal.SIGTERM, 200),  # the request was judged: a worker that drains lets it go
-    ],
-)
-def test_a_worker_that_ends_amid_a_request(
-    service: Service, backend: Backend, envoy: EnvoyBinary, tmp_path: Path, end: signal.Signals, status: int
-) -> None:
-    with contextlib.ExitStack() as stack:
-        upstream, came, go = stack.enter_context(slow_backend())
-        pool = stack.enter_context(futures.ThreadPoolExecutor(1))
-        setup = replace(door(service, backend), upstreams=(upstream,))
-        started = stack.enter_context(running(setup, tmp_path, envoy))
-        answer = pool.submit(ask, CLIENT, started, "/public/x")
-        assert came.wait(10)
-        service.process.send_signal(end)
-        service.process.wait(15)
-        go.set()
-        assert answer.result(15).status == status
-
-
-def test_a_new_snapshot_decides_requests_of_open_connections(
-    service: Service, backend: Backend, envoy: EnvoyBinary, tmp_path: Path
-) -> None:
-    with running(door(service, backend), tmp_path, envoy) as started:
-        client = Client(CLIENT, started.listen)
-        assert client.send("/public/x").status == 200
-        service.node.publish(policy("[{path: /elsewhere}]"))
-        wait_until(lambda: client.send("/public/x").status == 403, "the change")
-
-
-# ---- gRPC ----
-
-
-@contextlib.contextmanager
-def grpc_backend() -> Iterator[Target]:
-    """Answers every unary call with its own message, or with NOT_FOUND where that is empty."""
-
-    def answer(request: bytes, context: grpc.ServicerContext) -> bytes:
-        if not request:
-            context.abort(grpc.StatusCode.NOT_FOUND, "empty")
-        return request
-
-    class Handler(grpc.GenericRpcHandler):
-        def service(self, _details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
-            return grpc.unary_unary_rpc_method_handler(answer)
-
-    server = grpc.server(futures.ThreadPoolExecutor(2))
-    server.add_generic_rpc_handlers((Handler(),))
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    try:
-        yield Target(host="127.0.0.1", port=port)
-    finally:
-        server.stop(0).wait()
-
-
-@pytest.mark.parametrize("trailers", ["SEND", "SKIP"])
-def test_grpc_calls_are_judged_and_their_status_recorded(
-    service: Service, backend: Backend, envoy: EnvoyBinary, tmp_path: Path, trailers: str
-) -> None:
-    rings = Rings(service.node.state)
-    service.node.publish(policy(RULES, peer="anyone"))
-    with grpc_backend() as upstream:
-        setup = replace(door(service, backend, upstream_http=UpstreamHttp.HTTP2), upstreams=(upstream,))
-        modes = {"request_trailer_mode": trailers, "response_trailer_mode": trailers}
-        config = changed(setup, tmp_path, {"processing_mode": modes})
-        with running_config(config, tmp_path, envoy) as started:
-            rings.wait(lambda _: bool(rings.hellos), "the ring")
-            with grpc.insecure_channel(started.listen.text) as channel:
-                call = channel.unary_unary("/pkg.Service/Call")
-                assert call(b"x", timeout=10) == b"x"
-                for method, message, status in (("Call", b"", "NOT_FOUND"), ("Other", b"x", "PERMISSION_DENIED")):
-                    with pytest.raises(grpc.RpcError) as raised:
-                        channel.unary_unary(f"/pkg.Service/{method}")(message, timeout=10)
-                    assert raised.value.code() == grpc.StatusCode[status]
-                assert raised.value.details() == "Access denied"
-        found = rings.wait(lambda found: len(found) >= 5, "five records")
-        assert all(Flags(one.flags) & Flags.GRPC for one in found)
-        codes = [
-            (one.code, bool(Flags(one.flags) & Flags.GRPC_STATUS)) for one in found if one.type == FlowType.RESPONSE
-        ]
-        # A status without body comes in the headers; another one only to who is shown the trailers.
-        assert codes == [(0, True) if trailers == "SEND" else (200, False), (5, True)]
-
-
-# ---- other configurations ----
-
-
-def changed(setup: Setup, folder: Path, change: dict[str, object]) -> Path:
-    """The generator's configuration with other values in our filter."""
-    config = json.loads(render(setup))
-
-    def walk(node: object) -> None:
-        if isinstance(node, dict):
-            if node.get("name") == FILTER:
-                merge(node["typedConfig"], change)
-            for value in node.values():
-                walk(value)
-        elif isinstance(node, list):
-            for value in node:
-                walk(value)
-
-    walk(config)
-    path = folder / "envoy.json"
-    path.write_text(json.dumps(config))
-    return path
-
-
-def merge(into: dict[str, object], change: dict[str, object]) -> None:
-    for key, value in change.items():
-        held = next((name for name in into if name.lower().replace("_", "") == key.lower().replace("_", "")), key)
-        if isinstance(value, dict) and isinstance(into.get(held), dict):
-            merge(into[held], value)  # type: ignore[arg-type]
-        elif value is None:
-            into.pop(held, None)
-        else:
-            into[held] = value
-
-
-@pytest.mark.parametrize("mode", ["STREAMED", "BUFFERED", "BUFFERED_PARTIAL"])
-def test_bodies_that_are_sent_pass_untouched(
-    service: Service, backend: Backend, envoy: EnvoyBinary, tmp_path: Path, mode: str
-) -> None:
-    """BUFFERED holds no more than Envoy's own buffer."""
-    bodies = {"request_body_mode": mode, "response_body_mode": mode, "request_trailer_mode": "SEND"}
-    config = changed(door(service, backend), tmp_path, {"processing_mode": bodies})
-    with running_config(config, tmp_path, envoy) as started:
-        client = Client(CLIENT, started.listen)
-        answer = client.send("/upload", "POST", body=b"x" * 20_000)
-        assert (answer.status, answer.body) == (200, b"backend")
-        assert client.send("/private", "POST", body=b"x" * 20_000).status == 403
-
-
-def test_a_mode_that_wants_bodies_back_is_denied(
-    service: Service, backend: Backend, envoy: EnvoyBinary, tmp_path: Path
-) -> None:
-    bodies = {"request_body_mode": "FULL_DUPLEX_STREAMED", "request_trailer_mode": "SEND"}
-    config = changed(door(service, backend), tmp_path, {"processing_mode": bodies})
-    with running_config(config, tmp_path, envoy) as started:
-        assert ask(CLIENT, started, "/public/x").status == 403
-        assert not backend.requests
-
-
-def test_a_mode_that_hides_requests_shows_no_response(
-    service: Service, backend: Backend, envoy: EnvoyBinary, tmp_path: Path
-) -> None:
-    """Too late for the backend, which doctor says; but nobody gets to see what came of it."""
-    config = changed(door(service, backend), tmp_path, {"processing_mode": {"request_header_mode": "SKIP"}})
-    with running_config(config, tmp_path, envoy) as started:
-        assert ask(CLIENT, started, "/public/x").status == 403
-
-
-def test_a_request_that_finds_no_room_for_its_stream_is_denied(
-    node: Node, backend: Backend, envoy: EnvoyBinary, tmp_path: Path
-) -> None:
-    node.publish(policy(RULES))
-    with contextlib.ExitStack() as stack:
-        service = stack.enter_context(worker(node, tmp_path / "a.sock", "--streams", "1"))
-        upstream, came, go = stack.enter_context(slow_backend())
-        pool = stack.enter_context(futures.ThreadPoolExecutor(1))
-        setup = replace(door(service, backend), upstreams=(upstream,))
-        started = stack.enter_context(running(setup, tmp_path, envoy))
-        answer = pool.submit(ask, CLIENT, started, "/public/x")
-        assert came.wait(10)
-        assert ask(CLIENT, started, "/public/x").status == 403
-        go.set()
-        assert answer.result(15).status == 200
-
-
-def test_without_any_word_of_the_peer_all_is_denied_172(
-    service: Service, backend: Backend, envoy: EnvoyBinary, tmp_path: Path
-) -> None:
-    rings = Rings(service.node.state)
-    config = changed(door(service, backend), tmp_path, {"request_attributes": ["destination.address"]})
-    with running_config(config, tmp_path, envoy) as started:
-        rings.wait(lambda _: bool(rings.hellos), "the ring")
-        assert ask(CLIENT, started, "/public/x").status == 403
-        found = rings.wait(bool, "the record")
-        assert found[0].drop_reason == lib.IDM_DROP_UNKNOWN_SENDER
-
-
-def test_disregarding_our_answer_lets_nothing_pass(
-    service: Service, backend: Backend, envoy: EnvoyBinary, tmp_path: Path
-) -> None:
-    """disable_immediate_response makes Envoy drop a denial; the stream's error denies all the same."""
-    config = changed(door(service, backend), tmp_path, {"disable_immediate_response": True})
-    with running_config(config, tmp_path, envoy) as started:
-        assert ask(CLIENT, started, "/private").status >= 400
-        assert not backend.requests
-
-
-def test_observability_mode_denies_nothing_and_records_all(
-    service: Service, backend: Backend, envoy: EnvoyBinary, tmp_path: Path
-) -> None:
-    rings = Rings(service.node.state)
-    with running(door(service, backend, observe=True), tmp_path, envoy) as started:
-        rings.wait(lambda _: bool(rings.hellos), "the ring")
-        assert ask(CLIENT, started, "/private").status == 200
-        found = rings.wait(lambda found: len(found) >= 2, "two records")
-        assert [one.type for one in found] == [FlowType.REQUEST, FlowType.RESPONSE]
-        assert found[0].verdict == lib.IDM_DROPPED
-        assert all(Flags(one.flags) & Flags.SHADOW for one in found)
-        assert found[1].code == 200
-
-
-@pytest.mark.parametrize("forged", [{}, {"X-Forwarded-For": CLIENT}])
-def test_behind_the_listener_filter_the_peer_is_the_connections(
-    service: Service, backend: Backend, envoy: EnvoyBinary, tmp_path: Path, forged: dict[str, str]
-) -> None:
-    """Even where Envoy itself believes X-Forwarded-For."""
-    setup = door(
-        service, backend, listener_filter=True, use_remote_address=False, state=service.node.state, trusted_hops=1
-    )
-    with running(setup, tmp_path, envoy) as started:
-        wait_until(lambda: ask(CLIENT, started, "/public/x", headers=forged).status == 200, "the module")
-        assert ask(OTHER, started, "/public/x", headers=forged).status == 403

@@ -7,13 +7,13 @@ import json
 import socket
 import time
 from collections.abc import Iterator
-from concurrent import futures
 from pathlib import Path
 
 import grpc
 import pytest
 from envoy_backend import Backend, banner_backend, http_backend
 from envoy_flows import Rings, listening
+from envoy_grpc import echo, grpc_server, unary
 from envoy_harness import (
     ANYONE,
     CLIENT,
@@ -190,18 +190,8 @@ def test_a_request_that_cannot_be_read_is_recorded_as_an_error(
 
 @pytest.fixture
 def grpc_backend() -> Iterator[Target]:
-    def answer(request: bytes, context: grpc.ServicerContext) -> bytes:
-        if request == b"fail":
-            context.abort(grpc.StatusCode.NOT_FOUND, "no such ship")
-        return request
-
-    handler = grpc.unary_unary_rpc_method_handler(answer)
-    server = grpc.server(futures.ThreadPoolExecutor(2))
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Ships", {"Land": handler}),))
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    yield Target("127.0.0.1", port)
-    server.stop(None)
+    with grpc_server("test.Ships", {"Land": unary(echo)}) as address:
+        yield address
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import socket
 from collections.abc import Iterable, Iterator
-from concurrent import futures
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,8 +17,10 @@ import pytest
 from envoy.config.core.v3 import base_pb2
 from envoy.service.ext_proc.v3 import external_processor_pb2 as proc
 from envoy_backend import Backend
+from envoy_grpc import grpc_server, typed, unanswered
 from envoy_harness import (
     CLIENT,
+    FORGED,
     OTHER,
     PORT,
     SERVER,
@@ -100,19 +100,9 @@ def peer_of(request: proc.ProcessingRequest) -> str:
 @contextlib.contextmanager
 def processor(folder: Path) -> Iterator[Processor]:
     found = Processor(Target(path=str(folder / "proc.sock")))
-    handler = grpc.stream_stream_rpc_method_handler(
-        found.process,
-        request_deserializer=proc.ProcessingRequest.FromString,
-        response_serializer=lambda answer: answer.SerializeToString(),
-    )
-    server = grpc.server(futures.ThreadPoolExecutor(8))
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_METHOD, {"Process": handler}),))
-    server.add_insecure_port(found.address.text)
-    server.start()
-    try:
+    handler = typed(grpc.stream_stream_rpc_method_handler, found.process, proc.ProcessingRequest)
+    with grpc_server(_METHOD, {"Process": handler}, found.address):
         yield found
-    finally:
-        server.stop(None).wait()
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -138,15 +128,6 @@ def test_each_envoy_shows_headers_both_ways_and_no_body(version: str, backend: B
     assert str(attributes["destination.address"]).startswith(f"{SERVER}:")
     # An Envoy that ends writes what it still holds.
     assert [json.loads(line)["verdict"] for line in log.read_text().splitlines()] == ["FORWARDED", "DROPPED"]
-
-
-FORGED = {
-    "x-forwarded-for": f"{CLIENT}, {CLIENT}",
-    "x-envoy-external-address": CLIENT,
-    "forwarded": f"for={CLIENT}",
-    "idmesh-peer": "source-address",
-    "idmesh-destination": "default/other",
-}
 
 
 def test_source_address_is_the_connections_where_no_forwarded_header_is_believed(
@@ -185,15 +166,12 @@ def test_the_listener_filter_tells_the_peer_whatever_headers_say(
 
 
 def test_an_absent_silent_or_failing_service_denies(backend: Backend, tmp_path: Path, envoy: EnvoyBinary) -> None:
-    silent = socket.socket(socket.AF_UNIX)
-    silent.bind(str(tmp_path / "silent"))
-    silent.listen()
     seen = []
-    for address in (Target(path=str(tmp_path / "nobody")), Target(path=str(tmp_path / "silent"))):
-        setup = setup_for(Door.EXT_PROC, backend.address, authz=(address,), authz_timeout_ms=300)
-        with running(setup, tmp_path, envoy) as started:
-            seen.append(ask(CLIENT, started, "/a").status)
-    silent.close()
+    with unanswered(tmp_path) as addresses:
+        for address in addresses:
+            setup = setup_for(Door.EXT_PROC, backend.address, authz=(address,), authz_timeout_ms=300)
+            with running(setup, tmp_path, envoy) as started:
+                seen.append(ask(CLIENT, started, "/a").status)
     assert seen == [403, 504]
     assert backend.requests == []
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
-from concurrent import futures
 from pathlib import Path
 
 import grpc
 import pytest
 from envoy_backend import Backend
+from envoy_grpc import echo, grpc_server, unary
 from envoy_h2 import H2Client
 from envoy_harness import CLIENT, OTHER, Envoy, Node, ask, policy, running, setup_for, wait_until
 
@@ -37,18 +37,8 @@ def test_http2_streams_of_one_connection_are_judged_one_by_one(
 
 @pytest.fixture
 def grpc_backend() -> Iterator[Target]:
-    def answer(request: bytes, _context: grpc.ServicerContext) -> bytes:
-        return b"served " + request
-
-    handler = grpc.unary_unary_rpc_method_handler(answer)
-    server = grpc.server(futures.ThreadPoolExecutor(4))
-    server.add_generic_rpc_handlers(
-        (grpc.method_handlers_generic_handler("test.Ships", {"Land": handler, "Exhaust": handler}),)
-    )
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    yield Target("127.0.0.1", port)
-    server.stop(None)
+    with grpc_server("test.Ships", {"Land": unary(echo), "Exhaust": unary(echo)}) as address:
+        yield address
 
 
 def test_denied_grpc_call_is_permission_denied(
@@ -60,7 +50,7 @@ def test_denied_grpc_call_is_permission_denied(
         running(setup, tmp_path, envoy) as started,
         grpc.insecure_channel(started.listen.text, options=(("grpc.enable_http_proxy", 0),)) as channel,
     ):
-        assert channel.unary_unary("/test.Ships/Land")(b"x", timeout=10) == b"served x"
+        assert channel.unary_unary("/test.Ships/Land")(b"x", timeout=10) == b"x"
         with pytest.raises(grpc.RpcError) as raised:
             channel.unary_unary("/test.Ships/Exhaust")(b"x", timeout=10)
         assert raised.value.code() == grpc.StatusCode.PERMISSION_DENIED
