@@ -82,10 +82,9 @@ static __noinline int tell(struct flow *flow, uint32_t reason)
 }
 
 /* Whether a connection to that destination would be denied; told, if so. A frame of its own: the stack is small. */
-static __noinline int is_denied(const struct workload *own, const struct idm_service_key *peer)
+static __noinline int is_denied(struct workload *own, const struct idm_service_key *peer)
 {
 	struct flow flow = {};
-	struct end to;
 	int reason = 0;
 
 	workload_begin(&flow, IDM_EGRESS);
@@ -96,8 +95,9 @@ static __noinline int is_denied(const struct workload *own, const struct idm_ser
 	flow.packet.flags = PACKET_OPENS;
 	if (!lookup_live(&flow.live))
 		return IDM_DROP_NOT_READY;
-	workload_peer(&flow.live, &flow.packet.destination, flow.packet.kind, false, false, &to);
-	workload_decide_opened(&flow, own, &to);
+	if (workload_meet(&flow, own, false, false, false))
+		return IDM_DROP_NOT_READY;
+	workload_decide_opened(&flow, own);
 	flow.judged = 1;
 	if (flow.verdict == IDM_DROPPED)
 		reason = flow.drop_reason ? flow.drop_reason : IDM_DROP_POLICY_DENIED;
@@ -307,12 +307,11 @@ static __always_inline bool read_ends(const struct bpf_sock_ops *ctx, struct pac
 }
 
 /* The row must stand before the first packet: sk_lookup chooses Envoy by it, and the module asks it who connects. */
-static __noinline int open_steered(struct flow *flow, const struct workload *own)
+static __noinline int open_steered(struct flow *flow, struct workload *own)
 {
-	struct end to;
-
-	workload_peer(&flow->live, &flow->packet.destination, flow->packet.kind, false, false, &to);
-	workload_decide_opened(flow, own, &to);
+	if (workload_meet(flow, own, false, false, false))
+		return 0;
+	workload_decide_opened(flow, own);
 	flow->judged = 1;
 	if (flow->verdict != IDM_REDIRECTED || decide_settle(flow, NULL) ||
 	    !steer_grant(&flow->key, &flow->connection) || decide_write(flow, NULL))

@@ -19,6 +19,7 @@
 struct workload {
 	const struct idm_workload *row;
 	struct end end; // as the revision in force has it
+	struct end peer; // the other end of the flow at hand
 };
 
 static __always_inline void workload_begin(struct flow *flow, uint8_t direction)
@@ -69,22 +70,29 @@ static __always_inline bool workload_may_hear(const struct live *live, const str
  * Who is at the other end, by its address. Over lo only the host itself sends: who shares its addresses has a row
  * already. From outside, the host's addresses and those of workloads attached here are forged.
  */
-static __always_inline int workload_peer(const struct live *live, const struct idm_address *address, uint8_t kind,
-					 bool incoming, bool over_lo, struct end *ret)
+static __noinline int workload_meet(const struct flow *flow, struct workload *own, bool is_source, bool incoming,
+				    bool over_lo)
 {
+	const struct idm_address *address = is_source ? &flow->packet.source : &flow->packet.destination;
+	int reason = 0;
+
 	if (workload_is_loopback(address) || (incoming && over_lo)) {
-		lookup_nobody(ret, lookup_host());
-		return 0;
+		lookup_nobody(&own->peer, lookup_host());
+	} else {
+		lookup_end(&flow->live, address, flow->packet.kind, &own->peer);
+		if (incoming && (own->peer.ifindex || bpf_map_lookup_elem(&locals, address)))
+			reason = IDM_PACKET_INVALID_SOURCE_IP;
 	}
-	lookup_end(live, address, kind, ret);
-	if (incoming && (ret->ifindex || bpf_map_lookup_elem(&locals, address)))
-		return IDM_PACKET_INVALID_SOURCE_IP;
-	return 0;
+	// Where all callers know the answer, the compiler leaves an address in its register, and the kernel refuses that.
+	asm volatile("" : "+r"(reason));
+	return reason;
 }
 
 /* Judge a flow that the workload opens, both directions that are ours to judge. Fills the verdict and the row. */
-static __noinline int workload_decide_opened(struct flow *flow, const struct workload *own, const struct end *to)
+static __noinline int workload_decide_opened(struct flow *flow, const struct workload *own)
 {
+	const struct end *to = &own->peer;
+
 	decide_describe(flow, &own->end, to, true);
 	flow->connection.flags |= IDM_CONNECTION_CGROUP;
 	flow->verdict = 0;

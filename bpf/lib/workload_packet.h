@@ -71,9 +71,10 @@ static __always_inline bool workload_may_send(const struct workload *own, const 
 }
 
 /* One direction alone: the workload's own. */
-static __noinline int workload_decide_own(struct flow *flow, const struct workload *own, const struct end *peer,
-					  uint32_t direction)
+static __noinline int workload_decide_own(struct flow *flow, const struct workload *own, uint32_t direction)
 {
+	const struct end *peer = &own->peer;
+
 	if (direction == IDM_EGRESS)
 		decide_describe(flow, &own->end, peer, false);
 	else
@@ -114,18 +115,17 @@ static __always_inline int workload_act(struct flow *flow, struct idm_connection
 }
 
 /* A packet of a flow that the workload opened, on its way out. */
-static __always_inline int workload_send(struct flow *flow, const struct workload *own, struct idm_connection *row,
+static __always_inline int workload_send(struct flow *flow, struct workload *own, struct idm_connection *row,
 					 bool over_lo)
 {
-	struct end to;
 	int reason;
 
 	if (row && workload_is_live(flow, row) && row->flags & IDM_CONNECTION_EGRESS)
 		return workload_act(flow, row, over_lo);
-	reason = workload_peer(&flow->live, &flow->packet.destination, flow->packet.kind, false, over_lo, &to);
+	reason = workload_meet(flow, own, false, false, over_lo);
 	if (reason)
 		return reason;
-	workload_decide_opened(flow, own, &to);
+	workload_decide_opened(flow, own);
 	flow->judged = 1;
 	reason = decide_settle(flow, row);
 	if (reason)
@@ -139,15 +139,13 @@ static __always_inline int workload_send(struct flow *flow, const struct workloa
 }
 
 /* A reply to the workload, in a flow that it opened. Who opened renews the row: here it is only asked again. */
-static __always_inline int workload_get_reply(struct flow *flow, const struct workload *own,
+static __always_inline int workload_get_reply(struct flow *flow, struct workload *own,
 					      struct idm_connection *row, bool over_lo)
 {
-	struct end to;
-
 	if (workload_is_live(flow, row) && row->flags & IDM_CONNECTION_EGRESS)
 		return workload_act(flow, row, over_lo);
-	workload_peer(&flow->live, &flow->packet.source, flow->packet.kind, false, over_lo, &to);
-	workload_decide_own(flow, own, &to, IDM_EGRESS);
+	workload_meet(flow, own, true, false, over_lo);
+	workload_decide_own(flow, own, IDM_EGRESS);
 	return workload_answer(flow, row);
 }
 
@@ -159,30 +157,26 @@ static __always_inline bool workload_is_judged(const struct flow *flow, const st
 }
 
 /* Who opened a flow to the workload: as a row of this revision says, else by its address. */
-static __always_inline int workload_opener(struct flow *flow, const struct idm_connection *row, bool incoming,
-					   bool over_lo, struct end *ret)
+static __always_inline int workload_opener(struct flow *flow, struct workload *own, const struct idm_connection *row,
+					   bool incoming, bool over_lo)
 {
-	const struct idm_address *address = incoming ? &flow->packet.source : &flow->packet.destination;
-
 	if (row && workload_is_live(flow, row)) {
-		lookup_nobody(ret, row->source_identity);
-		ret->endpoint = row->source_endpoint;
-		ret->ifindex = row->source_ifindex;
+		lookup_nobody(&own->peer, row->source_identity);
+		own->peer.endpoint = row->source_endpoint;
+		own->peer.ifindex = row->source_ifindex;
 		return 0;
 	}
-	return workload_peer(&flow->live, address, flow->packet.kind, incoming, over_lo, ret);
+	return workload_meet(flow, own, incoming, incoming, over_lo);
 }
 
 /* A reply of the workload, in a flow that somebody opened to it. */
-static __always_inline int workload_reply(struct flow *flow, const struct workload *own, struct idm_connection *row,
+static __always_inline int workload_reply(struct flow *flow, struct workload *own, struct idm_connection *row,
 					  bool over_lo)
 {
-	struct end from;
-
 	if (workload_is_judged(flow, own, row))
 		return workload_act(flow, row, over_lo);
-	workload_opener(flow, row, false, over_lo, &from);
-	workload_decide_own(flow, own, &from, IDM_INGRESS);
+	workload_opener(flow, own, row, false, over_lo);
+	workload_decide_own(flow, own, IDM_INGRESS);
 	return workload_answer(flow, row);
 }
 
@@ -198,19 +192,18 @@ static __always_inline void workload_add(const struct flow *flow, struct idm_con
 }
 
 /* A packet of a flow that somebody opens to the workload. */
-static __always_inline int workload_receive(struct flow *flow, const struct workload *own,
+static __always_inline int workload_receive(struct flow *flow, struct workload *own,
 					    struct idm_connection *row, bool over_lo)
 {
-	struct end from;
 	bool known = row && workload_is_live(flow, row);
 	int reason;
 
 	if (row && workload_is_judged(flow, own, row))
 		return workload_act(flow, row, over_lo);
-	reason = workload_opener(flow, row, true, over_lo, &from);
+	reason = workload_opener(flow, own, row, true, over_lo);
 	if (reason)
 		return reason;
-	workload_decide_own(flow, own, &from, IDM_INGRESS);
+	workload_decide_own(flow, own, IDM_INGRESS);
 	flow->judged = 1;
 	reason = workload_answer(flow, row);
 	if (reason) {
