@@ -124,8 +124,11 @@ static __noinline int received_settle(struct __sk_buff *skb, struct flow *flow, 
 		return IDM_DROP_NO_POLICY;
 	// Before it is known whether Envoy holds the connection, its row says so.
 	flow->connection.verdict = row ? row->verdict : 0;
-	if (!received_has_way(skb, flow, &flow->connection))
+	if (!received_has_way(skb, flow, &flow->connection)) {
+		// Whatever policy would have said of the flow: it is refused here.
+		flow->direction = IDM_INGRESS;
 		return IDM_PACKET_INVALID_SOURCE_IP;
+	}
 	flow->judged = 1;
 	reason = decide_settle(flow, row);
 	// Steered as of now, and this is the server's own answer.
