@@ -57,6 +57,11 @@ class Kernel:
     def delete(self, name: str, key: bytes) -> None:
         lib.idm_datapath_delete(self._all, name.encode(), ffi.from_buffer(key))
 
+    def read(self, name: str, key: bytes, value_size: int) -> bytes:
+        value = ffi.new("char[]", value_size)
+        self._check(lib.idm_datapath_lookup(self._all, name.encode(), ffi.from_buffer(key), value))
+        return bytes(ffi.buffer(value))
+
     def rows(self, name: str, key_size: int, value_size: int) -> dict[bytes, bytes]:
         keys, values = ffi.new("char[]", key_size << 10), ffi.new("char[]", value_size << 10)
         cursor, found, first = ffi.new("char[]", key_size + 8), dict[bytes, bytes](), 1

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Nobody but Envoy speaks for others: marks of ours are refused, and what carries them all the same is dropped."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import signal
+import socket
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ext_authz.envoy_binary import find_envoy
+from tests.bpf.bare import run_in
+from tests.bpf.net import connects, serve_greeting
+from tests.bpf.steered import Steered, http_server
+from tests.bpf.test_steering_http import ingress, url
+
+TO_PROXY, FROM_PROXY, SOCKETS = 0x200, 0xA00, 0x600
+OURS = [TO_PROXY, FROM_PROXY, SOCKETS, FROM_PROXY | 0x1005, 0x80000000 | TO_PROXY]
+FOREIGN = [0x100, 0x4000, 0xC00, 0xF00]
+_TRANSPARENT = 19
+
+
+@pytest.fixture
+def site(folder: Path, cgroup: Path) -> Iterator[Steered]:
+    with Steered(folder, cgroup) as made:
+        yield made
+
+
+def set_mark(mark: int) -> int:
+    """The error of setting it, 0 if it is set."""
+    with socket.socket() as line:
+        try:
+            line.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, struct.pack("=I", mark))
+        except OSError as error:
+            return error.errno or -1
+        return 0
+
+
+def test_only_envoys_cgroup_may_set_our_marks(site: Steered) -> None:
+    other = site.guard / "other"
+    other.mkdir()
+    for mark in OURS:
+        assert run_in(other, site.host, lambda mark=mark: set_mark(mark)) == errno.EPERM
+        assert run_in(site.envoy_cgroup, site.host, lambda mark=mark: set_mark(mark)) == 0
+    for mark in FOREIGN:
+        assert run_in(other, site.host, lambda mark=mark: set_mark(mark)) == 0
+
+
+def send_marked(target: str, mark: int) -> bool:
+    """Send a datagram whose mark comes with the message; false if it was dropped at once."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as line:
+        try:
+            line.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SO_MARK, struct.pack("=I", mark))], 0, (target, 9))
+        except PermissionError:
+            return False
+        return True
+
+
+def test_a_mark_that_comes_with_a_message_drops_it(site: Steered) -> None:
+    site.outside("outside", "203.0.113.7")
+    other = site.guard / "other"
+    other.mkdir()
+    for mark in OURS:
+        assert not run_in(other, site.host, lambda mark=mark: send_marked("203.0.113.7", mark))
+    for mark in FOREIGN:
+        assert run_in(other, site.host, lambda mark=mark: send_marked("203.0.113.7", mark))
+
+
+def connect_as(source: str, target: str, mark: int) -> int:
+    """The error of connecting in somebody's name, 0 if it is answered."""
+    with socket.socket() as line:
+        line.settimeout(1)
+        line.setsockopt(socket.SOL_IP, _TRANSPARENT, 1)
+        if mark:
+            line.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, struct.pack("=I", mark))
+        line.bind((source, 0))
+        try:
+            line.connect((target, 8080))
+        except TimeoutError:
+            return errno.ETIMEDOUT
+        except OSError as error:
+            return error.errno or -1
+        return 0
+
+
+@pytest.mark.needs_envoy
+def test_envoys_cgroup_speaks_only_for_the_client_of_its_token(site: Steered) -> None:
+    client, server = site.add("client", "10.1.0.1"), site.add("server", "10.1.0.2")
+    site.add("other", "10.1.0.3")
+    site.apply(ingress("/a"))
+    site.start(find_envoy())
+    with http_server(server, 8080):
+        assert site.get(client, url("10.1.0.2", "/a")).status == 200
+        token = next(iter(site.kernel.rows("grants", 4, 32)))
+        number = struct.unpack("=I", token)[0]
+        mark = FROM_PROXY | number & 0xFF | (number & 0xFFFF00) << 4
+
+        def attempt(source: str, mark: int) -> int:
+            return int(run_in(site.envoy_cgroup, site.host, lambda: connect_as(source, "10.1.0.2", mark)))
+
+        assert attempt("10.1.0.1", mark) == 0
+        assert attempt("10.1.0.3", mark) != 0  # another's address
+        assert attempt("10.1.0.1", mark ^ 1) != 0  # a token that nobody has
+        assert attempt("10.1.0.1", 0) != 0  # in a client's name, but without saying so
+
+
+def test_a_mark_that_slips_past_the_guard_opens_nothing(site: Steered) -> None:
+    """From a cgroup that nobody guards, as where the guard hangs too low."""
+    server = site.add("server", "10.1.0.2")
+    site.add("client", "10.1.0.1")
+    site.apply(ingress("/a"))
+    with serve_greeting(server, "10.1.0.2", 8080) as listener, site.host.inside():
+        for mark in (FROM_PROXY, FROM_PROXY | 5, TO_PROXY):
+            assert connect_as("10.1.0.1", "10.1.0.2", mark) != 0
+        listener.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            listener.accept()
+
+
+@pytest.mark.needs_envoy
+def test_a_steered_connection_without_a_row_is_closed(site: Steered) -> None:
+    """Forgotten between kernel and Envoy: nobody else answers, and Envoy takes no address for an identity."""
+    client, server = site.add("client", "10.1.0.1"), site.add("server", "10.1.0.2")
+    site.apply(ingress("/a"))
+    site.start(find_envoy())
+    with http_server(server, 8080) as seen, client.socket(socket.AF_INET) as line:
+        line.settimeout(5)
+        line.connect(("10.1.0.2", 8080))
+        assert site.envoy is not None
+        site.envoy.send_signal(signal.SIGSTOP)
+        try:
+            line.sendall(b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n")
+            for key in site.kernel.rows("connections", 40, 72):
+                site.kernel.delete("connections", key)
+        finally:
+            site.envoy.send_signal(signal.SIGCONT)
+        with contextlib.suppress(ConnectionError):
+            assert line.recv(10) == b""
+        assert seen.seen == []
+
+
+@pytest.mark.needs_envoy
+def test_numbers_of_another_identity_domain_name_nobody(site: Steered) -> None:
+    client, server = site.add("client", "10.1.0.1"), site.add("server", "10.1.0.2")
+    site.apply(ingress("/a"))
+    site.start(find_envoy())
+    state = bytearray(site.kernel.read("state", struct.pack("=I", 0), 64))
+    struct.pack_into("=Q", state, 8, struct.unpack_from("=Q", state, 8)[0] + 1)
+    with http_server(server, 8080) as seen:
+        assert site.get(client, url("10.1.0.2", "/a")).status == 200
+        site.kernel.update("state", struct.pack("=I", 0), bytes(state))
+        assert site.get(client, url("10.1.0.2", "/a")).status == 403
+    assert len(seen.seen) == 1
+
+
+def test_packets_for_envoy_reach_no_other_listener_of_the_host(site: Steered) -> None:
+    """A program that listens on every address must not be mistaken for Envoy."""
+    client, server = site.add("client", "10.1.0.1"), site.add("server", "10.1.0.2")
+    site.apply(ingress("/a"))
+    with site.host.socket(socket.AF_INET) as wide:
+        wide.setsockopt(socket.SOL_IP, _TRANSPARENT, 1)
+        wide.bind(("0.0.0.0", 8080))
+        wide.listen()
+        assert not connects(client, (server.address(), 8080), 0.5)
