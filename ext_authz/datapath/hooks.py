@@ -130,7 +130,7 @@ class Hooks:
         """
         count = 0
         for link in self.links():
-            count += self._update(link.name, link.name.rpartition("-")[0] or link.name)
+            count += self._update(link.name, link.name.partition("-")[0])
         for ifindex in self._pins.filters():
             self._set_filters(ifindex, None)
             count += len(VETH)

@@ -194,6 +194,10 @@ class Datapath:
         self._pins.drop_others(self._maps.folder)
         self._aside = False
 
+    def grace(self) -> None:
+        """Return once no program reads any more what was replaced in maps before the call; some milliseconds."""
+        self._maps.grace()
+
     def upgrade(self, objects: Path | None = None) -> int:
         """
         Load programs anew and put them in the place of those in force; no packet falls between.

@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
+import threading
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -48,6 +49,8 @@ class MapSet:
         self.folder = folder
         self.log = ""
         self._handle = ffi.gc(lib.idm_datapath_create(os.fsencode(folder)), lib.idm_datapath_destroy)
+        self._closed = False
+        self._draining = threading.Lock()  # events are read on a thread of their own
         self._previous: Any = ffi.NULL  # the snapshot before, whose tables the next one may share
         for name, count in (SIZES | dict(sizes)).items():
             for each in (f"{name}_0", f"{name}_1") if name in _SLOTTED else (name,):
@@ -99,10 +102,16 @@ class MapSet:
                 raise Refused(_text(error) + _hint(said, verbose), said)
 
     def close(self) -> None:
+        with self._draining:
+            self._close()
+
+    def _close(self) -> None:
         if self._previous != ffi.NULL:
             lib.idm_snapshot_unref(self._previous)
             self._previous = ffi.NULL
-        ffi.release(self._handle)
+        if not self._closed:
+            self._closed = True
+            ffi.release(self._handle)
 
     def program(self, name: str) -> int:
         """
@@ -178,6 +187,10 @@ class MapSet:
         if lib.idm_snapshot_load(data, len(data), self._previous, made, error):
             raise DatapathError(f"not a snapshot that can be loaded: {_text(error) or 'no memory'}")
         return made[0]
+
+    def grace(self) -> None:
+        if code := lib.idm_datapath_grace(self._handle):
+            raise DatapathError(f"waiting for running programs: {os.strerror(-code)}")
 
     def state(self) -> LiveState:
         packer = row("idm_state")
@@ -311,7 +324,10 @@ class MapSet:
     def events(self, limit: int, timeout_ms: int) -> bytes:
         size = row("idm_event").size * limit
         found = ffi.new("char[]", size)
-        written = lib.idm_datapath_events(self._handle, found, size, timeout_ms)
+        with self._draining:
+            if self._closed:
+                return b""
+            written = lib.idm_datapath_events(self._handle, found, size, timeout_ms)
         if written < 0 and written != -errno.EINTR:
             raise DatapathError(f"map events: {os.strerror(-written)}")
         return bytes(ffi.buffer(found, max(0, written)))

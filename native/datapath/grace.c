@@ -14,8 +14,7 @@
 
 void idm_grace_init(struct idm_grace *grace)
 {
-	grace->outer = grace->inner = -1;
-	grace->running = false;
+	*grace = (struct idm_grace){.outer = -1, .inner = -1};
 }
 
 static int make_maps(struct idm_grace *grace)
@@ -50,29 +49,53 @@ static void *wait_aside(void *argument)
 
 void idm_grace_start(struct idm_grace *grace)
 {
+	grace->passed = false;
 	grace->running = !pthread_create(&grace->thread, NULL, wait_aside, grace);
+}
+
+static int join(struct idm_grace *grace)
+{
+	void *result;
+
+	if (!grace->running)
+		return 0;
+	grace->running = false;
+	if (pthread_join(grace->thread, &result))
+		return -EDEADLK;
+	grace->passed = !result;
+	return (int)(intptr_t)result;
 }
 
 int idm_grace_wait(struct idm_grace *grace)
 {
-	void *result;
+	int r = join(grace);
 
-	// No thread was to be had, or nothing was published by this process: the pins may be a dead one's, so wait now.
-	if (!grace->running)
-		return wait_here(grace);
-	grace->running = false;
-	if (pthread_join(grace->thread, &result))
-		return -EDEADLK;
-	return (int)(intptr_t)result;
+	if (r || grace->passed)
+		return r;
+	// No thread was to be had, or this process has not published yet: the pins may be a dead one's, so wait now.
+	return idm_grace_now(grace);
+}
+
+int idm_grace_now(struct idm_grace *grace)
+{
+	int r = join(grace);
+
+	r = r ? r : wait_here(grace);
+	grace->passed = !r;
+	return r;
 }
 
 void idm_grace_deinit(struct idm_grace *grace)
 {
-	if (grace->running)
-		pthread_join(grace->thread, NULL);
+	join(grace);
 	if (grace->outer >= 0)
 		close(grace->outer);
 	if (grace->inner >= 0)
 		close(grace->inner);
 	idm_grace_init(grace);
+}
+
+int idm_datapath_grace(struct idm_datapath *datapath)
+{
+	return idm_grace_now(&datapath->grace);
 }

@@ -44,6 +44,7 @@ struct idm_grace {
 	int outer, inner; // maps, or -1
 	pthread_t thread;
 	bool running;
+	bool passed; // since the last start
 };
 
 /* Addresses of workloads attached here, to the host side of their veth. */
@@ -101,6 +102,8 @@ void idm_grace_init(struct idm_grace *grace);
 void idm_grace_start(struct idm_grace *grace);
 /* Returns when no program reads what was in force before the last start. */
 int idm_grace_wait(struct idm_grace *grace);
+/* The same for whatever was replaced before the call. */
+int idm_grace_now(struct idm_grace *grace);
 void idm_grace_deinit(struct idm_grace *grace);
 
 /* ifindex of an address's veth, or 0. */

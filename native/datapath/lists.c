@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "idmesh/engine.h"
+#include "rows.h"
 
 #define BATCH 8192
 
@@ -110,15 +111,6 @@ uint32_t idm_wanted_add(struct idm_wanted_lists *wanted, const struct idm_span_r
 
 // ---- stored ----
 
-static int read_mirror(struct idm_store_of_lists *store)
-{
-	for (uint32_t i = 0; i < store->capacity; i++) {
-		if (bpf_map_lookup_elem(store->map, &i, &store->mirror[i]))
-			return -errno;
-	}
-	return 0;
-}
-
 int idm_lists_init(struct idm_store_of_lists *store, int map, uint32_t capacity)
 {
 	int r;
@@ -129,7 +121,7 @@ int idm_lists_init(struct idm_store_of_lists *store, int map, uint32_t capacity)
 	store->mirror = calloc(capacity, sizeof(*store->mirror));
 	if (!store->mirror)
 		return -ENOMEM;
-	r = read_mirror(store);
+	r = idm_array_read(map, capacity, store->mirror);
 	if (r)
 		idm_lists_deinit(store);
 	return r;

@@ -19,7 +19,7 @@ static int read_table(struct idm_datapath *datapath, const char *name, uint32_t 
 {
 	const struct idm_map *map = idm_map_of(datapath, name, slot);
 
-	return idm_rows_read(map->fd, map->key_size, map->value_size, map->rows, ret);
+	return idm_rows_read(map->fd, map->key_size, map->value_size, ret);
 }
 
 static int read_sides(struct idm_datapath *datapath, uint32_t slot)
@@ -30,11 +30,7 @@ static int read_sides(struct idm_datapath *datapath, uint32_t slot)
 	datapath->slots[slot].sides = sides;
 	if (!sides)
 		return -ENOMEM;
-	for (uint32_t i = 0; i < datapath->sides_max; i++) {
-		if (bpf_map_lookup_elem(map->fd, &i, &sides[i]))
-			return -errno;
-	}
-	return 0;
+	return idm_array_read(map->fd, datapath->sides_max, sides);
 }
 
 static int find_lists(struct idm_datapath *datapath, uint32_t slot)
@@ -140,7 +136,7 @@ int idm_datapath_adopt(struct idm_datapath *datapath, int endpoints)
 		return -errno;
 	if (info.key_size != sizeof(struct idm_address) || info.value_size != sizeof(struct idm_endpoint_row))
 		return -EPROTO;
-	r = idm_rows_read(endpoints, info.key_size, info.value_size, info.max_entries, &rows);
+	r = idm_rows_read(endpoints, info.key_size, info.value_size, &rows);
 	r = r ? r : find_places(datapath, rows);
 	idm_rows_unref(rows);
 	return r;
@@ -158,7 +154,7 @@ int idm_datapath_copy(struct idm_datapath *datapath, const char *name, int from)
 		return -EINVAL;
 	if (info.key_size != map->key_size || info.value_size != map->value_size)
 		return -EPROTO;
-	r = idm_rows_read(from, info.key_size, info.value_size, info.max_entries, &rows);
+	r = idm_rows_read(from, info.key_size, info.value_size, &rows);
 	for (uint32_t i = 0; !r && i < rows->count; i++) {
 		if (bpf_map_update_elem(map->fd, idm_row(rows, i), idm_row(rows, i) + rows->key_size, BPF_ANY))
 			r = -errno;

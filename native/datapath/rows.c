@@ -237,18 +237,55 @@ static int read_singly(int map, struct idm_rows *rows)
 	return errno == ENOENT ? 0 : -errno;
 }
 
-int idm_rows_read(int map, uint32_t key_size, uint32_t value_size, uint32_t max_rows, struct idm_rows **ret)
+// Hashes keep a bucket number in the cursor, others a key.
+#define CURSOR 64
+
+static int add_batch(struct idm_rows *rows, const uint8_t *keys, const uint8_t *values, uint32_t count)
+{
+	int r = 0;
+
+	for (uint32_t i = 0; i < count && !r; i++)
+		r = idm_rows_add(rows, keys + (size_t)i * rows->key_size, values + (size_t)i * rows->value_size);
+	return r;
+}
+
+// -ENOTSUP if the map has no batches.
+static int read_batches(int map, struct idm_rows *rows)
+{
+	DECLARE_LIBBPF_OPTS(bpf_map_batch_opts, options);
+	struct batch batch;
+	uint8_t cursor[CURSOR] = {0};
+	bool first = true;
+	int r = batch_init(&batch, map, rows, false), said = 0;
+
+	while (!r && !said) {
+		uint32_t count = BATCH;
+
+		said = bpf_map_lookup_batch(map, first ? NULL : cursor, cursor, batch.keys, batch.values, &count,
+					    &options) ? -errno : 0;
+		first = false;
+		// With the last rows the kernel says that there are no more.
+		if (!said || said == -ENOENT)
+			r = add_batch(rows, batch.keys, batch.values, count);
+	}
+	batch_deinit(&batch);
+	if (r || said == -ENOENT)
+		return r;
+	return said == -524 ? -ENOTSUP : said;
+}
+
+int idm_rows_read(int map, uint32_t key_size, uint32_t value_size, struct idm_rows **ret)
 {
 	struct idm_rows *rows = idm_rows_create(key_size, value_size);
 	int r;
 
-	(void)max_rows;
 	if (!rows)
 		return -ENOMEM;
-	if (key_size > 64 || value_size > 64)
-		r = -EINVAL;
-	else
+	r = key_size > CURSOR || value_size > CURSOR ? -EINVAL : read_batches(map, rows);
+	if (r == -ENOTSUP || r == -ENOSPC) {
+		rows->count = 0;
 		r = read_singly(map, rows);
+	}
 	if (r) {
 		idm_rows_unref(rows);
 		return r;
@@ -256,4 +293,17 @@ int idm_rows_read(int map, uint32_t key_size, uint32_t value_size, uint32_t max_
 	idm_rows_sort(rows);
 	*ret = rows;
 	return 0;
+}
+
+int idm_array_read(int map, uint32_t count, void *values)
+{
+	DECLARE_LIBBPF_OPTS(bpf_map_batch_opts, options);
+	uint32_t *keys = malloc((size_t)count * sizeof(*keys)), cursor, read = count;
+	int r;
+
+	if (!keys)
+		return -ENOMEM;
+	r = bpf_map_lookup_batch(map, NULL, &cursor, keys, values, &read, &options) ? -errno : 0;
+	free(keys);
+	return r && r != -ENOENT ? r : read == count ? 0 : -EIO;
 }

@@ -36,6 +36,8 @@ void *idm_rows_find(const struct idm_rows *rows, const void *key);
 int idm_rows_apply(int map, const struct idm_rows *before, const struct idm_rows *after, uint32_t *written,
 		   uint32_t *deleted);
 /* All rows of a kernel map. */
-int idm_rows_read(int map, uint32_t key_size, uint32_t value_size, uint32_t max_rows, struct idm_rows **ret);
+int idm_rows_read(int map, uint32_t key_size, uint32_t value_size, struct idm_rows **ret);
+/* All of an array. */
+int idm_array_read(int map, uint32_t count, void *values);
 
 #endif

@@ -172,7 +172,7 @@ int idm_datapath_locals(struct idm_datapath *datapath, const uint8_t *addresses,
 	if (!r && after->count > map->rows)
 		r = idm_say(err, -ENOSPC, "map locals: %u rows, %u are wanted", map->rows, after->count);
 	else if (!r)
-		r = idm_rows_read(map->fd, after->key_size, after->value_size, map->rows, &before);
+		r = idm_rows_read(map->fd, after->key_size, after->value_size, &before);
 	if (before)
 		r = idm_rows_apply(map->fd, before, after, &written, &deleted);
 	idm_rows_unref(before);

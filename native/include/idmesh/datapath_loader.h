@@ -88,6 +88,9 @@ int idm_datapath_publish(struct idm_datapath *datapath, struct idm_snapshot *sna
 /* The live row of `state`: struct idm_state. */
 int idm_datapath_state(struct idm_datapath *datapath, void *ret, size_t size);
 
+/* Returns when no program reads any more what was replaced before the call. Takes some milliseconds. */
+int idm_datapath_grace(struct idm_datapath *datapath);
+
 /* ---- this host ---- */
 
 /* Rows of a pinned map of another set into ours of that name; -EPROTO if their sizes differ. */
