@@ -110,7 +110,7 @@ fuzz: setup ## Every fuzzer until interrupted
 check: setup lint types native-asan native-tsan fuzz-short test ## All of it: what CI runs
 
 soak: setup ## The full counts: 100,000 paths, 1,000,000 flows, 1,000 kills, 10 minutes of each fuzzer
-	@IDMESH_SOAK=1 IDMESH_AGREEMENT_FLOWS=1000000 IDMESH_HISTORY_EDITS=20000 IDMESH_PATHS=100000 $(BIN)/python -m pytest -q tests/agreement tests/envoy
+	@IDMESH_SOAK=1 IDMESH_AGREEMENT_FLOWS=1000000 IDMESH_BPF_AGREEMENT_FLOWS=500000 IDMESH_HISTORY_EDITS=20000 IDMESH_PATHS=100000 $(BIN)/python -m pytest -q tests/agreement tests/envoy
 	@IDMESH_KILLS=1000 $(BIN)/python -m pytest -q tests/service/test_kills.py
 	@PYTHON=$(CURDIR)/$(BIN)/python tests/fuzz/run.sh 600
 

@@ -8,6 +8,7 @@ the victim's own namespace sees, and which reason the programs counted.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 from collections.abc import Iterator
@@ -44,16 +45,16 @@ PODS = {
     "victim": pod("victim", "10.1.0.1", "fd00:1::1"),
     "friend": pod("friend", "10.1.0.2", "fd00:1::2"),
     "attacker": pod("attacker", "10.1.0.66", "fd00:1::66"),
-    "host": {"kind": "host", "ips": ["10.1.0.254"]},
+    "outside": {"kind": "external", "ips": ["203.0.113.66", "2001:db8::66"]},
 }
+HOST = "10.1.0.254"
 PORT, OTHER_PORT = 80, 81
 PAIRS = (("victim", "friend"), ("friend", "victim"))
 POLICIES = [allow(one, other, port) for one, other in PAIRS for port in (PORT, OTHER_PORT)]
 TOKEN = b"evil-tok"
 FOREIGN_MAC, FOREIGN_SOURCE, BROKEN, UNKNOWN_L3 = 130, 132, 134, 139
-DENIED = 133
+DENIED, UNKNOWN_SENDER = 133, 172
 FRAGMENT = 175
-SO_MARK_ = socket.SO_MARK
 
 
 @pytest.fixture
@@ -61,14 +62,16 @@ def site() -> Iterator[Site]:
     if reason := lacks_bpf():
         missing(reason)
     with Site(PODS, POLICIES) as made:
+        made.net.node.ip([f"address add {HOST} dev lo"])
+        made.kernel.set_hosts([HOST])
         yield made
 
 
 class Attacker:
     """Writes frames as it likes, with its own MAC and the gateway's unless told otherwise."""
 
-    def __init__(self, site: Site) -> None:
-        self.site, self.end = site, site["attacker"]
+    def __init__(self, site: Site, name: str = "attacker") -> None:
+        self.site, self.end = site, site[name]
         self._socket = self.end.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         self._socket.bind((INTERFACE, 0))
         self.sent = 0
@@ -81,16 +84,17 @@ class Attacker:
     def packet(self, traffic: Traffic, **macs: str) -> None:
         self.frame(ETH_IP6 if ":" in traffic.source else ETH_IP, traffic.packet(), **macs)
 
-    def refused(self, capture: Capture, reason: int, direction: int = EGRESS, count: int = 0) -> None:
-        """All that was sent was counted under this reason, none of it arrived, and what is allowed still passes."""
+    def refused(self, capture: Capture, *reasons: int, direction: int = EGRESS, count: int = 0) -> None:
+        """All that was sent was counted under these reasons, none of it arrived, and what is allowed still passes."""
         wanted, seen = count or self.sent, 0
 
         def counted() -> bool:
             nonlocal seen
-            seen += self.site.drops().get((reason, direction), 0)
+            drops = self.site.drops()
+            seen += sum(drops.get((reason, direction), 0) for reason in reasons)
             return seen >= wanted
 
-        eventually(counted, what=f"{seen} of {wanted} counted under {reason}")
+        eventually(counted, what=f"{seen} of {wanted} counted under {reasons}")
         self.sent = 0
         _reaches(self.site, "friend", "victim")
         assert seen == wanted
@@ -125,7 +129,7 @@ def test_no_other_source_address_leaves_a_workload(attacker: Attacker, capture: 
     for source in (
         "10.1.0.2",  # who is let in
         "10.1.0.1",  # the victim itself
-        "10.1.0.254",  # the host
+        HOST,
         GATEWAY4,
         "127.0.0.1",
         "0.0.0.0",
@@ -157,7 +161,7 @@ def test_frames_for_somebody_elses_mac_are_judged_alike(attacker: Attacker, capt
     for mac in (attacker.site["victim"].mac, attacker.site["friend"].mac, "ff:ff:ff:ff:ff:ff", "01:00:5e:00:00:01"):
         attacker.packet(_to_victim("10.1.0.66"), to_mac=mac)
         attacker.packet(_to_victim("fd00:1::66"), to_mac=mac)
-    attacker.refused(capture, DENIED, INGRESS)
+    attacker.refused(capture, DENIED, direction=INGRESS)
 
 
 def test_no_mark_of_a_workload_says_anything(site: Site, attacker: Attacker, capture: Capture) -> None:
@@ -166,11 +170,11 @@ def test_no_mark_of_a_workload_says_anything(site: Site, attacker: Attacker, cap
         for source in ("10.1.0.66", "fd00:1::66"):
             traffic = _to_victim(source)
             with site["attacker"].socket(traffic.family, socket.SOCK_RAW, UDP) as line:
-                line.setsockopt(socket.SOL_SOCKET, SO_MARK_, mark if mark < 1 << 31 else mark - (1 << 32))
+                line.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark if mark < 1 << 31 else mark - (1 << 32))
                 line.bind((source, 0))
                 line.sendto(traffic.segment(), (traffic.destination, 0))
     # All packets are of one flow, and each is refused.
-    attacker.refused(capture, DENIED, INGRESS, count=2 * len(marks))
+    attacker.refused(capture, DENIED, direction=INGRESS, count=2 * len(marks))
 
 
 def test_a_workload_speaks_arp_for_itself_only(site: Site, attacker: Attacker, capture: Capture) -> None:
@@ -178,7 +182,7 @@ def test_a_workload_speaks_arp_for_itself_only(site: Site, attacker: Attacker, c
     friend, own = site["friend"], attacker.end
     broadcast = "ff:ff:ff:ff:ff:ff"
     for operation in (1, 2):
-        for address in ("10.1.0.2", "10.1.0.1", GATEWAY4, "10.1.0.254", "203.0.113.9"):
+        for address in ("10.1.0.2", "10.1.0.1", GATEWAY4, HOST, "203.0.113.9"):
             for to_mac in (own.host_mac, broadcast):
                 packet = arp(operation, own.mac, address, own.host_mac, "10.1.0.1")
                 attacker.frame(ETH_ARP, packet + TOKEN, to_mac=to_mac)
@@ -234,7 +238,7 @@ def test_a_workload_is_no_router_and_nobody_elses_neighbour(site: Site, attacker
         for kind, body in advertisements.items():
             for target in ("ff02::1", gateway, "fd00:1::1"):
                 attacker.frame(ETH_IP6, _icmp6(source, target, kind, body + TOKEN))
-    attacker.refused(capture, FOREIGN_SOURCE)
+    attacker.refused(capture, FOREIGN_SOURCE, BROKEN)
     assert _neighbours(site) == before
 
 
@@ -247,8 +251,7 @@ def test_a_workload_says_of_its_own_address_only_where_it_is(site: Site, attacke
             attacker.frame(ETH_IP6, _icmp6("fd00:1::66", target, 136, body + TOKEN))
     # Its own words, from its own address: a router it is not.
     attacker.frame(ETH_IP6, _icmp6("fd00:1::66", "ff02::1", 134, struct.pack("!BBHII", 64, 0, 1800, 0, 0) + TOKEN))
-    _reaches(site, "friend", "victim")
-    assert not capture.having(TOKEN[:4])
+    attacker.refused(capture, FOREIGN_SOURCE, BROKEN)
     assert _neighbours(site) == before
 
 
@@ -273,7 +276,7 @@ def test_a_denied_datagram_in_fragments_is_denied(attacker: Attacker, capture: C
     attacker.frame(ETH_IP, _fragment4(datagram[16:], 7, 2))
     attacker.frame(ETH_IP6, _fragment6(datagram[:16], 7, 0, more=True))
     attacker.frame(ETH_IP6, _fragment6(datagram[16:], 7, 2))
-    attacker.refused(capture, DENIED, INGRESS)
+    attacker.refused(capture, DENIED, direction=INGRESS)
 
 
 def test_a_first_fragment_too_short_for_its_ports_is_refused(attacker: Attacker, capture: Capture) -> None:
@@ -303,7 +306,7 @@ def test_a_segment_out_of_nowhere_is_no_connection(attacker: Attacker, capture: 
     for flags in (ACK, RST, RST | ACK, FIN | ACK, SYN | ACK, 0, 0xFF, SYN | FIN):
         for source in ("10.1.0.66", "fd00:1::66"):
             attacker.packet(_to_victim(source, TCP, flags=flags, source_port=PORT))
-    attacker.refused(capture, DENIED, INGRESS)
+    attacker.refused(capture, DENIED, direction=INGRESS)
 
 
 def test_nobody_ends_or_bends_somebody_elses_connection(site: Site, attacker: Attacker, capture: Capture) -> None:
@@ -321,7 +324,7 @@ def test_nobody_ends_or_bends_somebody_elses_connection(site: Site, attacker: At
             for kind, code in ((3, 1), (3, 3), (3, 4), (11, 0), (12, 0)):
                 attacker.frame(ETH_IP, _error4("10.1.0.66", one, kind, code))
         attacker.refused(capture, BROKEN)
-        for source in ("10.1.0.2", "10.1.0.254", GATEWAY4):
+        for source in ("10.1.0.2", HOST, GATEWAY4):
             attacker.frame(ETH_IP, _error4(source, quoted[0], 3, 1))
         _reaches(site, "friend", "victim")
         assert not capture.having(TOKEN[:4])
@@ -340,7 +343,7 @@ def test_a_redirect_of_routes_is_no_error_of_a_connection(attacker: Attacker, ca
     quoted = Traffic("10.1.0.1", "10.1.0.66", TCP, PORT, flags=ACK)
     for code in range(4):
         attacker.frame(ETH_IP, _error4("10.1.0.66", quoted, 5, code))
-    attacker.refused(capture, DENIED, INGRESS)
+    attacker.refused(capture, DENIED, direction=INGRESS)
 
 
 def test_nobody_speaks_for_the_fragments_of_others(site: Site, attacker: Attacker, capture: Capture) -> None:
@@ -354,6 +357,51 @@ def test_nobody_speaks_for_the_fragments_of_others(site: Site, attacker: Attacke
         line.send(ethernet(site["friend"].host_mac, site["friend"].mac, ETH_IP, later))
     eventually(lambda: site.drops().get((FRAGMENT, EGRESS)), what="the friend's own later fragment found ports")
     assert not capture.having(TOKEN[:4])
+
+
+def test_nobody_outside_speaks_for_a_machine_of_this_host(site: Site, capture: Capture) -> None:
+    outside = Attacker(site, "outside")
+    for name in ("all", outside.end.veth):
+        site.net.node.sysctl(f"ipv4.conf.{name}.rp_filter", 0)
+    for source in ("10.1.0.2", "10.1.0.66", "fd00:1::2", "fd00:1::66"):
+        for protocol in (TCP, UDP, SCTP):
+            outside.packet(_to_victim(source, protocol))
+    outside.refused(capture, FOREIGN_SOURCE, direction=INGRESS)
+
+
+def test_no_process_but_envoys_speaks_for_a_client_by_a_mark(site: Site, capture: Capture) -> None:
+    """On the host itself, with any token: no connection of Envoy's is known by it."""
+    sent = 0
+    for token in (0, 1, 2, 255, 256, 0xFFFFFF):
+        mark = 0xA00 | token & 0xFF | (token & 0xFFFF00) << 4
+        for source in ("10.1.0.2", "fd00:1::2", "10.1.0.66"):
+            traffic = _to_victim(source, TCP)
+            with site.net.node.socket(traffic.family, socket.SOCK_RAW, TCP) as line:
+                line.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+                line.setsockopt(*_TRANSPARENT[traffic.family], 1)
+                line.bind((source, 0))
+                with contextlib.suppress(OSError):  # dropped on its way out: the sender hears of it (ENOBUFS)
+                    line.sendto(traffic.segment(), (traffic.destination, 0))
+                sent += 1
+    assert site.drops() == {(UNKNOWN_SENDER, INGRESS): sent}
+    _reaches(site, "friend", "victim")
+    assert not capture.having(TOKEN[:4])
+
+
+# IP_TRANSPARENT, IPV6_TRANSPARENT
+_TRANSPARENT = {socket.AF_INET: (socket.SOL_IP, 19), socket.AF_INET6: (socket.IPPROTO_IPV6, 75)}
+
+
+def test_a_workload_reaches_nothing_before_it_is_attached(site: Site, capture: Capture) -> None:
+    """Programs stand on its interface, and nobody has said who it is."""
+    late = site.net.add("late", "10.1.0.67", "fd00:1::67")
+    site.kernel.attach(late, [])
+    site.drops()
+    attacker = Attacker(site, "late")
+    for source in ("10.1.0.67", "10.1.0.2", "fd00:1::67", "fd00:1::2"):
+        for protocol in (TCP, UDP, SCTP):
+            attacker.packet(_to_victim(source, protocol))
+    attacker.refused(capture, FOREIGN_SOURCE)
 
 
 def test_what_is_no_packet_at_all_is_refused(attacker: Attacker, capture: Capture) -> None:
