@@ -117,8 +117,43 @@ int fields_whole(const struct value *value, uint64_t max, uint64_t *ret)
 	return 0;
 }
 
-static int set_metadata(struct request_metadata *metadata, struct idm_bytes key, const struct value *value)
+struct struct_reader {
+	value_fn fn;
+	void *into;
+};
+
+// google.protobuf.Struct: fields 1, a map.
+static int read_struct_field(const struct wire_field *field, void *into)
 {
+	const struct struct_reader *reader = into;
+	struct value value;
+	struct pair pair;
+
+	if (!wire_is(field, 1))
+		return 0;
+	if (fields_pair(field->bytes, &pair) || fields_value(pair.value, &value))
+		return -EINVAL;
+	return reader->fn(pair.key, &value, reader->into);
+}
+
+int fields_struct(struct idm_bytes entry, const char *name, value_fn fn, bool *present, void *into)
+{
+	struct struct_reader reader = { fn, into };
+	struct pair pair;
+
+	if (fields_pair(entry, &pair))
+		return -EINVAL;
+	if (!fields_equal(pair.key, name))
+		return 0;
+	if (*present)
+		return -EINVAL;
+	*present = true;
+	return fields_each(pair.value, read_struct_field, &reader);
+}
+
+static int set_metadata(struct idm_bytes key, const struct value *value, void *into)
+{
+	struct request_metadata *metadata = into;
 	uint64_t number;
 
 	if (fields_equal(key, "address")) {
@@ -142,35 +177,12 @@ static int set_metadata(struct request_metadata *metadata, struct idm_bytes key,
 	return 0;
 }
 
-// google.protobuf.Struct: fields 1, a map.
-static int read_struct_field(const struct wire_field *field, void *into)
-{
-	struct value value;
-	struct pair pair;
-
-	if (!wire_is(field, 1))
-		return 0;
-	if (fields_pair(field->bytes, &pair) || fields_value(pair.value, &value))
-		return -EINVAL;
-	return set_metadata(into, pair.key, &value);
-}
-
 // core.v3.Metadata: filter_metadata 1, a map of Structs.
 static int read_metadata_field(const struct wire_field *field, void *into)
 {
 	struct request_metadata *metadata = into;
-	struct pair pair;
 
-	if (!wire_is(field, 1))
-		return 0;
-	if (fields_pair(field->bytes, &pair))
-		return -EINVAL;
-	if (!fields_equal(pair.key, "idmesh"))
-		return 0;
-	if (metadata->present)
-		return -EINVAL;
-	metadata->present = true;
-	return fields_each(pair.value, read_struct_field, metadata);
+	return wire_is(field, 1) ? fields_struct(field->bytes, "idmesh", set_metadata, &metadata->present, into) : 0;
 }
 
 int fields_metadata(struct idm_bytes message, struct request_metadata *ret)

@@ -32,6 +32,14 @@ int fields_value(struct idm_bytes message, struct value *ret);
 /* A whole number up to max from a number or from decimal text (a double holds only 53 bits). 0 or -EINVAL. */
 int fields_whole(const struct value *value, uint64_t max, uint64_t *ret);
 
+typedef int (*value_fn)(struct idm_bytes key, const struct value *value, void *into);
+/**
+ * Give each field of a Struct to a function, if it is the one of that name.
+ * @param[in] entry Of a map of Structs.
+ * @param[in,out] present That Struct was there; a second one is refused.
+ */
+int fields_struct(struct idm_bytes entry, const char *name, value_fn fn, bool *present, void *into);
+
 /* core.v3.Metadata; what stands in our namespace. A second one of it is refused. */
 int fields_metadata(struct idm_bytes message, struct request_metadata *ret);
 

@@ -127,8 +127,9 @@ static int set_address(struct request_address *place, const struct value *value)
 	return 0;
 }
 
-static int set_attribute(struct attributes *attributes, struct idm_bytes key, const struct value *value)
+static int set_attribute(struct idm_bytes key, const struct value *value, void *into)
 {
+	struct attributes *attributes = into;
 	struct request *request = attributes->request;
 
 	if (fields_equal(key, "source.address"))
@@ -143,33 +144,6 @@ static int set_attribute(struct attributes *attributes, struct idm_bytes key, co
 	return set_once(&request->sni, value->text);
 }
 
-// google.protobuf.Struct: fields 1, a map.
-static int read_attribute_field(const struct wire_field *field, void *into)
-{
-	struct value value;
-	struct pair pair;
-
-	if (!wire_is(field, 1))
-		return 0;
-	if (fields_pair(field->bytes, &pair) || fields_value(pair.value, &value))
-		return -EINVAL;
-	return set_attribute(into, pair.key, &value);
-}
-
-static int read_attributes(struct attributes *attributes, struct idm_bytes message)
-{
-	struct pair pair;
-
-	if (fields_pair(message, &pair))
-		return -EINVAL;
-	if (!fields_equal(pair.key, FILTER))
-		return 0;
-	if (attributes->present)
-		return -EINVAL;
-	attributes->present = true;
-	return fields_each(pair.value, read_attribute_field, attributes);
-}
-
 // ProcessingRequest: metadata_context 8, attributes 9.
 static int read_context_field(const struct wire_field *field, void *into)
 {
@@ -177,7 +151,9 @@ static int read_context_field(const struct wire_field *field, void *into)
 
 	if (wire_is(field, 8))
 		return fields_metadata(field->bytes, &attributes->request->metadata);
-	return wire_is(field, 9) ? read_attributes(attributes, field->bytes) : 0;
+	if (!wire_is(field, 9))
+		return 0;
+	return fields_struct(field->bytes, FILTER, set_attribute, &attributes->present, attributes);
 }
 
 int proc_read_request(const struct proc_message *message, bool source_address, struct request *ret)
@@ -242,28 +218,23 @@ int proc_read_response(const struct proc_message *message, struct proc_response 
 
 // ---- who answered ----
 
-static int read_details_field(const struct wire_field *field, void *into)
-{
-	struct idm_bytes *details = into;
-	struct value value;
-	struct pair pair;
+struct answer {
+	struct idm_bytes details;
+	bool present;
+};
 
-	if (!wire_is(field, 1))
-		return 0;
-	if (fields_pair(field->bytes, &pair) || fields_value(pair.value, &value))
-		return -EINVAL;
-	return fields_equal(pair.key, "response.code_details") ? set_once(details, value.text) : 0;
+static int set_details(struct idm_bytes key, const struct value *value, void *into)
+{
+	struct answer *answer = into;
+
+	return fields_equal(key, "response.code_details") ? set_once(&answer->details, value->text) : 0;
 }
 
 static int read_own_attributes(const struct wire_field *field, void *into)
 {
-	struct pair pair;
+	struct answer *answer = into;
 
-	if (!wire_is(field, 9))
-		return 0;
-	if (fields_pair(field->bytes, &pair))
-		return -EINVAL;
-	return fields_equal(pair.key, FILTER) ? fields_each(pair.value, read_details_field, into) : 0;
+	return wire_is(field, 9) ? fields_struct(field->bytes, FILTER, set_details, &answer->present, answer) : 0;
 }
 
 // What the cache filter kept is an upstream's answer too.
@@ -277,7 +248,8 @@ static bool is_from_upstream(struct idm_bytes details)
 
 bool proc_is_own_answer(const struct proc_message *message)
 {
-	struct idm_bytes details = { 0 };
+	struct answer answer = { 0 };
 
-	return !fields_each(message->all, read_own_attributes, &details) && details.size && !is_from_upstream(details);
+	return !fields_each(message->all, read_own_attributes, &answer) && answer.details.size &&
+	       !is_from_upstream(answer.details);
 }
