@@ -189,7 +189,8 @@ static __always_inline int sent(struct __sk_buff *skb, struct flow *flow)
 	flow->now_ns = bpf_ktime_get_boot_ns();
 	if ((skb->mark & IDM_MARK_MASK) == IDM_MARK_TO_PROXY)
 		return sent_hairpin(flow);
-	skb->mark = 0;
+	if (skb->mark)
+		skb->mark = 0;
 	reason = sent_check_frame(skb, packet);
 	if (reason)
 		return reason;

@@ -204,10 +204,13 @@ static __always_inline bool network_is_extension(uint8_t next)
 }
 
 // All headers of a packet, or the reason to drop it. ARP: Ethernet's only.
-static __always_inline int network_read(struct __sk_buff *skb, struct packet *packet)
+PACKET_GLOBAL int network_read_any(struct __sk_buff *skb, struct packet *packet)
 {
-	int reason = packet_read_ethernet(skb, packet);
+	int reason;
 
+	if (!packet)
+		return IDM_PACKET_INVALID;
+	reason = packet_read_ethernet(skb, packet);
 	if (reason || packet->kind == PACKET_ARP)
 		return reason;
 	if (packet->kind == PACKET_IP4)
@@ -217,6 +220,85 @@ static __always_inline int network_read(struct __sk_buff *skb, struct packet *pa
 	if (!reason && packet->kind == PACKET_IP6 && network_is_extension(packet->protocol))
 		reason = network_follow(skb, packet);
 	return reason ? reason : packet_read_transport(skb, packet);
+}
+
+// ---- what nearly every packet is: TCP or UDP in one piece, nothing between it and IP, at the front of the buffer ----
+
+// head: eight bytes of the transport header that are there.
+static __always_inline bool network_read_plain_ports(const uint8_t *head, const void *end, uint32_t size,
+						     struct packet *packet)
+{
+	packet_read_ports(packet, head);
+	if (packet->protocol == IPPROTO_UDP)
+		return size >= 8;
+	if (packet->protocol != IPPROTO_TCP || size < PACKET_HEAD || (const void *)(head + PACKET_HEAD) > end ||
+	    head[12] >> 4 < 5)
+		return false;
+	packet_set_tcp_flags(packet, head[13]);
+	return true;
+}
+
+static __always_inline bool network_read_plain_ip4(struct __sk_buff *skb, const struct iphdr *ip, const void *end,
+						   struct packet *packet)
+{
+	uint32_t size;
+
+	if ((const void *)(ip + 1) + 8 > end)
+		return false;
+	size = bpf_ntohs(ip->tot_len);
+	// Fragments, options, a length that cannot be: not plain.
+	if (*(const uint8_t *)ip != 0x45 || ip->frag_off & bpf_htons(0xbfff) || size < sizeof(*ip) ||
+	    size > skb->len - PACKET_ETHERNET)
+		return false;
+	packet->kind = PACKET_IP4;
+	packet->protocol = ip->protocol;
+	packet_set_ip4(&packet->source, ip->saddr);
+	packet_set_ip4(&packet->destination, ip->daddr);
+	return network_read_plain_ports((const uint8_t *)(ip + 1), end, size - sizeof(*ip), packet);
+}
+
+static __always_inline bool network_read_plain_ip6(struct __sk_buff *skb, const struct ipv6hdr *ip, const void *end,
+						   struct packet *packet)
+{
+	uint32_t size;
+
+	if ((const void *)(ip + 1) + 8 > end)
+		return false;
+	size = bpf_ntohs(ip->payload_len);
+	if (*(const uint8_t *)ip >> 4 != 6 || sizeof(*ip) + size > skb->len - PACKET_ETHERNET)
+		return false;
+	packet->kind = PACKET_IP6;
+	packet->protocol = ip->nexthdr;
+	__builtin_memcpy(&packet->source, &ip->saddr, sizeof(packet->source));
+	__builtin_memcpy(&packet->destination, &ip->daddr, sizeof(packet->destination));
+	if (packet_is_mapped(&packet->source) || packet_is_mapped(&packet->destination))
+		return false;
+	return network_read_plain_ports((const uint8_t *)(ip + 1), end, size, packet);
+}
+
+static __always_inline bool network_read_plain(struct __sk_buff *skb, struct packet *packet)
+{
+	const void *data = (const void *)(long)skb->data, *end = (const void *)(long)skb->data_end;
+	const struct ethhdr *frame = data;
+
+	if ((const void *)(frame + 1) > end || skb->vlan_present || skb->protocol != frame->h_proto)
+		return false;
+	__builtin_memcpy(packet->mac, frame->h_source, PACKET_MAC);
+	if (frame->h_proto == bpf_htons(PACKET_TYPE_IP4))
+		return network_read_plain_ip4(skb, (const void *)(frame + 1), end, packet);
+	if (frame->h_proto == bpf_htons(PACKET_TYPE_IP6))
+		return network_read_plain_ip6(skb, (const void *)(frame + 1), end, packet);
+	return false;
+}
+
+/* All headers of a packet, or the reason to drop it. What is not plain is read again from the start, with care. */
+static __always_inline int network_read(struct __sk_buff *skb, struct packet *packet)
+{
+	if (network_read_plain(skb, packet))
+		return 0;
+	packet->flags = 0;
+	packet->tcp_flags = 0;
+	return network_read_any(skb, packet);
 }
 
 /* The packet that an ICMP error is about: at least its addresses and eight bytes above them. */

@@ -182,6 +182,13 @@ static __always_inline void packet_read_ports(struct packet *packet, const uint8
 	packet->destination_port = head[2] << 8 | head[3];
 }
 
+static __always_inline void packet_set_tcp_flags(struct packet *packet, uint8_t flags)
+{
+	packet->tcp_flags = flags;
+	if (flags & TCP_SYN)
+		packet->flags |= flags & TCP_ACK ? PACKET_ANSWERS : PACKET_OPENS;
+}
+
 static __always_inline int packet_read_tcp(struct __sk_buff *skb, struct packet *packet)
 {
 	uint8_t head[20];
@@ -189,11 +196,9 @@ static __always_inline int packet_read_tcp(struct __sk_buff *skb, struct packet 
 	if (bpf_skb_load_bytes(skb, packet->transport, head, sizeof(head)))
 		return IDM_PACKET_INVALID;
 	packet_read_ports(packet, head);
-	packet->tcp_flags = head[13];
 	if ((head[12] >> 4) < 5)
 		return IDM_PACKET_INVALID;
-	if (packet->tcp_flags & TCP_SYN)
-		packet->flags |= packet->tcp_flags & TCP_ACK ? PACKET_ANSWERS : PACKET_OPENS;
+	packet_set_tcp_flags(packet, head[13]);
 	return 0;
 }
 

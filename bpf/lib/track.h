@@ -35,17 +35,45 @@ static __always_inline uint32_t track_now(const struct flow *flow)
 	return flow->now_ns / TRACK_NS_S;
 }
 
+static __always_inline uint64_t track_half(const struct idm_address *address, int index)
+{
+	uint64_t half;
+
+	__builtin_memcpy(&half, address->bytes + index * 8, sizeof(half));
+	return bpf_be64_to_cpu(half);
+}
+
+// Whether the sender is the higher end; the same order as steer_key's.
+static __always_inline bool track_is_high(const struct packet *packet)
+{
+	uint64_t source = track_half(&packet->source, 0), destination = track_half(&packet->destination, 0);
+
+	if (source != destination)
+		return source > destination;
+	source = track_half(&packet->source, 1);
+	destination = track_half(&packet->destination, 1);
+	if (source != destination)
+		return source > destination;
+	return packet->source_port > packet->destination_port;
+}
+
 static __always_inline void track_key(struct flow *flow, uint8_t leg)
 {
 	const struct packet *packet = &flow->packet;
 	struct idm_connection_key *key = &flow->key;
-	int order = steer_compare(&packet->source, &packet->destination);
-	bool high = order > 0 || (!order && packet->source_port > packet->destination_port);
+	bool high = track_is_high(packet);
 
-	key->low = high ? packet->destination : packet->source;
-	key->high = high ? packet->source : packet->destination;
-	key->low_port = high ? packet->destination_port : packet->source_port;
-	key->high_port = high ? packet->source_port : packet->destination_port;
+	if (high) {
+		key->low = packet->destination;
+		key->high = packet->source;
+		key->low_port = packet->destination_port;
+		key->high_port = packet->source_port;
+	} else {
+		key->low = packet->source;
+		key->high = packet->destination;
+		key->low_port = packet->source_port;
+		key->high_port = packet->destination_port;
+	}
 	key->protocol = packet->protocol;
 	key->leg = leg;
 	key->reserved[0] = 0;
