@@ -52,7 +52,9 @@ class Btf:
     def __init__(self, data: bytes) -> None:
         try:
             self._read(data)
-        except (struct.error, IndexError, KeyError) as error:
+        except BtfError:
+            raise
+        except (struct.error, ValueError) as error:
             raise BtfError(f"damaged BTF: {error}") from None
 
     def _read(self, data: bytes) -> None:
@@ -99,14 +101,17 @@ class Btf:
 
     def maps(self) -> dict[str, int]:
         """Maps of section .maps to the kernel's number of their type."""
-        found = {}
+        try:
+            return dict(self._maps())
+        except IndexError:
+            raise BtfError("damaged BTF: a type that is not there") from None
+
+    def _maps(self) -> Iterator[tuple[str, int]]:
         for section in self.types:
-            if section.kind != _DATASEC or section.name != ".maps":
-                continue
-            for item in section.members:
-                variable = self.types[item.type]
-                found[variable.name] = self._map_type(self.types[variable.size])
-        return found
+            if section.kind == _DATASEC and section.name == ".maps":
+                for item in section.members:
+                    variable = self.types[item.type]
+                    yield variable.name, self._map_type(self.types[variable.size])
 
     def _map_type(self, definition: Type) -> int:
         # __uint(type, N) is a pointer to an array of N.

@@ -120,7 +120,11 @@ def questions(engine: Engine) -> Iterator[Question]:
 def _ports(engine: Engine) -> set[int]:
     found = {0, 65535}
     for entry in items(engine, TableKind.POLICIES, PoliciesSection.ENTRIES, "idm_entry"):
-        found |= {entry["first_port"], entry["first_port"] - 1, entry["last_port"], entry["last_port"] + 1}
+        first, last = entry["first_port"], entry["last_port"]
+        found |= {first, first - 1, last, last + 1}
+        # Inherited authentication changes at aligned blocks within a range.
+        blocks = {-(-first // size) * size for size in (2, 16, 64, 256, 1024, 4096, 16384)}
+        found |= {port + step for port in blocks if first < port <= last for step in (0, -1)}
     for named in items(engine, TableKind.IDENTITIES, IdentitiesSection.NAMED, "idm_named_port"):
         found |= {named["port"], named["port"] + 1}
     return {port for port in found if 0 <= port <= 65535}
