@@ -136,13 +136,16 @@ SEC("sockops")
 int envoy_sockets(struct bpf_sock_ops *ctx)
 {
 	struct steer_end local, server;
-	struct bpf_sock *socket = ctx->sk;
+	struct bpf_sock *socket;
 
+	if (ctx->op != BPF_SOCK_OPS_TCP_LISTEN_CB && ctx->op != BPF_SOCK_OPS_TCP_CONNECT_CB)
+		return PASS;
+	socket = ctx->sk;
 	if (!socket || !ends_of(ctx, &local, &server))
 		return PASS;
 	if (ctx->op == BPF_SOCK_OPS_TCP_LISTEN_CB)
 		keep_listener(ctx, &local);
-	else if (ctx->op == BPF_SOCK_OPS_TCP_CONNECT_CB && (socket->mark & IDM_MARK_MASK) == IDM_MARK_FROM_PROXY)
+	else if ((socket->mark & IDM_MARK_MASK) == IDM_MARK_FROM_PROXY)
 		open_leg(&local, &server, socket->mark);
 	return PASS;
 }
@@ -215,6 +218,14 @@ static __always_inline bool is_own(const struct idm_address *address)
 	return loopback4 || is_loopback(address, false) || bpf_map_lookup_elem(&locals, address);
 }
 
+static __always_inline bool is_established(struct __sk_buff *skb)
+{
+	struct bpf_sock *socket = skb->sk;
+
+	socket = socket ? bpf_sk_fullsock(socket) : NULL;
+	return socket && socket->protocol == IPPROTO_TCP && socket->state == BPF_TCP_ESTABLISHED;
+}
+
 // Established connections are judged packet by packet where the server is; here only that none begins unknown.
 static __always_inline int judge_envoy(struct __sk_buff *skb)
 {
@@ -222,6 +233,8 @@ static __always_inline int judge_envoy(struct __sk_buff *skb)
 	struct segment segment;
 	bool marked = (mark & IDM_MARK_MASK) == IDM_MARK_FROM_PROXY;
 
+	if (is_established(skb))
+		return PASS;
 	if (!read_segment(skb, &segment))
 		return marked ? REFUSE : PASS;
 	if (!segment.opens)
