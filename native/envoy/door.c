@@ -16,6 +16,7 @@
 struct end {
 	uint32_t identity;
 	uint32_t endpoint;
+	bool told; // the datapath says the identity, and no address could: its policy is found by that
 };
 
 static bool set_direction(struct door *door, const char *text)
@@ -254,7 +255,7 @@ static bool judge(const struct idm_snapshot *snapshot, struct idm_flow *flow, ui
 {
 	struct idm_verdict *verdict = &ret->verdicts[ret->count];
 
-	if (subject->endpoint == IDM_NONE) {
+	if (subject->endpoint == IDM_NONE && !subject->told) {
 		ret->direction = (uint8_t)direction;
 		door_refuse(IDM_DROP_NO_POLICY, false, ret);
 		return false;
@@ -354,6 +355,7 @@ static bool find_peer(const struct door *door, const struct idm_snapshot *snapsh
 	rules.address_ignored |= told->known && told->host;
 	answer = idm_peer_judge(snapshot, &rules, &facts, &cache, peer, &ret->endpoint);
 	ret->identity = peer->identity;
+	ret->told = told->known && told->workload;
 	return answer == IDM_PEER_FINE && same_endpoint(snapshot, told, told->source_endpoint, ret);
 }
 
@@ -372,7 +374,7 @@ static bool confirm_destination(const struct idm_snapshot *snapshot, const struc
 void door_decide(struct door *door, const struct idm_snapshot *snapshot, const struct connection *connection,
 		 const struct address *upstream, const struct idm_http *http, struct decision *ret)
 {
-	struct end source = {0, IDM_NONE}, destination = {0, IDM_NONE};
+	struct end source = {0, IDM_NONE, false}, destination = {0, IDM_NONE, false};
 	struct idm_peer peer;
 	struct idm_flow flow;
 

@@ -163,6 +163,7 @@ static void fill(const struct idm_state *now, const struct idm_connection *row, 
 		.egress = row->flags & IDM_CONNECTION_EGRESS,
 		.ingress = row->flags & IDM_CONNECTION_INGRESS,
 		.host = row->flags & IDM_CONNECTION_HOST,
+		.workload = row->flags & IDM_CONNECTION_CGROUP,
 	};
 }
 

@@ -21,7 +21,8 @@ struct steered {
 	bool egress; /* the directions to judge */
 	bool ingress;
 	bool host; /* the client is a process of this host, whatever its address */
-	uint8_t reserved[3];
+	bool workload; /* and a workload without a namespace: its identity alone says who */
+	uint8_t reserved[2];
 };
 
 /* Pinned maps. Descriptors, -1 while closed. */
