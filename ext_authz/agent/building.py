@@ -15,9 +15,9 @@ from ext_authz.logs import event
 
 log = logging.getLogger(__name__)
 
-DEBOUNCE_S = 0.004
+DEBOUNCE_S = 0.002
 # Under constant change compiling stays below half of a core: it rests a little longer than it took, if that is short.
-REST_SHARE, REST_MAX_S = 1.25, 0.030
+REST_SHARE, REST_MAX_S = 1.0, 0.020
 _RETRY_S = 1.0
 # What only whoever waits for the report wants to know.
 _ANSWERS = ("applied_errors", "attached_errors")

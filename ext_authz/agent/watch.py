@@ -62,6 +62,7 @@ class Watch:
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._paths = tuple(path.absolute() for path in paths)
+        self._names = frozenset(map(str, self._paths))
         try:
             self._inotify: Inotify | None = Inotify()
         except OSError as error:
@@ -84,7 +85,7 @@ class Watch:
     def _may_move(self, change: Change) -> bool:
         """There may be other directories now. Plain files that come and go, hundreds a second, are told apart."""
         is_file = change.name.endswith(SUFFIXES) and not change.lost and not change.gone and not change.is_folder
-        return not is_file or Path(change.path, change.name) in self._paths
+        return not is_file or os.path.join(change.path, change.name) in self._names
 
     def refresh(self) -> None:
         """Watch every directory there is now, also the one above each source (it may come back)."""
