@@ -186,7 +186,7 @@ static __always_inline int sent(struct __sk_buff *skb, struct flow *flow)
 		if (reason)
 			return reason;
 	}
-	flow->now_ns = bpf_ktime_get_boot_ns();
+	flow->now_ns = track_time_ns();
 	if ((skb->mark & IDM_MARK_MASK) == IDM_MARK_TO_PROXY)
 		return sent_hairpin(flow);
 	if (skb->mark)

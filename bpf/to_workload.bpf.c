@@ -224,7 +224,7 @@ static __always_inline int received(struct __sk_buff *skb, struct flow *flow)
 		if (reason)
 			return reason;
 	}
-	flow->now_ns = bpf_ktime_get_boot_ns();
+	flow->now_ns = track_time_ns();
 	return received_packet(skb, flow);
 }
 

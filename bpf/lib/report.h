@@ -60,7 +60,7 @@ PACKET_GLOBAL int report_event(struct __sk_buff *skb, const struct flow *flow)
 		return 0;
 	}
 	report_ends(flow, event);
-	event->time_ns = flow->now_ns;
+	event->time_ns = bpf_ktime_get_boot_ns();
 	event->revision = flow->live.revision;
 	event->ifindex = skb->ifindex;
 	event->protocol = flow->packet.protocol;
