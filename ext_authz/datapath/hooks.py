@@ -137,7 +137,7 @@ class Hooks:
         return count
 
     def forget_dead(self) -> None:
-        """Unpin links whose interface is gone."""
+        """Unpin links whose interface is gone; filters went with theirs when the programs are replaced."""
         for link in self.links():
             if link.is_dead:
                 self.unlink(link.name)
@@ -154,16 +154,22 @@ class Hooks:
         if ifindex in self._pins.filters():
             self._set_filters(ifindex, netns)
             return
-        if not self._clsact:
-            try:
-                for attach_type, program in VETH.items():
-                    self.link(f"{program}-{ifindex}", program, ifindex, attach_type, netns)
-                return
-            except DatapathError:
-                self.detach(ifindex, netns)
-                if self._clsact is False or has_tcx(self._program(VETH[INGRESS])):
-                    raise
-        self._attach_filters(ifindex, netns)
+        if self._clsact or not self._attach_links(ifindex, netns):
+            self._attach_filters(ifindex, netns)
+
+    def _attach_links(self, ifindex: int, netns: int | None) -> bool:
+        """False if the kernel has no tcx. Links that were there before stay whatever happens."""
+        before = set(self._pins.link_names())
+        try:
+            for attach_type, program in VETH.items():
+                self.link(f"{program}-{ifindex}", program, ifindex, attach_type, netns)
+        except DatapathError:
+            for name in {f"{program}-{ifindex}" for program in VETH.values()} - before:
+                self.unlink(name)
+            if self._clsact is False or has_tcx(self._program(VETH[INGRESS])):
+                raise
+            return False
+        return True
 
     def _attach_filters(self, ifindex: int, netns: int | None) -> None:
         had = any(lib.idm_datapath_clsact_query(ifindex, way, _space(netns)) > 0 for way in (0, 1))
@@ -198,10 +204,15 @@ class Hooks:
         if ifindex in self._pins.filters():
             self._remove_filters(ifindex, netns)
 
-    def attached(self) -> set[int]:
-        """Interfaces that our programs are on."""
-        linked = {link.ifindex for link in self.links() if link.attach_type in VETH and link.ifindex}
-        return linked | set(self._pins.filters())
+    def attached(self, netns: int | None = None) -> set[int]:
+        """Interfaces that both our programs are on, as the kernel says now."""
+        found = [link.ifindex for link in self.links() if link.attach_type in VETH and link.ifindex]
+        whole = {ifindex for ifindex in found if found.count(ifindex) == len(VETH)}
+        return whole | {ifindex for ifindex in self._pins.filters() if self._has_filters(ifindex, netns)}
+
+    @staticmethod
+    def _has_filters(ifindex: int, netns: int | None) -> bool:
+        return all(lib.idm_datapath_clsact_query(ifindex, way, _space(netns)) > 0 for way in (0, 1))
 
     def clear(self, netns: int | None = None) -> None:
         """Everything off."""

@@ -251,7 +251,7 @@ class Datapath:
             DatapathError: A program is not on it, or there is no room: nothing passes then.
         """
         self._mount.verify()
-        if not (self._aside and ifindex in self.hooks.attached()):
+        if not (self._aside and ifindex in self.hooks.attached(netns)):
             self.hooks.attach(ifindex, netns)
         hardware = bytes.fromhex(mac.replace(":", "")) if isinstance(mac, str) else mac
         self._maps.workload(ifindex, peer_ifindex, hardware or None, [packed(address) for address in addresses])
@@ -297,9 +297,9 @@ class Datapath:
         """The host's own addresses: exactly these, broadcast addresses of its links among them."""
         self._maps.set_locals([packed(address) for address in addresses])
 
-    def attached(self) -> set[int]:
-        """Interfaces that our programs are on."""
-        return self.hooks.attached()
+    def attached(self, netns: int | None = None) -> set[int]:
+        """Interfaces that both our programs are on, as the kernel says now."""
+        return self.hooks.attached(netns)
 
     # ---- reading ----
 

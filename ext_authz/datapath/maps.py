@@ -51,6 +51,7 @@ class MapSet:
         self._handle = ffi.gc(lib.idm_datapath_create(os.fsencode(folder)), lib.idm_datapath_destroy)
         self._closed = False
         self._draining = threading.Lock()  # events are read on a thread of their own
+        self._drained: Any = b""  # room for them, kept from call to call
         self._previous: Any = ffi.NULL  # the snapshot before, whose tables the next one may share
         for name, count in (SIZES | dict(sizes)).items():
             for each in (f"{name}_0", f"{name}_1") if name in _SLOTTED else (name,):
@@ -323,14 +324,16 @@ class MapSet:
 
     def events(self, limit: int, timeout_ms: int) -> bytes:
         size = row("idm_event").size * limit
-        found = ffi.new("char[]", size)
         with self._draining:
             if self._closed:
                 return b""
-            written = lib.idm_datapath_events(self._handle, found, size, timeout_ms)
+            if len(self._drained) < size:
+                self._drained = ffi.new("char[]", size)
+            written = lib.idm_datapath_events(self._handle, self._drained, size, timeout_ms)
+            data = bytes(ffi.buffer(self._drained, max(0, written)))
         if written < 0 and written != -errno.EINTR:
             raise DatapathError(f"map events: {os.strerror(-written)}")
-        return bytes(ffi.buffer(found, max(0, written)))
+        return data
 
     def events_fd(self) -> int:
         found: int = lib.idm_datapath_events_fd(self._handle)

@@ -214,7 +214,8 @@ static int check_pinned(struct idm_datapath *datapath, const struct bpf_map *map
 	if (r)
 		return idm_say(err, -EEXIST, "%s: is not a map", path);
 	if (info.type == bpf_map__type(map) && info.key_size == bpf_map__key_size(map) &&
-	    info.value_size == bpf_map__value_size(map) && info.max_entries == bpf_map__max_entries(map))
+	    info.value_size == bpf_map__value_size(map) && info.max_entries == bpf_map__max_entries(map) &&
+	    info.map_flags == bpf_map__map_flags(map))
 		return 0;
 	return idm_say(err, -EEXIST, "%s: the pinned map has %u rows of %u + %u bytes, wanted are %u of %u + %u", path,
 		       info.max_entries, info.key_size, info.value_size, bpf_map__max_entries(map),

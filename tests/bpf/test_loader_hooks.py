@@ -99,12 +99,12 @@ def test_programs_judge_from_attach_to_detach(net: Network, opened: Callable[[Pa
     assert reaches(net, end)
     datapath = opened(dropping)
     datapath.attach(end.ifindex, end.addresses, netns=net.node.descriptor)
-    assert datapath.attached() == {end.ifindex}
+    assert datapath.attached(net.node.descriptor) == {end.ifindex}
     assert not reaches(net, end)
     assert reaches(net, other)
     datapath.detach(end.ifindex, netns=net.node.descriptor)
     assert reaches(net, end)
-    assert datapath.attached() == set()
+    assert datapath.attached(net.node.descriptor) == set()
     assert not difference(before, namespace_state(net.node))
 
 
@@ -166,7 +166,7 @@ def test_programs_stay_when_the_agent_dies_and_are_taken_up(
     assert not reaches(net, end)
     with net.node.inside():
         again = opened(passing)
-    assert again.attached() == {end.ifindex}
+    assert again.attached(net.node.descriptor) == {end.ifindex}
     assert {link.name: link.id for link in again.hooks.links()} == links
     # Neighbours were not found meanwhile, and are asked for again only after a while.
     eventually(lambda: reaches(net, end))
@@ -182,7 +182,7 @@ def test_an_interface_that_is_gone_is_forgotten(
     net.remove("client")
     with net.node.inside():
         again = opened(dropping)
-    assert again.attached() == set()
+    assert again.attached(net.node.descriptor) == set()
     assert not again.hooks.links()
 
 
@@ -208,7 +208,7 @@ def test_an_interface_that_is_not_there_is_no_reason_for_filters(net: Network, f
     datapath = Datapath.open(folder / "bpf", dropping, SIZES)
     with pytest.raises(DatapathError, match=r"from_workload cannot be attached .*No such device"):
         datapath.attach(4711, netns=net.node.descriptor)
-    assert datapath.attached() == set()
+    assert datapath.attached(net.node.descriptor) == set()
     datapath.cleanup()
 
 
@@ -229,6 +229,22 @@ def test_other_hooks_are_pinned_replaced_and_detached(net: Network, folder: Path
     datapath.unlink("keep-envoy")
     datapath.cleanup()
     assert not difference(before, namespace_state(net.node))
+
+
+def test_a_program_that_somebody_took_off_is_missed(
+    net: Network, opened: Callable[[Path], Datapath], dropping: Path
+) -> None:
+    end = net.add("client", "10.1.0.1")
+    datapath = opened(dropping)
+    datapath.attach(end.ifindex, end.addresses, netns=net.node.descriptor)
+    assert datapath.attached(net.node.descriptor) == {end.ifindex}
+    if datapath.hooks.links():
+        datapath.unlink(f"to_workload-{end.ifindex}")
+    else:
+        net.node.run(["tc", "filter", "del", "dev", end.veth, "egress"])
+    assert datapath.attached(net.node.descriptor) == set()
+    datapath.attach(end.ifindex, end.addresses, netns=net.node.descriptor)
+    assert datapath.attached(net.node.descriptor) == {end.ifindex}
 
 
 def test_both_directions_are_links_of_their_own(net: Network, folder: Path, dropping: Path) -> None:
