@@ -29,7 +29,7 @@ struct listener {
 	size_t proxy_count;
 	bool original_destination;
 	bool steers; // connections come from the datapath
-	struct steered_maps maps;
+	struct steered_maps *maps; // NULL while --mode validate looks on
 };
 
 static bool set_proxies(struct listener *self, const struct text_list *list, struct idm_error *why)
@@ -56,7 +56,10 @@ static bool set_maps(struct listener *self, const char *pins, struct idm_error *
 		return false;
 	}
 	// --mode validate may run where no datapath is.
-	return !pins || CALLBACK(is_validation_mode)() || steered_open(pins, &self->maps, why);
+	if (!pins || CALLBACK(is_validation_mode)())
+		return true;
+	self->maps = steered_open(pins, why);
+	return self->maps;
 }
 
 static bool configure(struct listener *self, struct idm_bytes config, struct idm_error *why)
@@ -77,7 +80,7 @@ static bool configure(struct listener *self, struct idm_bytes config, struct idm
 
 IDM_HOOK void ON(listener_filter_config_destroy)(struct listener *self)
 {
-	steered_close(&self->maps);
+	steered_close(self->maps);
 	free(self->proxies);
 	free(self);
 }
@@ -92,7 +95,6 @@ IDM_HOOK void *ON(listener_filter_config_new)(struct envoy_listener_config *envo
 	(void)name;
 	if (!self)
 		return NULL;
-	self->maps = (struct steered_maps){-1, -1};
 	if (!configure(self, config, &why) || !mesh_required(&why)) {
 		mesh_log(ENVOY_ERROR, "listener filter refused: %s", why.message);
 		ON(listener_filter_config_destroy)(self);
@@ -224,7 +226,7 @@ static bool learn(const struct listener *self, struct envoy_listener *envoy, str
 	if (!unproxied(envoy, fd, ret))
 		return false;
 	if (self->steers)
-		return steered_find(&self->maps, &ret->peer, &ret->local, &ret->steered);
+		return steered_find(self->maps, &ret->peer, &ret->local, &ret->steered);
 	if (self->original_destination)
 		original_destination(fd, &ret->local);
 	return true;

@@ -5,14 +5,35 @@
 
 #include <errno.h>
 #include <linux/bpf.h>
+#include <pthread.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include "idmesh/datapath.h"
 
 #define PROTOCOL_TCP 6
+#define STATE "state"
+#define CONNECTIONS "connections"
+
+// What is pinned in the folder at one time. Never changed once others see it, and kept to the end: a worker may be
+// reading from it.
+struct pinned {
+	struct pinned *older;
+	int state;
+	int connections;
+	dev_t device; // of the pin of `connections`, by which a new one is told
+	ino_t inode;
+};
+
+struct steered_maps {
+	char *pins;
+	pthread_mutex_t opening;
+	struct pinned *newest; // atomic
+};
 
 static long ask(enum bpf_cmd command, union bpf_attr *attributes)
 {
@@ -54,57 +75,132 @@ static bool has_shape(int map, uint32_t key_size, uint32_t value_size)
 	return !ask(BPF_OBJ_GET_INFO_BY_FD, &attributes) && info.key_size == key_size && info.value_size == value_size;
 }
 
-static bool open_map(const char *pins, const char *name, uint32_t key_size, uint32_t value_size, int *ret,
-		     struct idm_error *why)
+static bool join(const char *pins, const char *name, char *ret, size_t size)
 {
-	char path[4096];
-
-	if ((size_t)snprintf(path, sizeof(path), "%s/%s", pins, name) >= sizeof(path)) {
-		snprintf(why->message, sizeof(why->message), "datapath: the path is too long");
-		return false;
-	}
-	*ret = open_pin(path);
-	if (*ret < 0) {
-		snprintf(why->message, sizeof(why->message), "datapath: %.150s: %s", path, strerror(errno));
-		return false;
-	}
-	if (has_shape(*ret, key_size, value_size))
-		return true;
-	snprintf(why->message, sizeof(why->message), "datapath: %.150s: not a map of this layout", path);
-	return false;
+	return (size_t)snprintf(ret, size, "%s/%s", pins, name) < size;
 }
 
-static bool layout_fits(const struct steered_maps *maps, struct idm_error *why)
+static int open_map(const char *pins, const char *name, uint32_t key_size, uint32_t value_size, struct idm_error *why)
+{
+	char path[4096];
+	int map;
+
+	if (!join(pins, name, path, sizeof(path))) {
+		snprintf(why->message, sizeof(why->message), "datapath: the path is too long");
+		return -1;
+	}
+	map = open_pin(path);
+	if (map < 0) {
+		snprintf(why->message, sizeof(why->message), "datapath: %.150s: %s", path, strerror(errno));
+		return -1;
+	}
+	if (has_shape(map, key_size, value_size))
+		return map;
+	snprintf(why->message, sizeof(why->message), "datapath: %.150s: not a map of this layout", path);
+	close(map);
+	return -1;
+}
+
+static bool layout_fits(const struct pinned *pinned, struct idm_error *why)
 {
 	struct idm_state now;
 	uint32_t row = 0;
 
 	// Nothing is published yet: whoever publishes writes the layout, and connections are closed until then.
-	if (lookup(maps->state, &row, &now) && (!now.generation || now.layout == IDM_LAYOUT))
+	if (lookup(pinned->state, &row, &now) && (!now.generation || now.layout == IDM_LAYOUT))
 		return true;
 	snprintf(why->message, sizeof(why->message), "datapath: the maps are of another layout than this module");
 	return false;
 }
 
-bool steered_open(const char *pins, struct steered_maps *ret, struct idm_error *why)
+static void pinned_destroy(struct pinned *pinned)
 {
-	*ret = (struct steered_maps){-1, -1};
-	if (open_map(pins, "state", sizeof(uint32_t), sizeof(struct idm_state), &ret->state, why) &&
-	    open_map(pins, "connections", sizeof(struct idm_connection_key), sizeof(struct idm_connection),
-		     &ret->connections, why) &&
-	    layout_fits(ret, why))
-		return true;
-	steered_close(ret);
-	return false;
+	if (pinned->state >= 0)
+		close(pinned->state);
+	if (pinned->connections >= 0)
+		close(pinned->connections);
+	free(pinned);
+}
+
+static bool look(const char *pins, struct stat *ret)
+{
+	char path[4096];
+
+	return join(pins, CONNECTIONS, path, sizeof(path)) && !stat(path, ret);
+}
+
+static struct pinned *pinned_create(const char *pins, struct idm_error *why)
+{
+	struct pinned *made = calloc(1, sizeof(*made));
+	struct stat pin = {0};
+
+	if (!made)
+		return NULL;
+	// Looked at before it is opened: one that comes in between is seen the next time.
+	look(pins, &pin);
+	made->device = pin.st_dev;
+	made->inode = pin.st_ino;
+	made->connections = -1;
+	made->state = open_map(pins, STATE, sizeof(uint32_t), sizeof(struct idm_state), why);
+	if (made->state >= 0)
+		made->connections = open_map(pins, CONNECTIONS, sizeof(struct idm_connection_key),
+					     sizeof(struct idm_connection), why);
+	if (made->connections >= 0 && layout_fits(made, why))
+		return made;
+	pinned_destroy(made);
+	return NULL;
+}
+
+struct steered_maps *steered_open(const char *pins, struct idm_error *why)
+{
+	struct steered_maps *maps = calloc(1, sizeof(*maps));
+
+	if (!maps)
+		return NULL;
+	pthread_mutex_init(&maps->opening, NULL);
+	maps->pins = strdup(pins);
+	maps->newest = maps->pins ? pinned_create(pins, why) : NULL;
+	if (maps->newest)
+		return maps;
+	steered_close(maps);
+	return NULL;
 }
 
 void steered_close(struct steered_maps *maps)
 {
-	if (maps->state >= 0)
-		close(maps->state);
-	if (maps->connections >= 0)
-		close(maps->connections);
-	*maps = (struct steered_maps){-1, -1};
+	struct pinned *older;
+
+	if (!maps)
+		return;
+	for (struct pinned *pinned = maps->newest; pinned; pinned = older) {
+		older = pinned->older;
+		pinned_destroy(pinned);
+	}
+	pthread_mutex_destroy(&maps->opening);
+	free(maps->pins);
+	free(maps);
+}
+
+// True if there are other maps now than `known`. What cannot be opened leaves those that were.
+static bool renew(struct steered_maps *maps, const struct pinned *known)
+{
+	struct idm_error why;
+	struct pinned *made;
+	struct stat pin;
+	bool changed;
+
+	pthread_mutex_lock(&maps->opening);
+	changed = maps->newest != known;
+	if (!changed && look(maps->pins, &pin) && (pin.st_dev != known->device || pin.st_ino != known->inode)) {
+		made = pinned_create(maps->pins, &why);
+		if (made) {
+			made->older = maps->newest;
+			__atomic_store_n(&maps->newest, made, __ATOMIC_RELEASE);
+			changed = true;
+		}
+	}
+	pthread_mutex_unlock(&maps->opening);
+	return changed;
 }
 
 // ---- rows ----
@@ -167,8 +263,8 @@ static void fill(const struct idm_state *now, const struct idm_connection *row, 
 	};
 }
 
-bool steered_find(const struct steered_maps *maps, const struct address *peer, const struct address *local,
-		  struct steered *ret)
+static bool find(const struct pinned *pinned, const struct address *peer, const struct address *local,
+		 struct steered *ret)
 {
 	struct idm_connection_key key;
 	struct idm_connection row;
@@ -176,9 +272,23 @@ bool steered_find(const struct steered_maps *maps, const struct address *peer, c
 	uint32_t only = 0;
 	bool high = make_key(peer, local, &key);
 
-	if (!lookup(maps->state, &only, &now) || !now.generation || now.layout != IDM_LAYOUT ||
-	    !lookup(maps->connections, &key, &row) || !usable(&row, high))
+	if (!lookup(pinned->state, &only, &now) || !now.generation || now.layout != IDM_LAYOUT ||
+	    !lookup(pinned->connections, &key, &row) || !usable(&row, high))
 		return false;
 	fill(&now, &row, ret);
 	return true;
+}
+
+bool steered_find(struct steered_maps *maps, const struct address *peer, const struct address *local,
+		  struct steered *ret)
+{
+	const struct pinned *pinned;
+
+	if (!maps)
+		return false;
+	pinned = __atomic_load_n(&maps->newest, __ATOMIC_ACQUIRE);
+	if (find(pinned, peer, local, ret))
+		return true;
+	return renew(maps, pinned) &&
+	       find(__atomic_load_n(&maps->newest, __ATOMIC_ACQUIRE), peer, local, ret);
 }

@@ -25,16 +25,15 @@ struct steered {
 	uint8_t reserved[2];
 };
 
-/* Pinned maps. Descriptors, -1 while closed. */
-struct steered_maps {
-	int state;
-	int connections;
-};
-/* pins: the folder they are pinned in. False with a reason if one cannot be read, or is of another layout. */
-bool steered_open(const char *pins, struct steered_maps *ret, struct idm_error *why);
+struct steered_maps;
+/* pins: the folder they are pinned in. NULL with a reason if one cannot be read, or is of another layout. */
+struct steered_maps *steered_open(const char *pins, struct idm_error *why);
 void steered_close(struct steered_maps *maps);
-/* False if the connection was not steered here, or nothing that is told of it can be used: it must be closed. */
-bool steered_find(const struct steered_maps *maps, const struct address *peer, const struct address *local,
+/*
+ * False if the connection was not steered here, or nothing that is told of it can be used: it must be closed. Any
+ * thread. Looks for other maps in the folder where these know nothing: the datapath may have begun anew.
+ */
+bool steered_find(struct steered_maps *maps, const struct address *peer, const struct address *local,
 		  struct steered *ret);
 
 #endif

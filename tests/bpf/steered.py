@@ -146,6 +146,20 @@ class Steered:
         """Processes of the node itself."""
         return self.net.node
 
+    def other_pins(self) -> Path:
+        """A name for a folder of pins, of maps that no program knows."""
+        other, link = self._folder / "bpf/other", self._folder / "live"
+        other.mkdir()
+        self.kernel.empty_maps(other)
+        link.symlink_to(other)
+        return link
+
+    def repoint_pins(self) -> None:
+        """That name, for the maps in force."""
+        staged = self._folder / "next"
+        staged.symlink_to(self._folder / "bpf")
+        staged.rename(self._folder / "live")
+
     # ---- Envoy ----
 
     def setup(self, **more: object) -> Setup:

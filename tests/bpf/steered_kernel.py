@@ -104,6 +104,13 @@ class Kernel:
         self._link_folder("keep_marks", str(guard), _SETSOCKOPT)
         self._link_folder("keep_packets", str(guard), _CGROUP_EGRESS)
 
+    def empty_maps(self, folder: Path) -> None:
+        """Maps of the same shapes, pinned there, that no program writes."""
+        other = lib.idm_datapath_create(str(folder).encode())
+        path = str(ROOT / "build/bpf/sk_lookup.bpf.o").encode()
+        self._check(lib.idm_datapath_load(other, path, ffi.NULL, 0, 0, self._error))
+        lib.idm_datapath_destroy(other)
+
     def _link_folder(self, program: str, path: str, kind: int) -> None:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from ext_authz.envoy_binary import find_envoy
+from ext_authz.xds.setup import Steering
 from tests.bpf.bare import run_in
 from tests.bpf.net import connects, serve_greeting
 from tests.bpf.steered import Steered, http_server
@@ -167,3 +168,15 @@ def test_packets_for_envoy_reach_no_other_listener_of_the_host(site: Steered) ->
         wide.bind(("0.0.0.0", 8080))
         wide.listen()
         assert not connects(client, (server.address(), 8080), 0.5)
+
+
+@pytest.mark.needs_envoy
+def test_envoy_follows_when_the_datapath_begins_anew(site: Steered) -> None:
+    """Other maps under the same names: what was opened before knows no connection any more."""
+    client, server = site.add("client", "10.1.0.1"), site.add("server", "10.1.0.2")
+    site.apply(ingress("/a"))
+    site.start(find_envoy(), steering=Steering(site.other_pins()))
+    with http_server(server, 8080):
+        assert site.get(client, url("10.1.0.2", "/a")).status == 0
+        site.repoint_pins()
+        assert site.get(client, url("10.1.0.2", "/a")).status == 200
