@@ -17,13 +17,13 @@ from ext_authz.xds.setup import Target
 
 @contextlib.contextmanager
 def grpc_server(
-    service: str, methods: Mapping[str, grpc.RpcMethodHandler], address: Target | None = None
+    service: str, methods: Mapping[str, grpc.RpcMethodHandler], address: Target | None = None, host: str = "127.0.0.1"
 ) -> Iterator[Target]:
-    """Serves these methods; without an address at a free port of loopback."""
+    """Serves these methods; without an address at a free port of the host."""
     server = grpc.server(futures.ThreadPoolExecutor(8))
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, methods),))
     if address is None:
-        address = Target("127.0.0.1", server.add_insecure_port("127.0.0.1:0"))
+        address = Target(host, server.add_insecure_port(f"{host}:0"))
     else:
         server.add_insecure_port(address.text)
     server.start()

@@ -41,27 +41,32 @@ CLIENT, OTHER, SERVER, SERVER2 = "127.1.0.11", "127.1.0.12", "127.1.0.21", "127.
 ANYONE = "127.0.0.1"  # what the kernel gives to clients that cannot choose their address
 PORT = 8080  # of the workload, as policies see it
 
-_PODS = """
-apiVersion: v1
-kind: Namespace
-metadata: {name: default}
-"""
+_NAMESPACE = "apiVersion: v1\nkind: Namespace\nmetadata: {name: default}\n"
 _POD = """
 ---
 apiVersion: v1
 kind: Pod
 metadata: {name: %s, namespace: default, labels: {app: %s}}
-status: {podIPs: [{ip: %s}]}
+spec: {%s}
+status: {podIPs: [%s]}
 """
-WORLD = _PODS + "".join(
-    _POD % (name, name, address)
-    for name, address in (
-        ("client", CLIENT),
-        ("other", OTHER),
-        ("server", SERVER),
-        ("server2", SERVER2),
-        ("anyone", ANYONE),
-    )
+
+
+def pods(*rows: tuple[str, str, str, tuple[str, ...]]) -> str:
+    """A namespace with pods: name, value of the label app, service account (or ""), addresses."""
+    made = [_NAMESPACE]
+    for name, app, account, addresses in rows:
+        spec = f"serviceAccountName: {account}" if account else ""
+        made.append(_POD % (name, app, spec, ", ".join(f"{{ip: {address}}}" for address in addresses)))
+    return "".join(made)
+
+
+WORLD = pods(
+    ("client", "client", "", (CLIENT,)),
+    ("other", "other", "", (OTHER,)),
+    ("server", "server", "", (SERVER,)),
+    ("server2", "server2", "", (SERVER2,)),
+    ("anyone", "anyone", "", (ANYONE,)),
 )
 
 

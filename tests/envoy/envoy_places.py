@@ -11,18 +11,16 @@ import json
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
-from concurrent import futures
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import grpc
 from envoy_backend import Backend, banner_backend, http_backend
-from envoy_harness import ANYONE, CLIENT, MODULE, OTHER, ROOT, SERVER, Envoy, Node, running_config, snapshot
+from envoy_grpc import echo, grpc_server, unary
+from envoy_harness import ANYONE, CLIENT, MODULE, OTHER, ROOT, SERVER, Envoy, Node, pods, running_config, snapshot
 from envoy_worker import worker
 
 from ext_authz.envoy_binary import EnvoyBinary
-from ext_authz.xds.setup import Target
 
 EXAMPLES = ROOT / "envoy/examples"
 PROXY = "127.9.0.1"  # stands before Envoy, in the network whose PROXY headers the examples believe
@@ -34,22 +32,11 @@ _FOLDERS = {
     "/var/log/envoy": "{folder}",
     "10.9.0.0/16": "127.9.0.0/16",
 }
-_POD = """
----
-apiVersion: v1
-kind: Pod
-metadata: {name: %s, namespace: default, labels: {app: %s}}
-spec: {serviceAccountName: %s}
-status: {podIPs: [%s]}
-"""
-_WORLD = "apiVersion: v1\nkind: Namespace\nmetadata: {name: default}\n" + "".join(
-    _POD % (name, name, name, ", ".join(f"{{ip: {address}}}" for address in addresses))
-    for name, addresses in (
-        ("client", (CLIENT,)),
-        ("other", (OTHER,)),
-        ("anyone", (ANYONE,)),
-        ("server", ("10.0.0.10", SERVER)),
-    )
+_WORLD = pods(
+    ("client", "client", "client", (CLIENT,)),
+    ("other", "other", "other", (OTHER,)),
+    ("anyone", "anyone", "anyone", (ANYONE,)),
+    ("server", "server", "server", ("10.0.0.10", SERVER)),
 )
 _RULES = "      rules: {http: [{method: GET, path: '/public/.*'}, {method: POST, path: /pkg.Service/Call}]}\n"
 _POLICIES = """
@@ -150,25 +137,9 @@ def _backend(kind: str) -> Iterator[Backend]:
         with banner_backend(host=SERVER) as backend:
             yield backend
     else:
-        with _grpc_backend() as backend:
-            yield backend
-
-
-@contextlib.contextmanager
-def _grpc_backend() -> Iterator[Backend]:
-    def serve(request: bytes, _context: grpc.ServicerContext) -> bytes:
-        return b"served " + request
-
-    handler = grpc.unary_unary_rpc_method_handler(serve)
-    server = grpc.server(futures.ThreadPoolExecutor(4))
-    methods = {"Call": handler, "Other": handler}
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("pkg.Service", methods),))
-    port = server.add_insecure_port(f"{SERVER}:0")
-    server.start()
-    try:
-        yield Backend(Target(host=SERVER, port=port), "grpc")
-    finally:
-        server.stop(None).wait()
+        methods = {"Call": unary(echo), "Other": unary(echo)}
+        with grpc_server("pkg.Service", methods, host=SERVER) as address:
+            yield Backend(address, "grpc")
 
 
 # ---- certificates ----

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from envoy_backend import Backend, http_backend
-from envoy_harness import CLIENT, NEWEST, Envoy, Node, envoy_of, missing, running_config, setup_for, snapshot
+from envoy_harness import CLIENT, NEWEST, Envoy, Node, envoy_of, missing, pods, running_config, setup_for, snapshot
 from envoy_worker import worker
 
 from ext_authz.engine import Engine
@@ -25,23 +25,12 @@ from ext_authz.xds.bootstrap import render
 from ext_authz.xds.setup import Door, Evidence, Mode, Target, Tls
 
 TRUST_DOMAIN = "td.test"
-_POD = """
----
-apiVersion: v1
-kind: Pod
-metadata: {name: %s, namespace: default, labels: {app: %s}}
-spec: {serviceAccountName: %s}
-status: {podIPs: [{ip: %s}]}
-"""
 UNKNOWN = "127.3.0.1"  # no pod's address
-WORLD = "apiVersion: v1\nkind: Namespace\nmetadata: {name: default}\n" + "".join(
-    _POD % pod
-    for pod in (
-        ("client", "client", "walker", CLIENT),
-        ("other", "other", "talker", "127.1.0.12"),
-        ("twin", "twin", "talker", "127.1.0.13"),
-        ("server", "server", "server", "127.1.0.21"),
-    )
+WORLD = pods(
+    ("client", "client", "walker", (CLIENT,)),
+    ("other", "other", "talker", ("127.1.0.12",)),
+    ("twin", "twin", "talker", ("127.1.0.13",)),
+    ("server", "server", "server", ("127.1.0.21",)),
 )
 # Everybody may: whoever is denied is denied for what he says of himself.
 ANYBODY = """
