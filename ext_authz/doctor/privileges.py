@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What this user may do: root, namespaces of his own. The BPF datapath will need more, and nothing here does."""
+"""What this user may do: root, namespaces of his own. The data path needs more: see datapath.py."""
 
 from __future__ import annotations
 
@@ -29,8 +29,3 @@ def _can_unshare() -> bool:
         return subprocess.run(words, capture_output=True, timeout=10, check=False).returncode == 0
     except (OSError, subprocess.SubprocessError):
         return False
-
-
-@check("bpf")
-def bpf(_patient: Patient) -> Iterator[Finding]:
-    yield ok("not needed: this version has no BPF datapath")

@@ -20,6 +20,7 @@ MODULES = (
     "ext_authz.doctor.abi",
     "ext_authz.doctor.privileges",
     "ext_authz.doctor.statedir",
+    "ext_authz.doctor.datapath",
 )
 
 

@@ -122,7 +122,7 @@ def test_requests_are_judged_between_ends_that_know_nothing_of_it(node: NodeRun)
         assert {one["extensions"]["value"]["door"] for one in steered} == {"bpf"}
         denied = next(one for one in lines if one["verdict"] == "DROPPED" and one["Type"] == "L7")
         assert denied["source"]["pod_name"] == "client"
-        assert denied["extensions"]["value"]["rule"].endswith("policies/web.yaml:7")
+        assert denied["extensions"]["value"]["rule"].endswith("policies/web.yaml:8")
         # With Envoy gone what must be judged by it is refused, not let through.
         envoy = node.json("status")["envoy"]
         node.kill()
