@@ -197,6 +197,16 @@ static __always_inline int received_check_frame(const struct __sk_buff *skb)
 	return bpf_map_lookup_elem(&attachments, &ifindex) ? 0 : IDM_DROP_NO_POLICY;
 }
 
+// Whoever forges a workload of this host must not have its ports remembered for that workload's datagrams.
+static __noinline int received_join_fragment(const struct __sk_buff *skb, struct flow *flow)
+{
+	const struct idm_endpoint_row *sender = lookup_endpoint(&flow->live, &flow->packet.source);
+
+	if (sender && sender->ifindex && skb->ingress_ifindex && sender->ifindex != skb->ingress_ifindex)
+		return IDM_PACKET_INVALID_SOURCE_IP;
+	return network_join_fragment(&flow->packet);
+}
+
 static __always_inline int received(struct __sk_buff *skb, struct flow *flow)
 {
 	struct packet *packet = &flow->packet;
@@ -220,7 +230,7 @@ static __always_inline int received(struct __sk_buff *skb, struct flow *flow)
 	if (packet_is_nobody(&packet->destination, packet->kind))
 		return IDM_PACKET_INVALID;
 	if (packet->flags & (PACKET_FIRST | PACKET_LATER)) {
-		reason = network_join_fragment(packet);
+		reason = received_join_fragment(skb, flow);
 		if (reason)
 			return reason;
 	}

@@ -120,3 +120,12 @@ def test_a_fragment_header_beyond_the_packet_is_dropped(place: Place) -> None:
     ends = ADDRESSES[6]["a"], ADDRESSES[6]["b"]
     for size in range(8):
         assert place.desk.sends("a", frame(IP6, ip6(*ends, 44, piece(TCP, 0, True)[:size]))).drop == INVALID
+
+
+def test_forged_fragments_do_not_change_the_ports_of_others(place: Place, version: int, number: int) -> None:
+    place.publish(b_ingress=ONLY)
+    assert place.desk.sends("a", part(version, UDP, udp(4000, 54, bytes(24)), 0, True, number)).drop == 133
+    forged = part(version, UDP, BODY[UDP], 0, True, number)
+    assert place.desk.sends("c", forged).drop == 132
+    assert place.desk.receives("b", forged, came="up").drop == 132
+    assert place.desk.sends("a", part(version, UDP, bytes(8), 4, False, number)).drop == 133, "still port 54"
