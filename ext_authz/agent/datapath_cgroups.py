@@ -9,10 +9,8 @@ identity; where the live tables say another one, nothing passes either, so the t
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import ipaddress
 import os
-import platform
 import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -35,8 +33,6 @@ _SOCKETS = {
     "getpeername6": 30,
 }
 _WORKLOAD = {"ingress": 0, "egress": 1, "create": 2, "opened": 3, "bind4": 8, "bind6": 9, **_SOCKETS}
-_CALLS = {"x86_64": 324, "aarch64": 283}
-_GLOBAL = 1  # MEMBARRIER_CMD_GLOBAL: waits as long as any program that runs now
 
 
 class Cgroups:
@@ -74,14 +70,6 @@ class Cgroups:
         for attachment in attachments:
             if attachment.cgroup and attachment.addresses:
                 self._kernel.update("workloads", struct.pack("=Q", attachment.cgroup_id), _row(attachment, engine))
-
-
-def grace() -> None:
-    """Return once no program runs any more that ran when this was called."""
-    number = _CALLS.get(platform.machine())
-    libc = ctypes.CDLL(None, use_errno=True)
-    if number is None or libc.syscall(number, _GLOBAL, 0, 0):
-        raise OSError(ctypes.get_errno(), "membarrier")
 
 
 def _hooks(attachment: Attachment) -> Iterator[tuple[str, Path]]:

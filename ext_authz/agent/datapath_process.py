@@ -25,7 +25,7 @@ from typing import Any
 
 from ext_authz import logs
 from ext_authz.agent.attachments import Attachment, AttachmentStore, Stage, read_record
-from ext_authz.agent.datapath_cgroups import Cgroups, grace
+from ext_authz.agent.datapath_cgroups import Cgroups
 from ext_authz.agent.datapath_events import Events
 from ext_authz.agent.datapath_following import Following
 from ext_authz.agent.datapath_host import Addresses, Host
@@ -74,7 +74,7 @@ class Keeper:
         self._kernel = Datapath.open(state.datapath_pins, Path(objects) if objects else None, sizes, verbose=verbose)
         self._cgroups = Cgroups(self._kernel)
         room = next(info.max_rows for info in self._kernel.maps() if info.name == "backends")
-        self._services = ServiceTable(self._kernel, room, grace)
+        self._services = ServiceTable(self._kernel, room, self._kernel.grace)
         self._set_up()
         self.following = Following(state, self._publish, (DatapathError,), self._kernel.revision)
         self._reattach()

@@ -16,7 +16,8 @@ from ext_authz.state import State, default_state, read_json
 _EPILOG = """\
 status: whether the kernel follows the policies, and what is attached. Exit: 0 well, 1 something is amiss, 2 there is
 none. policy: what the kernel looks up for an endpoint, peer by peer, each with the rule it comes from. connections:
-those it knows. monitor: its verdicts as they are given (needs a running node).
+those it knows. services: the backends that connections to a Service's address get. monitor: its verdicts as they are
+given (needs a running node).
 """
 
 
@@ -35,6 +36,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     policy.add_argument("name", metavar="NAME", help="NAMESPACE/NAME or an address")
     add_state_argument(policy)
     add_state_argument(actions.add_parser("connections", help="connections that the kernel knows"))
+    add_state_argument(actions.add_parser("services", help="Services' addresses and the backends behind them"))
     monitor = actions.add_parser("monitor", help="verdicts as they are given")
     monitor.add_argument("--last", type=int, default=0, metavar="N", help="begin with so many that were already seen")
     add_state_argument(monitor)
@@ -47,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
         "maps": _maps,
         "policy": _policy,
         "connections": _connections,
+        "services": _services,
         "monitor": _monitor,
     }
     return actions[args.action](args)
@@ -149,6 +152,12 @@ def _policy(args: argparse.Namespace) -> int:
     from ext_authz.commands.kernel_view import show_policy
 
     return show_policy(_state(args), args.name, args.json)
+
+
+def _services(args: argparse.Namespace) -> int:
+    from ext_authz.commands.kernel_services import show_services
+
+    return show_services(_state(args), args.json)
 
 
 def _connections(args: argparse.Namespace) -> int:

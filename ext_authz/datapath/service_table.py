@@ -25,6 +25,18 @@ _BACKEND = struct.Struct("=16sHBBI")
 _INDEX = struct.Struct("=I")
 
 
+def unpack_service(value: bytes) -> tuple[int, int, int, int]:
+    """First backend, how many, affinity in seconds, number."""
+    first, count, affinity_s, number = _SERVICE.unpack(value)
+    return first, count, affinity_s, number
+
+
+def unpack_backend(value: bytes) -> tuple[Place, int]:
+    """The backend, and the number of the service whose row this is."""
+    address, port, _, _, owner = _BACKEND.unpack(value)
+    return Place(address, port), owner
+
+
 class Maps(Protocol):
     """What a Datapath offers of its maps."""
 
@@ -172,7 +184,7 @@ class ServiceTable:
         """Go on from what an earlier process left. A row that makes no sense goes: its service is written anew."""
         senseless = False
         for key, value in list(self._maps.read("services")):
-            first, count, affinity_s, number = _SERVICE.unpack(value)
+            first, count, affinity_s, number = unpack_service(value)
             backends = self._read(first, count, number)
             self._number = max(self._number, number)
             if backends is None or not self._runs.claim(first, count):
@@ -190,8 +202,8 @@ class ServiceTable:
                 value = self._maps.lookup("backends", _INDEX.pack(index))
             except KeyError:
                 return None
-            address, port, _, _, owner = _BACKEND.unpack(value)
+            place, owner = unpack_backend(value)
             if owner != number:
                 return None
-            found.append(Place(address, port))
+            found.append(place)
         return tuple(found)
