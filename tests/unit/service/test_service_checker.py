@@ -9,7 +9,6 @@ from checks import (
     EGRESS,
     OTHER,
     POLICY,
-    SERVER,
     STRANGER,
     WORLD,
     allowed,
@@ -30,17 +29,6 @@ from ext_authz.service.store import Store
 @pytest.fixture(scope="module")
 def door() -> Checker:
     return checker()
-
-
-def test_what_a_rule_allows_passes_and_says_by_which_rule(door: Checker) -> None:
-    response = ask(door, request())
-    assert allowed(response)
-    said = facts(response)
-    assert said["verdict"] == "FORWARDED"
-    assert said["at"] == "proxy"
-    assert said["policy"] == "CiliumNetworkPolicy default/web"
-    assert said["rule"].startswith("policy.yaml:")
-    assert len(said["decision"]) == 32
 
 
 def test_what_no_rule_allows_is_403_with_the_id_of_the_decision(door: Checker) -> None:
@@ -86,13 +74,6 @@ def test_a_path_that_is_not_canonical_is_denied(door: Checker) -> None:
         assert not allowed(ask(door, request(path=path))), path
 
 
-@pytest.mark.parametrize("source", ["", "not an address", "10.0.0", "10.0.0.11\0", "1" * 200])
-def test_a_peer_without_address_is_denied_172(door: Checker, source: str) -> None:
-    response = ask(door, request(source))
-    assert not allowed(response)
-    assert facts(response)["drop"] == "172"
-
-
 def test_a_pipe_is_no_peer(door: Checker) -> None:
     made = request("")
     made.attributes.source.address.pipe.path = "/run/x"
@@ -111,12 +92,6 @@ def test_an_unknown_endpoint_is_denied_165(door: Checker) -> None:
     assert facts(response)["drop"] == "165"
 
 
-def test_without_snapshot_everything_is_denied_203() -> None:
-    response = ask(checker(b""), request())
-    assert not allowed(response)
-    assert facts(response)["drop"] == "203"
-
-
 def test_mapped_ipv4_is_ipv4(door: Checker) -> None:
     assert allowed(ask(door, request("::ffff:10.0.0.11")))
 
@@ -125,30 +100,11 @@ def test_a_peer_by_its_ipv6_address(door: Checker) -> None:
     assert facts(ask(door, request("fd00::11")))["source"] == facts(ask(door, request(CLIENT)))["source"]
 
 
-def test_headers_say_nothing_of_the_peer(door: Checker) -> None:
-    forged = {"x-forwarded-for": CLIENT, "x-real-ip": CLIENT, "forwarded": f"for={CLIENT}", "idmesh": "256"}
-    assert not allowed(ask(door, request(OTHER, headers=forged)))
-
-
 # ---- what the listener filter says ----
-
-
-def test_the_listener_filters_address_counts_before_the_sources(door: Checker) -> None:
-    assert allowed(ask(door, request(OTHER, metadata={"address": CLIENT})))
-    assert not allowed(ask(door, request(CLIENT, metadata={"address": OTHER})))
-
-
-def test_the_listener_filters_destination_counts_before_the_connections(door: Checker) -> None:
-    assert allowed(ask(door, request(destination="192.0.2.1", metadata={"address": CLIENT, "local": SERVER})))
 
 
 def identity_of(address: str) -> int:
     return Engine.open(snapshot()).resolve(address)[0]
-
-
-def test_evidence_that_agrees_is_taken(door: Checker) -> None:
-    said = {"identity": identity_of(CLIENT), "evidence": 2, "domain": "7"}
-    assert allowed(ask(door, request(metadata=said), require="datapath"))
 
 
 @pytest.mark.parametrize(
@@ -185,7 +141,7 @@ def test_metadata_that_makes_no_sense_is_denied(door: Checker, said: dict[str, o
 
 
 @pytest.mark.parametrize("named", ["default/server:80", "10.0.0.21:80", "default/server"])
-def test_a_named_destination_counts_instead_of_the_connections(door: Checker, named: str) -> None:
+def test_a_destination_named_by_the_route_counts(door: Checker, named: str) -> None:
     assert allowed(ask(door, request(destination="127.0.0.1"), destination=named))
     assert allowed(ask(door, request(destination="127.0.0.1", extensions={"idmesh.destination": named})))
 
@@ -207,18 +163,7 @@ def test_egress_judges_the_source() -> None:
     assert allowed(ask(door, request(destination=OTHER), direction="egress"))
 
 
-def test_both_needs_both() -> None:
-    door = checker(snapshot(POLICY + EGRESS))
-    response = ask(door, request(), direction="both")
-    assert not allowed(response)
-    assert facts(response)["direction"] == "egress"
-    assert allowed(ask(checker(), request(), direction="both"))
-
-
-def test_words_of_the_filter_that_make_no_sense_are_refused(door: Checker) -> None:
-    for words in ({"direction": "sideways"}, {"require": "hope"}, {"port": "99999"}):
-        with pytest.raises((KeyError, ValueError)):
-            ask(door, request(), **words)
+def test_a_word_of_the_filter_that_comes_twice_is_refused(door: Checker) -> None:
     with pytest.raises(ValueError, match="twice"):
         door.method([("idmesh-direction", "ingress"), ("idmesh-direction", "egress")])
 
@@ -332,11 +277,3 @@ def test_an_error_inside_denies_and_counts(monkeypatch: pytest.MonkeyPatch) -> N
     assert not allowed(response)
     assert response.denied_response.status.code == 403
     assert door.counts["error"] == 1
-
-
-def test_counts_tell_verdicts_and_drop_reasons() -> None:
-    door = checker()
-    ask(door, request())
-    ask(door, request("")), ask(door, b"\xff")
-    assert door.counts == {"allowed": 1, "audit": 0, "denied": 2, "error": 1}
-    assert door.drops[172] == 1

