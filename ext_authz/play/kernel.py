@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import contextlib
+import socket
+import struct
 import subprocess
 import tempfile
 from collections import Counter
@@ -20,7 +22,7 @@ from ext_authz.play.results import PlayError
 if TYPE_CHECKING:
     from ext_authz.datapath import Datapath
 
-# Nobody listens there: what is steered ends at the node, and that is all L3/L4 says of it.
+# Stands for Envoy's transparent listener. What is steered ends at the node: that is all L3/L4 says of it.
 PROXY_PORT = 15001
 EVENTS_ALLOWED = 1  # IDM_CONFIG_EVENTS_ALLOWED
 _ROWS = {"connections": 65536, "endpoints": 4096, "prefixes": 4096, "sides": 4096, "peers": 65536, "spans": 65536}
@@ -37,6 +39,8 @@ class Kernel:
     def __init__(self, node: Space) -> None:
         self._node, self._stack = node, contextlib.ExitStack()
         self._attached: dict[int, End] = {}
+        self._listeners: list[socket.socket] = []
+        self._domain = 0
         try:
             self.datapath = self._open()
         except BaseException:
@@ -55,6 +59,7 @@ class Kernel:
                 made = Datapath.open(folder / "bpf", sizes=_ROWS)
             self._stack.callback(made.cleanup)
             made.config(proxy_port=PROXY_PORT, flags=EVENTS_ALLOWED)
+            self._listen()
         except DatapathError as error:
             raise PlayError(f"--via bpf: {error}") from None
         return made
@@ -66,6 +71,13 @@ class Kernel:
         with self._node.inside():
             self._stack.close()
 
+    def _listen(self) -> None:
+        for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+            listener = self._stack.enter_context(self._node.socket(family))
+            listener.bind((address, PROXY_PORT))
+            listener.listen()
+            self._listeners.append(listener)
+
     # ---- who is here ----
 
     def publish(self, snapshot: bytes, revision: int) -> None:
@@ -76,8 +88,13 @@ class Kernel:
             self.datapath.publish(snapshot)
         except DatapathError as error:
             raise PlayError(f"revision {revision}: {error}") from None
-        if self.datapath.state().revision != revision:
-            raise PlayError(f"the kernel judges by revision {self.datapath.state().revision}, not {revision}")
+        state = self.datapath.state()
+        if state.revision != revision:
+            raise PlayError(f"the kernel judges by revision {state.revision}, not {revision}")
+        if state.domain != self._domain:  # with maps of its own, in which no socket is yet
+            self._domain = state.domain
+            for slot, listener in enumerate(self._listeners):
+                self.datapath.update("listeners", struct.pack("=I", slot), struct.pack("=Q", listener.fileno()))
 
     def set_hosts(self, addresses: Iterable[str]) -> None:
         """The host's own addresses; those that workloads send through are too."""

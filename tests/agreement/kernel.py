@@ -16,7 +16,7 @@ from typing import Any
 
 from ext_authz.engine.engine import Engine
 from ext_authz.engine.types import Direction, Flow, Verdict, VerdictCode
-from ext_authz.play.events import VERDICT, Event
+from ext_authz.play.events import Event
 from ext_authz.play.kernel import Kernel
 from ext_authz.play.network import End, Network
 from ext_authz.play.packets import ICMP, ICMPV6, Traffic
@@ -24,6 +24,7 @@ from ext_authz.play.packets import ICMP, ICMPV6, Traffic
 Raw = dict[str, Any]
 _HAVE_PORTS = {(ICMP, 0), (ICMP, 8), (ICMPV6, 128), (ICMPV6, 129)}
 ENDS = 20
+_PORTS = range(10000, 60000)
 PASSES = (VerdictCode.FORWARDED, VerdictCode.AUDIT)
 
 
@@ -45,23 +46,41 @@ class Ground:
         self._spare = [network.add(f"end{number}") for number in range(ENDS)]
         self._outside = self._spare.pop()
         self._ends: dict[str, End] = {}
+        self._port = _PORTS.start
+        self._domain = 0
+        self._addresses: dict[str, tuple[str, ...]] = {}
         self._hosts: frozenset[str] = frozenset()
 
-    def settle(self, local: Sequence[Sequence[str]], hosts: Sequence[str]) -> None:
+    def next_port(self) -> int:
+        """A source port that no flow which the programs remember has."""
+        self._port += 1
+        if self._port == _PORTS.stop:
+            self._port = _PORTS.start
+            for key, _ in list(self.kernel.datapath.read("connections")):
+                self.kernel.datapath.delete("connections", key)
+        return self._port
+
+    def settle(self, local: Sequence[Sequence[str]], hosts: Sequence[str], domain: int) -> None:
         """These addresses are those of the workloads here, and of the host."""
-        self._ends = {}
+        if domain != self._domain:
+            # Numbers of another domain come with maps of their own.
+            self._domain, self._addresses = domain, {}
+        ends: dict[str, End] = {}
         self._hosts = frozenset(hosts)
         self.kernel.set_hosts(hosts)
         for end, addresses in zip(self._spare, [*local, *[()] * (len(self._spare) - len(local))], strict=True):
-            self.kernel.attach(end, addresses)
-            self._ends.update(dict.fromkeys(addresses, end))
+            if self._addresses.get(end.veth) != tuple(addresses):
+                self.kernel.attach(end, addresses)
+                self._addresses[end.veth] = tuple(addresses)
+            ends.update(dict.fromkeys(addresses, end))
+        self._ends = ends
 
     def ask(self, packets: Sequence[Traffic]) -> list[tuple[int, Event | None]]:
         """The action of the program for each packet, and the event it gave."""
         self.kernel.events()
         with self.network.node.inside():
             actions = [self._run(one) for one in packets]
-        events = {_key(event): event for event in self.kernel.events(0.0) if event.type == VERDICT}
+        events = {_key(event): event for event in self.kernel.events()}
         return [(action, events.get(_key_of(one))) for one, action in zip(packets, actions, strict=True)]
 
     def _run(self, one: Traffic) -> int:

@@ -14,6 +14,7 @@ from ext_authz.engine.types import Direction
 from ext_authz.explain.names import PROTOCOLS
 from ext_authz.model.types import World
 from ext_authz.play.engine import wire
+from ext_authz.play.events import Event
 from ext_authz.play.packets import ICMP, ICMPV6, Traffic
 from ext_authz.play.world import build
 from tests.agreement.compare import answer, is_telling
@@ -46,12 +47,12 @@ class Asked:
 class Scene:
     """One world; edit() changes its policies, publish() puts them in force."""
 
-    def __init__(self, seed: int, compiler: Compiler) -> None:
+    def __init__(self, seed: int, compiler: Compiler, kernel: Ground) -> None:
         self._generator = Generator(seed)
+        self._kernel = kernel
         self._compiler = compiler
         self._documents = Documents(self._generator.draw, self._generator.settings)
         self.scenario = self._generator.scenario
-        self._port = 1024
         self.revision = 0
 
     def edit(self) -> None:
@@ -65,7 +66,7 @@ class Scene:
             policies += [drawn] if drawn["metadata"]["name"] not in names else []
         self.scenario = replace(self.scenario, policies=policies)
 
-    def publish(self, kernel: Ground) -> None:
+    def publish(self, closed: bool = False) -> None:
         """Compile and put in force."""
         scenario = self.scenario
         documents = tuple(Document(flow(document), document) for document in scenario.policies)
@@ -73,22 +74,37 @@ class Scene:
         # Every name that probes use, so that each gets an address.
         probes = tuple({"from": name, "to": name} for name in ("ingress", "health", "unmanaged"))
         self._built = build(replace(case, probes=probes))
-        compiled = self._compiler.compile(self._built.world)
+        compiled = self._compiler.compile(replace(self._built.world, closed=closed))
         # What cannot be computed is isolated, or keeps an older answer: of that the oracle knows nothing.
         self._oracle_knows = not compiled.errors
         self.revision = compiled.revision
         self.engine = Engine.open(compiled.snapshot)
         self.oracle = Oracle(scenario.world, scenario.policies, scenario.settings)
-        self._settle(kernel, self._built.world)
-        kernel.kernel.publish(compiled.snapshot, compiled.revision)
+        self._kernel.kernel.publish(compiled.snapshot, compiled.revision)
+        self._settle(self._built.world)
 
-    def _settle(self, kernel: Ground, world: World) -> None:
+    def _settle(self, world: World) -> None:
         local = [endpoint for endpoint in world.endpoints if endpoint.local]
         self._local = {address for endpoint in local for address in endpoint.addresses}
         hosts = [address for endpoint in local if endpoint.kind == "host" for address in endpoint.addresses]
-        kernel.settle([endpoint.addresses for endpoint in local if endpoint.kind != "host"], hosts)
+        self._kernel.settle(
+            [endpoint.addresses for endpoint in local if endpoint.kind != "host"], hosts, self.engine.domain
+        )
         self._hosts = frozenset(hosts)
         self._workloads = self._local - self._hosts
+
+    def says(self, one: Asked) -> Judged:
+        """The engine, of a flow that was drawn under an earlier revision."""
+        return engine_says(self.engine, one.traffic, one.sides)
+
+    def says_of(self, event: Event, engine: Engine) -> Raw:
+        """An engine, of the flow that an event tells of."""
+        traffic = Traffic(event.source, event.destination, event.protocol, event.destination_port)
+        return engine_says(engine, traffic, self._sides(traffic)).answer
+
+    def again(self, one: Asked) -> Traffic:
+        """The same flow as a new one."""
+        return replace(one.traffic, source_port=self._kernel.next_port())
 
     def endpoint(self, address: str, sends: bool = False) -> int | None:
         return None if sends and address in self._hosts else self.engine.resolve(address)[1]
@@ -109,13 +125,14 @@ class Scene:
         traffic = self._traffic(probe)
         if traffic is None or not {traffic.source, traffic.destination} & self._workloads:
             return None
-        sides = tuple(
-            side
-            for side, address in ((Direction.EGRESS, traffic.source), (Direction.INGRESS, traffic.destination))
-            # What processes of the host send has no hook of ours.
-            if address in self._local and not (side == Direction.EGRESS and address in self._hosts)
-        )
+        sides = self._sides(traffic)
         return Asked(probe, traffic, sides, engine_says(self.engine, traffic, sides), self._oracle_says(probe, sides))
+
+    def _sides(self, traffic: Traffic) -> tuple[Direction, ...]:
+        """Which of them are judged here. What processes of the host send has no hook of ours."""
+        egress = traffic.source in self._local - self._hosts
+        ingress = traffic.destination in self._local
+        return (Direction.EGRESS,) * egress + (Direction.INGRESS,) * ingress
 
     def _traffic(self, probe: Raw) -> Traffic | None:
         """None: no packet of this protocol goes from one to the other."""
@@ -129,8 +146,7 @@ class Scene:
         ]
         if not pairs:
             return None
-        self._port = self._port + 1 if self._port < 60000 else 1025
-        return Traffic(*self._generator.draw.rng.choice(pairs), protocol, port, source_port=self._port)
+        return Traffic(*self._generator.draw.rng.choice(pairs), protocol, port, source_port=self._kernel.next_port())
 
     def _addresses(self, name: str) -> tuple[str, ...]:
         return self._built.addresses.get(name) or (name.removeprefix("ip:"),)
