@@ -14,7 +14,7 @@ from envoy_harness import MODULE, VERSIONS, envoy_of, refused_config, setup_for
 
 from ext_authz.envoy_binary import EnvoyBinary
 from ext_authz.xds.bootstrap import render
-from ext_authz.xds.setup import Door, Mode, RbacRule, Setup, SetupError, Tls, parse_target
+from ext_authz.xds.setup import Door, Mode, RbacRule, Setup, SetupError, Steering, Tls, parse_target
 
 BACKEND = parse_target("127.0.0.1:1")
 NO_DOOR = (Door.EXT_PROC, Mode.TCP)
@@ -88,6 +88,13 @@ WRONG = {
     "network": (_listener_config, "filterConfig", {"proxy_protocol_from": ["10.0.0.1/8"]}, "not a network: 10.0.0.1/8"),
     "list": (_listener_config, "filterConfig", {"proxy_protocol_from": "10.0.0.0/8"}, "not a list"),
     "flag": (_listener_config, "filterConfig", {"original_dst": "yes"}, "neither true nor false"),
+    "no maps": (_listener_config, "filterConfig", {"datapath": "/nowhere"}, "datapath: /nowhere/state: No such file"),
+    "two words": (
+        _listener_config,
+        "filterConfig",
+        {"datapath": "/nowhere", "original_dst": True},
+        "comes from no proxy and no other redirection",
+    ),
     "no state": (_bootstrap_config, "extensionConfig", {}, "state or snapshot"),
     "two states": (_bootstrap_config, "extensionConfig", {"state": "/a", "snapshot": "/b/c"}, "state or snapshot"),
     "relative state": (_bootstrap_config, "extensionConfig", {"state": "a"}, "must be an absolute path"),
@@ -124,10 +131,23 @@ def test_an_upstream_filter_may_not_name_a_destination(tmp_path: Path, envoy: En
     assert "the chosen host is judged" in refused_config(path, tmp_path, envoy)
 
 
+STEERED = {
+    "steering": Steering(Path("/bpf")),
+    "upstreams": (),
+    "destination": "",
+    "listen": parse_target("127.0.0.1:1"),
+}
+
+
 @pytest.mark.parametrize(
     ("wanted", "reason"),
     [
         ({"upstreams": ()}, "upstream"),
+        ({"steering": Steering(Path("/bpf"))}, "bring their destination"),
+        ({**STEERED, "listen": parse_target("127.0.0.2:15001")}, "arrive at 127.0.0.1"),
+        ({**STEERED, "door": Door.EXT_AUTHZ, "authz": AUTHZ}, "only the module"),
+        ({**STEERED, "second_point": True}, "no second choice"),
+        ({**STEERED, "original_dst": True}, "come through nothing else"),
         ({"listen": parse_target("example.org:80")}, "IP address"),
         ({"state": None}, "state directory"),
         ({"module": None}, "module's path"),
