@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * A hostile producer: arbitrary bytes as a ring's head and data. Whatever is there, the consumer hands out whole records
- * or skips to the producer's head; and a producer whose consumer wrote that same memory goes on unharmed.
+ * or skips to the producer's head, and counts them without leaving its own memory; and a producer whose consumer wrote
+ * that same memory goes on unharmed.
  */
 #define _GNU_SOURCE
 #include <stdio.h>
@@ -9,6 +10,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "idmesh/counts.h"
 #include "idmesh/flow.h"
 
 #define SIZE IDM_RING_MIN
@@ -16,6 +18,7 @@
 
 static struct idm_ring *ring;
 static struct idm_ring_head *head;
+static struct idm_counter *counter;
 
 static void fail(const char *what)
 {
@@ -28,7 +31,8 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 	(void)argc;
 	(void)argv;
 	ring = idm_ring_create(SIZE, IDM_DOOR_MODULE, 0);
-	if (!ring)
+	counter = idm_counter_create();
+	if (!ring || !counter)
 		fail("no ring");
 	head = mmap(NULL, IDM_RING_PAGE + SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, idm_ring_fd(ring), 0);
 	if (head == MAP_FAILED)
@@ -71,6 +75,7 @@ static void read_all(struct idm_ring_view *view)
 			break;
 		if (size > ROOM)
 			fail("more than there is room for");
+		idm_counter_add(counter, room, (size_t)size);
 		for (int64_t at = 0; at < size;) {
 			uint32_t one;
 

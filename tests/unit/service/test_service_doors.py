@@ -85,7 +85,7 @@ def test_the_listener_filters_destination_counts_before_the_connections(door: Do
 
 def test_evidence_that_agrees_is_taken_and_what_disagrees_denied_172(door: Door) -> None:
     identity = Engine.open(snapshot()).resolve(CLIENT)[0]
-    assert door.allows(metadata={"identity": identity, "evidence": 2}, words={"require": "datapath"})
+    assert door.allows(metadata={"identity": identity, "evidence": 2, "domain": "7"}, words={"require": "datapath"})
     assert door.facts(metadata={"identity": 99999, "evidence": 2})["drop"] == "172"
     assert door.facts(words={"require": "datapath"})["drop"] == "172"
 
