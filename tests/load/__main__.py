@@ -20,7 +20,7 @@ from tests.load import machine
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
-TABLES = ("engine", "hostile", "module", "latency", "ext_authz", "ext_proc", "scale", "churn", "memory")
+TABLES = ("engine", "hostile", "module", "latency", "ext_authz", "ext_proc", "scale", "churn", "memory", "revisions")
 
 
 def main() -> int:
