@@ -8,6 +8,7 @@ No loader fills these tables: a test says row by row what the programs find, als
 from __future__ import annotations
 
 import ipaddress
+import os
 import socket
 import struct
 from collections.abc import Iterable, Mapping
@@ -29,6 +30,7 @@ USED, OPEN, ISOLATED = 1, 2, 4
 TO_PROXY, FROM_PROXY = 0x200, 0xA00
 PEER_REDIRECT, EVENTS_ALLOWED = 2, 1
 WORLD4, WORLD6, HOST = 9, 10, 1
+_TCX_INGRESS, _TCX_EGRESS = 46, 47
 TCP, UDP, SCTP, ICMP, ICMP6 = 6, 17, 132, 1, 58
 SMALL = dict.fromkeys(("tokens", "grants", "affinity", "translations", "services", "backends", "workloads"), 256)
 SMALL |= {"attachments": 64, "locals": 64}
@@ -130,15 +132,22 @@ class Desk:
     """Both programs over one set of maps, in a network namespace whose interfaces are named by the test."""
 
     def __init__(
-        self, pins: Path, interfaces: Iterable[str], connections: int = 4096, sizes: Mapping[str, int] | None = None
+        self,
+        pins: Path,
+        interfaces: Iterable[str] | Mapping[str, int],
+        connections: int = 4096,
+        sizes: Mapping[str, int] | None = None,
+        space: Space | None = None,
     ) -> None:
-        self.space = Space()
+        self._own_space = space is None
+        self._links: list[int] = []
+        self.space = space or Space()
         self._loader = lib.idm_datapath_create(str(pins).encode())
         self._written: dict[str, set[bytes]] = {}
         self._listeners: list[socket.socket] = []
         self.generation = 0
         try:
-            self.ifindex = self._interfaces(list(interfaces))
+            self.ifindex = dict(interfaces) if isinstance(interfaces, Mapping) else self._interfaces(list(interfaces))
             self._load({**SMALL, "connections": connections, "fragments": 256, "spans": 8192, **(sizes or {})})
         except BaseException:
             self.close()
@@ -174,10 +183,19 @@ class Desk:
             raise OSError(-value, f"{what}: {-value}")
         return value
 
+    def link(self, interface: str) -> None:
+        """Both programs at an interface of the namespace, for real packets."""
+        for name, kind in (("from_workload", _TCX_INGRESS), ("to_workload", _TCX_EGRESS)):
+            link = lib.idm_datapath_link(self.program(name), self.ifindex[interface], kind, self.space.descriptor)
+            self._links.append(self._checked(link, f"{name} at {interface}"))
+
     def close(self) -> None:
+        for link in self._links:
+            os.close(link)
         self._listen(False)
         lib.idm_datapath_destroy(self._loader)
-        self.space.close()
+        if self._own_space:
+            self.space.close()
 
     # ---- maps ----
 
