@@ -26,7 +26,7 @@ from ext_authz.datapath import Datapath
 from ext_authz.identity.allocator import MemoryAllocator
 from ext_authz.model.load import load_text
 from ext_authz.play.network import GATEWAY4, End, Network
-from tests.bpf.bare import CGROUP, address, run_in
+from tests.bpf.bare import CGROUP, OBJECTS, address, run_in
 
 SHARED = 1
 STANDIN = "fd1d:6d65:7368::%x"
@@ -39,6 +39,7 @@ SOCKETS = {
     if hook.startswith(("connect", "sendmsg", "recvmsg", "getpeername", "bind"))
 }
 _SOCK_OPS = 3
+_OBJECTS = ("from_workload", "to_workload", "workload_cgroup", "workload_sockets")
 _NAMESPACE = "apiVersion: v1\nkind: Namespace\nmetadata: {name: default}\n"
 _POD = "---\napiVersion: v1\nkind: Pod\nmetadata: {name: %s, namespace: default, labels: {app: %s}}\n"
 _STATUS = "status: {podIPs: %s}\n"
@@ -59,8 +60,12 @@ class CgroupSite:
             self.net = self._stack.enter_context(Network())
             self.node = self.net.node
             self.node.ip([f"address add {HOST}/32 dev lo", f"address add {HOST6}/128 dev lo nodad"])
+            objects = folder / "objects"
+            objects.mkdir()
+            for name in _OBJECTS:
+                (objects / f"{name}.bpf.o").symlink_to(OBJECTS / f"{name}.bpf.o")
             with self.node.inside():
-                self.path = Datapath.open(folder / "bpf")
+                self.path = Datapath.open(folder / "bpf", objects)
             self._stack.callback(self._clean)
             self.path.locals([HOST, HOST6, GATEWAY4])
         except BaseException:

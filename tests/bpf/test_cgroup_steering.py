@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import socket
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from ext_authz.datapath._datapath import ffi, lib
 from tests.bpf.bare import CGROUP, ROOT, address, run_in
 from tests.bpf.cgroup_site import HOST, PACKETS, SHARED, SOCKETS, allow
 from tests.bpf.net import serve_greeting
-from tests.bpf.steered import Steered, http_server
+from tests.bpf.steered import PROXY, Steered, http_server
 
 pytestmark = pytest.mark.needs_envoy
 
@@ -36,13 +37,14 @@ class Site(Steered):
         self.net.node.ip(own)
         self.kernel.locals((HOST,))
         log = ffi.new("char[]", 1 << 16)
-        for name in ("workload_cgroup", "workload_sockets"):
+        for name in ("workload_cgroup", "workload_sockets", "original_destination"):
             path = str(ROOT / f"build/bpf/{name}.bpf.o").encode()
             done = lib.idm_datapath_load(self.kernel._all, path, log, 1 << 16, 0, self.kernel._error)
             assert not done, ffi.string(log).decode()[-3000:]
         for hook, program in (PACKETS | SOCKETS).items():
             self.kernel._link_folder(program, str(self.unit), CGROUP[hook])
         self.kernel._link_folder("workload_opened", str(self.unit), _SOCK_OPS)
+        self.kernel._link_folder("original_destination", str(self.envoy_cgroup), CGROUP["getsockopt"])
 
     def apply(self, policies: str) -> int:
         revision = super().apply(policies)
@@ -118,3 +120,47 @@ def test_without_envoy_nothing_is_let_past(site: Site) -> None:
         listener.settimeout(0.1)
         with pytest.raises(TimeoutError):
             listener.accept()
+
+
+@pytest.mark.parametrize(
+    ("target", "proxy", "level", "shape"),
+    [
+        (SERVER, "127.0.0.1", socket.SOL_IP, "=H2s4s8x"),
+        (SERVER6, "::1", socket.IPPROTO_IPV6, "=H2s4x16s4x"),
+    ],
+)
+def test_whoever_asks_as_behind_a_firewall_is_told_the_original_destination(
+    site: Site, target: str, proxy: str, level: int, shape: str
+) -> None:
+    site.add("server", SERVER, SERVER6)
+    site.apply(allow("unit", "server", 8080, egress=True, http="/a"))
+    family = socket.AF_INET6 if ":" in proxy else socket.AF_INET
+    ready, told = os.pipe()
+
+    def accept() -> tuple[bytes, str]:
+        with socket.socket(family) as listener:
+            listener.setsockopt(socket.SOL_IP, 19, 1) if family == socket.AF_INET else listener.setsockopt(41, 75, 1)
+            listener.bind((proxy, PROXY))
+            with pytest.raises(OSError):
+                listener.getsockopt(level, 80, 28)
+            listener.listen()
+            os.write(told, b"x")
+            listener.settimeout(5)
+            with listener.accept()[0] as line:
+                return line.getsockopt(level, 80, 28), line.getsockname()[0]
+
+    child = os.fork()
+    if not child:
+        os.close(told)
+        os.read(ready, 1)
+        site.request(target, "/a")
+        os._exit(0)
+    try:
+        answer, own = run_in(site.envoy_cgroup, site.net.node, accept)
+    finally:
+        os.close(told)
+        os.waitpid(child, 0)
+        os.close(ready)
+    kind, port, where = struct.unpack(shape, answer)
+    assert (kind, int.from_bytes(port, "big"), socket.inet_ntop(family, where)) == (family, 8080, target)
+    assert own == target
