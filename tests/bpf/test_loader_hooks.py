@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +24,7 @@ from tests.bpf.state import difference, namespace_state
 SIZES = {"endpoints": 64, "prefixes": 64, "sides": 16, "peers": 64, "spans": 64, "connections": 64}
 PORT = 5353
 UPGRADES = int(os.environ.get("IDMESH_UPGRADES", "20"))
+KILLS = int(os.environ.get("IDMESH_LOADER_KILLS", "5"))
 STEER = 'SEC("sk_lookup") int choose(struct bpf_sk_lookup *context) { return 1; }'
 SOCKETS = 'SEC("cgroup_skb/egress") int keep(struct __sk_buff *skb) { return 1; }'
 CGROUP_EGRESS = 1
@@ -140,12 +143,7 @@ def test_an_upgrade_lets_no_packet_past(net: Network, opened: Callable[[Path], D
     ):
         server.bind(("0.0.0.0", PORT))
         stop = threading.Event()
-
-        def send() -> None:
-            while not stop.is_set():
-                line.sendto(b"x", (GATEWAY4, PORT))
-
-        sender = threading.Thread(target=send)
+        sender = threading.Thread(target=_flood, args=(line, stop))
         sender.start()
         with net.node.inside():
             for _ in range(UPGRADES):
@@ -170,6 +168,59 @@ def test_programs_stay_when_the_agent_dies_and_are_taken_up(
     assert {link.name: link.id for link in again.hooks.links()} == links
     # Neighbours were not found meanwhile, and are asked for again only after a while.
     eventually(lambda: reaches(net, end))
+
+
+AGENT = """
+import sys
+from pathlib import Path
+from ext_authz.datapath import Datapath
+root, objects, ifindex, clsact = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "True"
+while True:
+    with Datapath.open(root, objects, {sizes}, clsact=clsact) as datapath:
+        datapath.attach(ifindex, ["10.1.0.1"])
+        print("attached", flush=True)
+        for _ in range(3):
+            datapath.upgrade()
+            datapath.attach(ifindex, ["10.1.0.1", "10.1.0.9"])
+"""
+
+
+@pytest.mark.parametrize("clsact", [False, True], ids=["tcx", "clsact"])
+def test_killed_while_opening_attaching_and_upgrading_nothing_gets_past(
+    net: Network, folder: Path, dropping: Path, clsact: bool
+) -> None:
+    end = net.add("client", "10.1.0.1")
+    words = [sys.executable, "-c", AGENT.format(sizes=SIZES), folder / "bpf", dropping, end.ifindex, clsact]
+    with (
+        net.node.socket(socket.AF_INET, socket.SOCK_DGRAM) as server,
+        end.socket(socket.AF_INET, socket.SOCK_DGRAM) as line,
+    ):
+        server.bind(("0.0.0.0", PORT))
+        stop = threading.Event()
+        for number in range(KILLS):
+            agent = subprocess.Popen(net.node.command([str(word) for word in words]), stdout=subprocess.PIPE)
+            assert agent.stdout is not None
+            assert agent.stdout.readline() == b"attached\n"
+            if not number:
+                sender = threading.Thread(target=_flood, args=(line, stop))
+                sender.start()
+            time.sleep(random.Random(number).random() * 0.2)
+            agent.kill()
+            agent.wait()
+            agent.stdout.close()
+        with net.node.inside(), Datapath.open(folder / "bpf", dropping, SIZES, clsact=clsact) as datapath:
+            assert datapath.attached() == {end.ifindex}
+            stop.set()
+            sender.join()
+            assert _drain(server) == 0
+            datapath.cleanup()
+    eventually(lambda: reaches(net, end))
+
+
+def _flood(line: socket.socket, stop: threading.Event) -> None:
+    while not stop.is_set():
+        line.sendto(b"x", (GATEWAY4, PORT))
+        time.sleep(0.0002)
 
 
 def test_an_interface_that_is_gone_is_forgotten(
