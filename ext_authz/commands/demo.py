@@ -18,6 +18,8 @@ from ext_authz.demo.miss import nearest_miss
 from ext_authz.demo.node import DemoError
 from ext_authz.demo.scenario import DOORS, SHIPS, Row, Scenario, Switch, clear
 from ext_authz.demo.table import render
+from ext_authz.demo.transparent import DOOR as TRANSPARENT
+from ext_authz.demo.transparent import Transparent, missing
 
 _UNAUTHENTICATED = """\
 This machine lets us make no network namespaces, so the ships are loopback addresses. Any process here can send from
@@ -31,7 +33,8 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         description="Play Cilium's Star Wars scenario: each ship in a network namespace of its own, a real server, a "
         "stock Envoy with each door in turn, and an edit of the policy under load. Exits 0 only if all came out right.",
     )
-    parser.add_argument("--door", choices=DOORS, action="append", help="only this door; may be repeated")
+    doors = (*DOORS, TRANSPARENT)
+    parser.add_argument("--door", choices=doors, action="append", help="only this door; may be repeated")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="leave policies, configurations and logs in DIR")
     parser.add_argument("--json", action="store_true", help="one line of JSON a row, then one an edit")
     parser.set_defaults(run=run)
@@ -71,9 +74,23 @@ def _play(args: argparse.Namespace, folder: Path) -> int:
     with stages.build(SHIPS) as stage:
         port = 80 if stage.authenticated else 8080
         scenario = Scenario(stage, folder, port, nearest_miss)
-        rows, switches = scenario.play(tuple(args.door or DOORS), _say)
+        rows, switches = scenario.play(tuple(door for door in args.door or DOORS if door in DOORS), _say)
+    rows += _play_transparent(args, folder)
     _print(args, rows, switches, folder)
     return 0 if all(row.ok for row in rows) and all(switch.ok for switch in switches) else 1
+
+
+def _play_transparent(args: argparse.Namespace, folder: Path) -> list[Row]:
+    """The kernel's part, where it can be; asked for by name it must be."""
+    if args.door and TRANSPARENT not in args.door:
+        return []
+    reason = missing() if os.environ.get(stages.INSIDE) == "1" else "no network namespaces"
+    if not reason:
+        return Transparent(folder / TRANSPARENT).play(_say)
+    if args.door:
+        raise Failure(f"--door {TRANSPARENT}: {reason}")
+    _say(f"door {TRANSPARENT}: left out: {reason}")
+    return []
 
 
 def _print(args: argparse.Namespace, rows: list[Row], switches: list[Switch], folder: Path) -> None:

@@ -18,14 +18,19 @@ _TCP = 6
 
 def nearest_miss(node: Node, request: Request, source: Workload, destination: Workload, port: int) -> str:
     """The field that failed, wanted and seen, and the rule it stands in."""
-    view = View(Engine.open(node.state.snapshot))
+    return miss_in(node.state.snapshot, request, source.address, f"default/{destination.name}", port, node.host)
+
+
+def miss_in(snapshot: Path, request: Request, source: str, destination: str, port: int, host: str) -> str:
+    """The same, for the address of the source and the name of the destination."""
+    view = View(Engine.open(snapshot))
     flow = Flow(
         direction=Direction.INGRESS,
-        subject=f"default/{destination.name}",
-        peer=source.address,
+        subject=destination,
+        peer=source,
         protocol=_TCP,
         port=port,
-        http=Http(request.method, request.path, node.host),
+        http=Http(request.method, request.path, host),
     )
     miss = find_miss(view, flow, view.engine.decide(flow))
     if miss is None:

@@ -37,8 +37,8 @@ def enter_node_namespace(argv: Sequence[str]) -> int | None:
     if unshare is None:
         return None
     wrap = [unshare, "--net", "--kill-child=SIGTERM", "--fork"]
-    if os.geteuid() != 0:
-        wrap += ["--user", "--map-root-user"]
+    # Mounts of ours end with us, however we end.
+    wrap += ["--mount"] if os.geteuid() == 0 else ["--user", "--map-root-user"]
     if subprocess.run([*wrap, "true"], capture_output=True, check=False).returncode != 0:
         return None
     child = subprocess.Popen([*wrap, *argv], env={**os.environ, INSIDE: "1"}, start_new_session=True)

@@ -28,9 +28,9 @@ def render(rows: Sequence[Row], switches: Sequence[Switch], folder: Path, colour
 
 
 def _cells(row: Row, folder: Path) -> tuple[str, ...]:
-    status = str(row.status) if row.ok else f"{row.status}, not {row.expected}"
+    status = f"{row.status:03}" if row.ok else f"{row.status:03}, not {row.expected:03}"
     rule = row.rule.removeprefix(f"{folder}/")
-    nobody = "default deny: no rule allows it" if row.status == 403 else "nobody: no rule selects it"
+    nobody = "default deny: no rule allows it" if row.status in (0, 403) else "nobody: no rule selects it"
     decided = f"{row.policy} {rule}".strip() or nobody
     added = "" if row.added_us is None else f"{row.added_us / 1e3:+.2f} ms"
     return row.door, row.ship, row.request, status, decided, row.miss, added

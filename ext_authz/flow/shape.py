@@ -160,9 +160,9 @@ def _policy(rule: Rule, revision: int) -> dict[str, Any]:
 
 
 def _extensions(record: Record, opened: Record, resolver: Resolver, sides: dict[Direction, tuple[Rule, ...]]) -> str:
-    egress = opened.direction == Direction.EGRESS
-    entry = opened.egress_entry if egress else opened.ingress_entry
-    rules = sides[Direction(opened.direction)]
+    side = _telling_side(opened)
+    entry = opened.egress_entry if side is Direction.EGRESS else opened.ingress_entry
+    rules = sides[side]
     flags = Flags((record.flags | opened.flags) & _ALL_FLAGS)
     own: dict[str, Any] = {
         "revision": opened.revision,
@@ -192,6 +192,15 @@ def _extensions(record: Record, opened: Record, resolver: Resolver, sides: dict[
 
 
 _ALL_FLAGS = sum(Flags)
+
+
+def _telling_side(opened: Record) -> Direction:
+    """The side whose entry is named: the one that counts, or of what passed the one that has an entry at all."""
+    entries = {Direction.EGRESS: opened.egress_entry, Direction.INGRESS: opened.ingress_entry}
+    side = Direction(opened.direction)
+    other = Direction.INGRESS if side is Direction.EGRESS else Direction.EGRESS
+    nothing = opened.verdict != VerdictCode.DROPPED and entries[side] == NONE
+    return other if nothing and entries[other] != NONE else side
 
 
 def _stage(number: int) -> str:

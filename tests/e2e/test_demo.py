@@ -12,9 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from ext_authz.agent.cgroups import mounted
 from ext_authz.demo.client import Load, Request
 from ext_authz.demo.scenario import DOORS, _constant, _flips_once
 from ext_authz.demo.stage import Workload
+from ext_authz.demo.transparent import DOOR as TRANSPARENT
+from ext_authz.demo.transparent import missing
 
 DEMO = [sys.executable, "-m", "ext_authz.cli", "demo", "--json"]
 LONGEST_S = 240
@@ -33,12 +36,13 @@ def test_every_door_gives_the_expected_statuses_and_names_its_rules(tmp_path: Pa
     rows = [line for line in lines if "ship" in line]
     switches = [line for line in lines if "in_force_ms" in line]
     assert code == 0, said
-    assert {row["door"] for row in rows} == set(DOORS)
+    assert {row["door"] for row in rows} >= set(DOORS)
+    assert {row["door"] for row in rows} <= {*DOORS, TRANSPARENT}
     assert all(row["ok"] for row in rows)
     assert all(switch["ok"] and switch["requests"] for switch in switches)
     assert len(switches) == len(DOORS)
     for row in rows:
-        assert bool(row["miss"]) == (row["status"] == 403)
+        assert bool(row["miss"]) == (row["status"] in (0, 403))
         if row["status"] == 200 and not row["act"].startswith("no policy"):
             assert row["policy"] == "CiliumNetworkPolicy default/rule1"
             assert "/rule1.yaml:" in row["rule"]
@@ -74,6 +78,32 @@ def test_a_policy_that_lets_too_much_through_fails_the_demo(tmp_path: Path, monk
     assert done.returncode == 1, done.stderr
     wrong = [row for row in map(json.loads, done.stdout.splitlines()) if "ship" in row and not row["ok"]]
     assert {(row["ship"], row["request"]) for row in wrong} == {("tiefighter", "PUT /v1/exhaust-port")}
+
+
+@pytest.mark.needs_envoy
+@pytest.mark.needs_root
+def test_the_kernel_steers_an_unmodified_curl_and_the_host_stays_as_it_was() -> None:
+    if missing():
+        pytest.skip(missing())
+    before, mounts, cgroups = namespaces(), _demo_mounts(), _demo_cgroups()
+    code, rows, said = play("--door", TRANSPARENT)
+    assert code == 0, said
+    assert {row["door"] for row in rows} == {TRANSPARENT}
+    assert all(row["ok"] for row in rows)
+    assert {row["status"] for row in rows} == {0, 200, 403}
+    assert _demo_mounts() == mounts
+    assert _demo_cgroups() == cgroups
+    assert namespaces() <= before
+
+
+def _demo_mounts() -> set[str]:
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    return {line.split()[4] for line in lines if "idmesh-demo" in line}
+
+
+def _demo_cgroups() -> set[Path]:
+    base = mounted()
+    return set(base.glob("idmesh-demo-*")) if base else set()
 
 
 def load(*answers: tuple[float, float, int]) -> Load:
