@@ -34,7 +34,7 @@ from ext_authz.compiler.compile import Compiled, Compiler
 from ext_authz.compiler.publish import FileTransport, Transport
 from ext_authz.identity.allocator import FileAllocator
 from ext_authz.logs import event
-from ext_authz.memory import tidy
+from ext_authz.memory import tidy, trim
 from ext_authz.model.settings import parse_settings
 from ext_authz.model.types import PolicyError, Settings
 from ext_authz.state import State
@@ -49,6 +49,8 @@ _IDLE_S = 5.0
 # Containers made and not freed since the last collection. Builds leave no cycles behind, so that this stays level; what
 # does leave some is looked for once they may be this many.
 _UNTIDY_MAX = 2_000_000
+# Builds after which free pages are given back (1 ms).
+_TRIM_EVERY = 100
 _SETTLE_S = 0.1
 _SETTLE_LOOKS = 5
 
@@ -170,7 +172,7 @@ def serve(builder: Builder) -> None:
     """Answer each line of stdin; end with it. Nobody is kept waiting while memory is tidied."""
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever prints must not speak on our channel
-    untidy = False
+    untidy, builds = False, 0
     gc.disable()
     while True:
         if untidy and not select.select([0], [], [], _IDLE_S)[0]:
@@ -187,7 +189,9 @@ def serve(builder: Builder) -> None:
         out.write(json.dumps(report) + "\n")
         out.flush()
         bound_garbage()
-        untidy = True
+        untidy, builds = True, builds + 1
+        if builds % _TRIM_EVERY == 0:
+            trim()
 
 
 def bound_garbage() -> None:

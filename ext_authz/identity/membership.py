@@ -197,7 +197,7 @@ class Membership:
             self._waiting_cidrs.remove(selector.cidr, number)
         else:
             for anchor in _anchors(selector) or ():
-                self._waiting[anchor].discard(number)
+                _take(self._waiting, anchor, number)
         for identity in self._selected.pop(number):
             self._selecting[identity].discard(number)
             self._stale.add(identity)
@@ -222,9 +222,17 @@ class Membership:
     def _remove_identity(self, number: int) -> None:
         labels = self._identities.pop(number)
         for anchor in _identity_anchors(labels):
-            self._by_anchor[anchor].discard(number)
+            _take(self._by_anchor, anchor, number)
         for network in labels.networks:
             self._by_network.remove(network, number)
         for selector in self._selecting.pop(number, ()):
             self._selected[selector].discard(number)
         self._stale.add(number)
+
+
+def _take(sets: dict[_Anchor, set[int]], anchor: _Anchor, number: int) -> None:
+    """Take a number out of a set; nothing stays of labels that nobody has any more."""
+    held = sets.get(anchor, set())
+    held.discard(number)
+    if not held:
+        sets.pop(anchor, None)

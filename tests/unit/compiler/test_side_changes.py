@@ -124,9 +124,10 @@ def test_a_row_in_which_an_entry_counts_twice_is_in_doubt() -> None:
     pools = Pools(A)
     row = pools.rows.row([0, 0])
     assert pools.rows.entries_of(row) == ()
-    found = pools.change([A], [])
-    assert found is not None
-    assert found.applied(row, b"") is None
+    for gone, new in (([A], []), ([], [A2])):
+        found = pools.change(gone, new)
+        assert found is not None
+        assert found.applied(row, b"") is None
 
 
 def test_selectors_are_read_back() -> None:
