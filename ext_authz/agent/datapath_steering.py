@@ -11,7 +11,7 @@ from pathlib import Path
 from ext_authz.datapath import Datapath
 
 # The kernel's attach types.
-_EGRESS, _SOCK_OPS, _SETSOCKOPT, _SK_LOOKUP = 1, 3, 22, 36
+_EGRESS, _SOCK_OPS, _GETSOCKOPT, _SETSOCKOPT, _SK_LOOKUP = 1, 3, 21, 22, 36
 
 
 class Steering:
@@ -45,6 +45,7 @@ class Steering:
             self._kernel.link("keep_packets", "keep_packets", above, _EGRESS)
         with _opened(envoy) as cgroup:
             self._kernel.link("envoy_sockets", "envoy_sockets", cgroup, _SOCK_OPS)
+            self._kernel.link("original_destination", "original_destination", cgroup, _GETSOCKOPT)
 
 
 @contextlib.contextmanager
