@@ -17,7 +17,7 @@ from ext_authz.envoy_binary import find_envoy
 from ext_authz.xds.setup import Steering
 from tests.bpf.bare import run_in
 from tests.bpf.net import connects, serve_greeting
-from tests.bpf.steered import Steered, http_server
+from tests.bpf.steered import Steered, http_server, policy
 from tests.bpf.test_steering_http import ingress, url
 
 TO_PROXY, FROM_PROXY, SOCKETS = 0x200, 0xA00, 0x600
@@ -107,7 +107,18 @@ def test_envoys_cgroup_speaks_only_for_the_client_of_its_token(site: Steered) ->
         assert attempt("10.1.0.1", mark) == 0
         assert attempt("10.1.0.3", mark) != 0  # another's address
         assert attempt("10.1.0.1", mark ^ 1) != 0  # a token that nobody has
-        assert attempt("10.1.0.1", 0) != 0  # in a client's name, but without saying so
+
+
+def test_envoy_in_a_clients_name_is_never_taken_for_the_host(site: Steered) -> None:
+    """Without its mark nothing tells whose packet it is, and the host may do what the client may not."""
+    server = site.add("server", "10.1.0.2")
+    site.add("client", "10.1.0.1")
+    site.host.ip(["address add 10.9.0.1/32 dev lo"])
+    site.kernel.locals(("10.9.0.1",))
+    site.apply(policy("ingress:\n- fromEntities: [host]"))
+    with http_server(server, 8080):
+        assert run_in(site.envoy_cgroup, site.host, lambda: connect_as("10.9.0.1", "10.1.0.2", 0)) == 0
+        assert run_in(site.envoy_cgroup, site.host, lambda: connect_as("10.1.0.1", "10.1.0.2", 0)) != 0
 
 
 def test_a_mark_that_slips_past_the_guard_opens_nothing(site: Steered) -> None:
