@@ -21,6 +21,7 @@ from prometheus_client.registry import Collector
 from ext_authz.flow.counts import BUCKETS, Counts
 from ext_authz.flow.hub import Hub
 from ext_authz.flow.intake import Intake
+from ext_authz.flow.metrics_datapath import DatapathMetrics
 from ext_authz.flow.processes import usage_of
 from ext_authz.flow.record import DOORS
 from ext_authz.state import State, read_json
@@ -187,10 +188,11 @@ def _processes(state: State, page: dict[str, Any]) -> Families:
     rss = GaugeMetricFamily("idmesh_process_resident_memory_bytes", "Resident memory.", labels=labels)
     pss = GaugeMetricFamily("idmesh_process_proportional_memory_bytes", "With shared pages by share.", labels=labels)
     cpu = CounterMetricFamily("idmesh_process_cpu_seconds", "User and system time.", labels=labels)
-    builder = page.get("builder")
+    builder, datapath = page.get("builder"), page.get("datapath")
     workers = page.get("workers")
     named = [("agent", state.running()), ("observer", os.getpid()), ("envoy", page.get("envoy"))]
     named += [("builder", builder.get("pid") if isinstance(builder, dict) else None)]
+    named += [("datapath", datapath.get("pid") if isinstance(datapath, dict) else None)]
     named += [("worker", pid) for pid in (workers if isinstance(workers, list) else [])[:_READERS_MAX]]
     for name, pid in dict.fromkeys(named):
         usage = usage_of(pid) if isinstance(pid, int) else None
@@ -233,4 +235,5 @@ def make_registry(state: State, counts: Counts, intake: Intake, hub: Hub) -> Col
     registry = CollectorRegistry(auto_describe=False)
     registry.register(FlowMetrics(counts, hub, intake))
     registry.register(NodeMetrics(state))
+    registry.register(DatapathMetrics(state))
     return registry
