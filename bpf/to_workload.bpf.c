@@ -5,6 +5,7 @@
  * so), or from elsewhere.
  */
 #include "maps.h"
+#include "cgroup.h"
 #include "decide.h"
 #include "error.h"
 #include "neighbour.h"
@@ -22,6 +23,14 @@ static __always_inline bool received_is_from_proxy(const struct __sk_buff *skb)
 static __always_inline bool received_is_from_cgroup(const struct __sk_buff *skb)
 {
 	return (skb->mark & IDM_MARK_MASK) == IDM_MARK_WORKLOAD;
+}
+
+// Past the programs of its cgroup, as packet sockets send: neither that workload's packet nor the host's.
+static __noinline bool received_slipped(struct __sk_buff *skb)
+{
+	if (skb->ingress_ifindex || received_is_from_cgroup(skb))
+		return false;
+	return workload_of(skb);
 }
 
 // A row that a process of this host opened is not that of a packet from elsewhere, and the other way round; nor is one
@@ -166,6 +175,8 @@ static __always_inline int received_packet(struct __sk_buff *skb, struct flow *f
 	// Envoy speaks for the client whose token its packet carries, and only forward.
 	if (received_is_from_proxy(skb) && (!row || flow->reversed || skb->ingress_ifindex ||
 					    row->token != IDM_MARK_TOKEN(skb->mark)))
+		return IDM_DROP_UNKNOWN_SENDER;
+	if (received_slipped(skb))
 		return IDM_DROP_UNKNOWN_SENDER;
 	// Its row says who it is; without one it must not be taken for the host.
 	if (received_is_from_cgroup(skb) && !row)

@@ -29,7 +29,7 @@ static __always_inline const struct idm_workload *current_row(void)
 {
 	const struct idm_workload *found = NULL;
 
-	for (int level = 1; level <= WORKLOAD_DEPTH; level++) {
+	for (int level = 1; level <= CGROUP_DEPTH; level++) {
 		uint64_t cgroup = bpf_get_current_ancestor_cgroup_id(level);
 		const struct idm_workload *row;
 

@@ -9,11 +9,11 @@
 #ifndef IDMESH_WORKLOAD_H
 #define IDMESH_WORKLOAD_H
 
+#include "cgroup.h"
 #include "decide.h"
 #include "report.h"
 
-#define WORKLOAD_DEPTH 16 /* levels of cgroups; one further down is nobody's, and denied */
-#define WORKLOAD_LO 1     /* index of lo, in every namespace */
+#define WORKLOAD_LO 1 /* index of lo, in every namespace */
 
 /* The workload whose socket it is. */
 struct workload {

@@ -7,26 +7,8 @@
 #ifndef IDMESH_WORKLOAD_PACKET_H
 #define IDMESH_WORKLOAD_PACKET_H
 
+#include "cgroup.h"
 #include "workload.h"
-
-/* The innermost workload among the cgroups that a socket is in. */
-static __always_inline const struct idm_workload *workload_of(struct __sk_buff *skb)
-{
-	const struct idm_workload *found = NULL;
-
-	for (int level = 1; level <= WORKLOAD_DEPTH; level++) {
-		uint64_t cgroup = bpf_skb_ancestor_cgroup_id(skb, level);
-		const struct idm_workload *row;
-
-		if (!cgroup)
-			break;
-		row = bpf_map_lookup_elem(&workloads, &cgroup);
-		// A miss: a level of the tree that is no workload's own.
-		if (row)
-			found = row;
-	}
-	return found;
-}
 
 /* The packet's headers, or the reason to drop it. These hooks see whole datagrams and no Ethernet. */
 static __noinline int workload_read(struct __sk_buff *skb, struct packet *packet)

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import os
 import socket
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from tests.bpf.net import Capture, serve_greeting
 SERVER, SERVER6, UNIT, UNIT6 = "10.1.0.2", "fd00:1::2", "10.2.0.1", "fd00:2::1"
 EVERYTHING = allow("unit", "server", 80, egress=True) + allow("server", "unit", 80)
 OWN_AND_SHARED = pytest.mark.parametrize("addresses", [(UNIT, UNIT6), ()], ids=["own", "shared"])
-DENIED, NOT_READY, INVALID, INVALID_SOURCE, NO_PROXY = 133, 203, 134, 132, 180
+DENIED, INVALID, UNKNOWN_SENDER, NO_PROXY = 133, 134, 172, 180
 EGRESS, INGRESS = 1, 0
 
 
@@ -371,3 +372,28 @@ class TestForgery:
         with pytest.raises(PermissionError):
             site.run("unit", create)
         site.run("", create)
+
+    def test_packet_sockets_do_not_speak_as_the_host(self, site: CgroupSite) -> None:
+        server = site.pod("server", SERVER)
+        site.workload("unit", UNIT)
+        site.apply(allow("server", "host", 80, "UDP"))
+        udp = struct.pack("!HHHH", 1000, 80, 8 + 6, 0) + b"forged"
+        header = struct.pack(
+            "!BBHHHBBH4s4s", 0x45, 0, 20 + len(udp), 1, 0, 64, 17, 0, *map(socket.inet_aton, (HOST, SERVER))
+        )
+        total = sum(struct.unpack("!10H", header))
+        checked = header[:10] + struct.pack("!H", ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF) + header[12:]
+        macs = bytes.fromhex((server.mac + server.host_mac).replace(":", ""))
+
+        def speak() -> None:
+            with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as line:
+                line.bind((server.veth, 0))
+                line.send(macs + b"\x08\x00" + checked + udp)
+
+        with Capture(server) as capture:
+            with pytest.raises(OSError):
+                site.run("unit", speak)
+            assert site.drops()[UNKNOWN_SENDER, INGRESS] == 1
+            assert not capture.having(b"forged")
+            site.run("", speak)
+            capture.wait(b"forged")
