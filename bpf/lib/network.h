@@ -298,6 +298,8 @@ static __always_inline int network_read(struct __sk_buff *skb, struct packet *pa
 		return 0;
 	packet->flags = 0;
 	packet->tcp_flags = 0;
+	packet->source_port = 0;
+	packet->destination_port = 0;
 	return network_read_any(skb, packet);
 }
 
