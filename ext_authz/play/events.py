@@ -7,6 +7,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv6Address
+from typing import Any
 
 from ext_authz.engine.types import NONE
 
@@ -48,9 +49,10 @@ class Event:
 def events_of(data: bytes | memoryview) -> Iterator[Event]:
     """Unpack whole records."""
     for fields in _EVENT.iter_unpack(data):
-        head, source, destination, rest = fields[:2], fields[2], fields[3], list(fields[4:])
-        rest[2:6] = (None if index == NONE else index for index in rest[2:6])
-        yield Event(*head, _text(source), _text(destination), *rest)
+        values: list[Any] = list(fields)
+        values[2:4] = map(_text, values[2:4])
+        values[6:10] = (None if index == NONE else index for index in values[6:10])
+        yield Event(*values)
 
 
 def _text(address: bytes) -> str:
