@@ -43,6 +43,10 @@ class NodeRun:
         staged.write_text(text)
         staged.rename(path)
 
+    def command(self, *words: str) -> list[str]:
+        """A command on this node, to be started by whoever wants to."""
+        return [*self._command(*words)]
+
     def _environment(self) -> dict[str, str]:
         return os.environ | {BASE_VARIABLE: str(self.base)}
 

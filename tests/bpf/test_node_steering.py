@@ -156,6 +156,32 @@ def test_a_cgroup_is_a_workload_and_services_lead_to_their_backends(node: NodeRu
     assert node.run("endpoint", "detach", "unit")[0] == 0
 
 
+def test_a_process_brings_its_cgroup_so_that_services_work_in_its_namespace(node: NodeRun) -> None:
+    node.write("policies/web.yaml", L4)
+    node.write("endpoints/service.yaml", SERVICE)
+    pod = node.base / "pod"
+    pod.mkdir()
+    client = node.net.ends["client"]
+    sleeper = subprocess.Popen(client.command(["sh", "-c", f"echo $$ > {pod}/cgroup.procs; echo; exec sleep 100"]),
+                               stdout=subprocess.PIPE)  # fmt: skip
+    try:
+        assert sleeper.stdout is not None
+        sleeper.stdout.readline()
+        node.start()
+        node.attach("web", app="web")
+        words = ["endpoint", "attach", "client", "--pid", str(sleeper.pid), "--labels", "app=unit"]
+        code, _, error = node.run(*words)
+        assert code == 0, (error, node.log())
+        words = client.command([sys.executable, "-c", CONNECT, str(pod), "10.96.0.1", "8080"])
+        with serve_greeting(node.net.ends["web"], "10.0.0.3", 80) as listener:
+            done = subprocess.run(words, capture_output=True, text=True, check=False)
+            assert done.stdout.strip() == "10.96.0.1", done.stderr
+            assert listener.accept()[1][0] == "10.0.0.1"
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+
+
 def test_what_does_not_fit_leaves_the_revision_before_in_force(node: NodeRun) -> None:
     node.words = ["--datapath", "on", "--map-size", "peers=4"]
     node.write("policies/web.yaml", HTTP)
