@@ -9,6 +9,7 @@ import signal
 import socket
 import struct
 from collections.abc import Iterator
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ import pytest
 from ext_authz.envoy_binary import find_envoy
 from ext_authz.xds.setup import Steering
 from tests.bpf.bare import run_in
-from tests.bpf.net import connects, serve_greeting
+from tests.bpf.net import Capture, connects, serve_greeting
 from tests.bpf.steered import Steered, http_server, policy
 from tests.bpf.test_steering_http import ingress, url
 
@@ -116,9 +117,11 @@ def test_envoy_in_a_clients_name_is_never_taken_for_the_host(site: Steered) -> N
     site.host.ip(["address add 10.9.0.1/32 dev lo"])
     site.kernel.locals(("10.9.0.1",))
     site.apply(policy("ingress:\n- fromEntities: [host]"))
-    with http_server(server, 8080):
+    forged = ip_address("10.1.0.1").packed + ip_address("10.1.0.2").packed
+    with http_server(server, 8080), Capture(server) as seen:
         assert run_in(site.envoy_cgroup, site.host, lambda: connect_as("10.9.0.1", "10.1.0.2", 0)) == 0
         assert run_in(site.envoy_cgroup, site.host, lambda: connect_as("10.1.0.1", "10.1.0.2", 0)) != 0
+        assert seen.having(forged) == []
 
 
 def test_a_mark_that_slips_past_the_guard_opens_nothing(site: Steered) -> None:
