@@ -52,9 +52,9 @@ def render(data: dict) -> str:
         f"Envoy {data['envoy']}, one worker pinned to a core, wrk with 16 connections, "
         f"{len(data['busy'][CONTROL])} rounds of {SECONDS:g} s. Rounds with the worker less than {BUSY:.0%} busy do "
         "not count for requests/s. `module-N`: N rules of the mix, a ring for flow records that nobody reads; "
-        "`no-records`: no ring; `observed`: an observer reads and counts them on the other core, which it shares with wrk "
-        "and nginx; `lines`: it also writes each as a line of JSON; `endpoints-N`: so many endpoints besides; `rbac-100` and `module-paths-100`: the same 100 rules (paths "
-        "and methods).",
+        "`no-records`: no ring; `observed`: an observer reads and counts them on the other core, which it shares "
+        "with wrk and nginx; `lines`: it also writes each as a line of JSON; `endpoints-N`: so many endpoints "
+        "besides; `rbac-100` and `module-paths-100`: the same 100 rules (paths and methods).",
         "",
         "| variant | requests/s | against none (95%) | Envoy CPU us/request | over empty module (95%) | rounds |",
         "|---|---|---|---|---|---|",
