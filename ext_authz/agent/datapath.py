@@ -179,6 +179,9 @@ class Datapath:
 
     @property
     def trouble(self) -> str:
+        if not self.wanted and self._state.datapath_pins.exists():
+            reason = self.why_not or "this node runs with --datapath off"
+            return f"the kernel still enforces what an earlier node left, and follows no policy: {reason}"
         if self.pid is None and self.wanted:
             said = f": {self._failure}" if self._failure else "; its log says why"
             return f"the data path does not follow the policies: its process does not run{said}"

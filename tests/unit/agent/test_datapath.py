@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When the agent starts the data path's process, and what it says while it does not run."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from ext_authz.agent.attachments import Attachment, AttachmentStore
+from ext_authz.agent.datapath import Datapath, DatapathError, Mode
+from ext_authz.agent.datapath_sizes import SizeError, parse_size
+from ext_authz.agent.status import Reader, read_status
+from ext_authz.agent.waiting import readers_behind
+from ext_authz.state import State, write_json
+
+ONE = Attachment("default", "web", ("10.0.0.3",), 1, {"app": "web"}, ifindex=7)
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> State:
+    made = State(tmp_path / "state")
+    made.prepare()
+    return made
+
+
+def test_nothing_is_started_before_there_is_something_to_enforce(state: State) -> None:
+    assert not Datapath(state, Mode.AUTO).wanted
+    assert Datapath(state, Mode.ON).wanted
+    assert Datapath(state, Mode.AUTO, proxy_port=15001).wanted
+    AttachmentStore(state.attached).put(ONE)
+    assert Datapath(state, Mode.AUTO).wanted
+    assert not Datapath(state, Mode.OFF).wanted
+    assert not Datapath(state, Mode.AUTO, "not root").wanted
+
+
+def test_what_an_earlier_node_left_must_follow_or_be_told_of(state: State) -> None:
+    state.datapath_pins.mkdir()
+    assert Datapath(state, Mode.AUTO).wanted
+    assert "--datapath off" in Datapath(state, Mode.OFF).trouble
+    assert "not root" in Datapath(state, Mode.AUTO, "not root").trouble
+
+
+def test_without_a_data_path_attaching_says_why(state: State) -> None:
+    for datapath, said in (
+        (Datapath(state, Mode.AUTO, "the kernel has no BTF"), "the kernel has no BTF"),
+        (Datapath(state, Mode.OFF), "--datapath off"),
+    ):
+        with pytest.raises(DatapathError, match=said):
+            asyncio.run(datapath.attach(ONE))
+
+
+def test_a_node_that_must_have_it_does_not_start_without(state: State) -> None:
+    with pytest.raises(DatapathError, match="not root"):
+        asyncio.run(Datapath(state, Mode.AUTO, "not root", proxy_port=15001).start())
+    asyncio.run(Datapath(state, Mode.AUTO, "not root").start())
+
+
+def test_who_waits_for_every_reader_waits_for_a_kernel_whose_process_is_dead(state: State) -> None:
+    write_json(state.status, {"revision": 5, "datapath": {"active": True, "pid": None}})
+    write_json(state.readers / "datapath.json", {"pid": 2**22 - 1, "door": "bpf", "revision": 3})
+    (behind,) = readers_behind(state, 5)
+    assert isinstance(behind, Reader)
+    assert (behind.door, behind.revision) == ("bpf", 3)
+    write_json(state.status, {"revision": 5, "datapath": {"active": False}})
+    assert readers_behind(state, 5) == []
+
+
+def test_its_warnings_stand_among_the_nodes(state: State) -> None:
+    write_json(state.status, {"revision": 5, "datapath": {"active": True}, "standing": [{"reason": "a"}]})
+    maps = [{"name": "spans", "rows": 3, "limit": 4, "bytes": 1}]
+    write_json(state.datapath / "page.json", {"revision": 4, "maps": maps, "warnings": ["map spans is nearly full"]})
+    page = read_status(state).page
+    assert [warning["reason"] for warning in page["standing"]] == ["a", "data path: map spans is nearly full"]
+    assert page["pressure"]["maps"] == {"spans": {"used": 3, "limit": 4}}
+
+
+@pytest.mark.parametrize("text", ["", "spans", "spans=", "spans=0", "spans=-1", "nothing=5", "spans=99999999999"])
+def test_sizes_are_of_maps_there_are(text: str) -> None:
+    with pytest.raises(SizeError):
+        parse_size(text)
+    assert parse_size("spans=5") == ("spans", 5)
