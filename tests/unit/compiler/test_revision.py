@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -43,6 +44,7 @@ WIDE = (
     _wide(f"ingress: [{{{_FROM % 'one'}}}], egress: [{{toEntities: [world]}}]"),
     _wide(f"ingress: [{{{_FROM % 'two'}}}], {_OPEN}"),
     _wide("ingress: [{}]"),
+    _wide(f"ingress: [{{{_FROM % 'one'}, {_HTTP}}}, {{{_FROM % 'one'}, {_KAFKA}}}]"),
     _wide(f"ingressDeny: [{{{_FROM % 'client'}}}]"),
 )
 SECOND = (
@@ -75,3 +77,13 @@ def test_a_rule_for_everybody_means_what_it_means_at_a_fresh_start(seed: int) ->
         for number, wanted in fresh["subjects"].items():
             if not (wanted.ingress.isolated and late["errors"]):
                 assert late["subjects"][number] == wanted
+
+
+def test_where_nothing_is_enforced_a_rule_for_everybody_changes_nothing() -> None:
+    settings, numbers = replace(POOL.settings, policy_enforcement="never"), MemoryAllocator()
+    resolver = Resolver(numbers)
+    for wide in WIDE[:3]:
+        now = World(policies=(wide, *OWN), endpoints=POOL.endpoints, settings=settings)
+        late = resolver.update(now)
+        assert meaning(late) == meaning(resolve(now, numbers))
+        assert not any(policy.ingress.enforced for policy in late.subjects.values())
