@@ -20,7 +20,19 @@ from tests.load import machine
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
-TABLES = ("engine", "hostile", "module", "latency", "ext_authz", "ext_proc", "scale", "churn", "memory", "revisions")
+TABLES = (
+    "engine",
+    "hostile",
+    "module",
+    "latency",
+    "ext_authz",
+    "ext_proc",
+    "scale",
+    "churn",
+    "memory",
+    "revisions",
+    "packets",
+)
 
 
 def main() -> int:
