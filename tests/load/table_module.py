@@ -51,7 +51,8 @@ def render(data: dict) -> str:
     lines = [
         f"Envoy {data['envoy']}, one worker pinned to a core, wrk with 16 connections, "
         f"{len(data['busy'][CONTROL])} rounds of {SECONDS:g} s. Rounds with the worker less than {BUSY:.0%} busy do "
-        "not count for requests/s. `module-N`: N rules of the mix, a ring for flow records that nobody reads; "
+        "not count for requests/s. `empty-again`: another Envoy like `empty`, which shows how far two alike differ; "
+        "`module-N`: N rules of the mix, a ring for flow records that nobody reads; "
         "`no-records`: no ring; `observed`: an observer reads and counts them on the other core, which it shares "
         "with wrk and nginx; `lines`: it also writes each as a line of JSON; `endpoints-N`: so many endpoints "
         "besides; `rbac-100` and `module-paths-100`: the same 100 rules (paths and methods).",
@@ -144,6 +145,7 @@ def _start_all(stack: ExitStack, folder: Path) -> Stage:
     stage = Stage(stack, folder)
     stage.start("none", bare, door=Door.NONE)
     stage.start("empty", bare, door=Door.EMPTY)
+    stage.start("empty-again", bare, door=Door.EMPTY)
     for count in RULES:
         script = write_script([matching_request(n % count, n) for n in range(PATHS)], folder, f"mix-{count}")
         snapshot = mix_snapshot(count)
