@@ -20,12 +20,13 @@ import os
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from ext_authz.compiler.compile import Compiler
 from ext_authz.datapath.routing import Routing
@@ -175,10 +176,25 @@ class Steered:
         }
         return Setup(door=Door.MODULE, **fields)  # type: ignore[arg-type]
 
-    def start(self, envoy: EnvoyBinary, *, concurrency: int = 2, **more: object) -> None:
-        """Start Envoy in its cgroup and wait until it listens and decides by the policies in force."""
+    def start(
+        self,
+        envoy: EnvoyBinary,
+        *,
+        concurrency: int = 2,
+        edit: Callable[[dict[str, Any]], None] = lambda _: None,
+        **more: object,
+    ) -> None:
+        """
+        Start Envoy in its cgroup and wait until it listens and decides by the policies in force.
+
+        Args:
+            edit: Changes the configuration before Envoy reads it.
+            more: Fields of the Setup.
+        """
         config, self.log = self._folder / "envoy.json", self._folder / "envoy.log"
-        config.write_text(render(self.setup(**more)))
+        wanted = json.loads(render(self.setup(**more)))
+        edit(wanted)
+        config.write_text(json.dumps(wanted))
         command = [str(envoy.path), "-c", str(config), "--concurrency", str(concurrency), "--disable-hot-restart"]
         procs = self.envoy_cgroup / "cgroup.procs"
         with self.log.open("wb") as said:

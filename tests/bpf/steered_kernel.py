@@ -41,8 +41,7 @@ class Kernel:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        while self._links:
-            os.close(self._links.pop())
+        self.detach()
         lib.idm_datapath_destroy(self._all)
 
     def _check(self, done: int) -> None:
@@ -95,6 +94,11 @@ class Kernel:
         with self._node.inside():
             self._link("from_workload", end.ifindex, _TCX_IN)
             self._link("to_workload", end.ifindex, _TCX_OUT)
+
+    def detach(self) -> None:
+        """Take all programs off their hooks."""
+        while self._links:
+            os.close(self._links.pop())
 
     def steer(self, envoy: Path, guard: Path) -> None:
         """sk_lookup at the node, the programs of Envoy's sockets at their cgroups."""

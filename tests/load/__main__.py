@@ -32,6 +32,7 @@ TABLES = (
     "memory",
     "revisions",
     "packets",
+    "steering",
 )
 
 

@@ -206,6 +206,11 @@ struct idm_grant {
 	uint32_t reserved;
 };
 
+/*
+ * ---- listeners: SOCKMAP, 0: IPv4, 1: IPv6. Envoy's transparent listeners, put in by the program at Envoy's cgroup when
+ * they start to listen; gone with the socket, and then what would be steered is refused ----
+ */
+
 /* ---- attachments: HASH by ifindex of the host side; an interface without a row lets nothing pass ---- */
 
 struct idm_attachment {
