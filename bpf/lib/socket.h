@@ -13,6 +13,7 @@
 // The kernel's values: vmlinux.h has no macros.
 #define SOCKET_TCP 6
 #define SOCKET_REFUSED (-111) // ECONNREFUSED
+#define SOCKET_NO_BACKEND 158  // Hubble's number
 #define SOCKET_PROCEED 1
 #define SOCKET_STOP 0
 
@@ -88,6 +89,12 @@ static __always_inline enum service_answer socket_translate(struct bpf_sock_addr
 
 static __always_inline int socket_refuse(void)
 {
+	uint32_t index = SOCKET_NO_BACKEND * 2 + 1; // egress
+	struct idm_counter *counter = bpf_map_lookup_elem(&counters, &index);
+
+	// Not at a packet's hook: the drop is counted, its event would have no packet to tell of.
+	if (counter)
+		counter->packets++;
 	bpf_set_retval(SOCKET_REFUSED);
 	return SOCKET_STOP;
 }

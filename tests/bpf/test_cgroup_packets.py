@@ -130,15 +130,23 @@ class TestEgress:
         server = site.pod("server", SERVER)
         site.workload("unit")
         site.workload("other")
-        site.apply(EVERYTHING)
-        source = (HOST, 40000)
-        with serve_greeting(server, SERVER, 80):
-            # The listener's side is never closed by its program: no row says that the connection ended on both sides.
-            site.run("unit", lambda: connect((SERVER, 80), source))
+        site.apply(allow("unit", "server", 53, "UDP", egress=True) + allow("server", "unit", 53, "UDP"))
+
+        def speak(text: bytes) -> None:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as line:
+                line.bind((HOST, 40000))
+                line.sendto(text, (SERVER, 53))
+
+        with Capture(server) as capture:
+            site.run("unit", lambda: speak(b"first"))
+            capture.wait(b"first")
             with pytest.raises(PermissionError):
-                site.run("other", lambda: connect((SERVER, 80), source))
-            with pytest.raises(OSError):
-                site.run("", lambda: connect((SERVER, 80), source))
+                site.run("other", lambda: speak(b"second"))
+            with contextlib.suppress(OSError):
+                site.run("", lambda: speak(b"third"))
+            site.run("unit", lambda: speak(b"fourth"))
+            capture.wait(b"fourth")
+            assert not capture.having(b"second") + capture.having(b"third")
 
     def test_a_policy_that_denies_now_ends_a_connection(self, site: CgroupSite) -> None:
         server = site.pod("server", SERVER)

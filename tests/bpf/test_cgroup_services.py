@@ -17,6 +17,7 @@ from tests.bpf.cgroup_site import CgroupSite, allow
 from tests.bpf.net import serve_greeting
 
 SERVER, VIP = "10.1.0.2", "10.96.0.1"
+NO_BACKEND, EGRESS = 158, 1
 
 
 @pytest.fixture
@@ -57,6 +58,7 @@ def test_a_service_without_backends_refuses(site: CgroupSite) -> None:
     site.apply()
     with pytest.raises(ConnectionRefusedError):
         site.run("unit", connect)
+    assert site.drops()[NO_BACKEND, EGRESS] == 1
 
 
 def test_workloads_that_share_a_namespace_have_an_affinity_each(site: CgroupSite) -> None:
