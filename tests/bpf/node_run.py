@@ -17,6 +17,21 @@ from ext_authz.agent.cgroups import BASE_VARIABLE
 from ext_authz.process import find_processes
 from ext_authz.state import State, read_json
 from tests.bpf.net import Network, eventually
+from tests.bpf.state import State as Found
+from tests.bpf.state import namespace_state
+
+
+def settled(net: Network) -> Found:
+    """The node's namespace once the kernel has set up every link: it does so after they were made."""
+    ways = ("anycast fe80:: dev", "multicast ff00::/8 dev", "local fe80::1 dev")
+
+    def complete() -> bool:
+        routes = namespace_state(net.node)["routes"]
+        return all(any(f"{way} {end.veth} " in route for route in routes) for end in net.ends.values() for way in ways)
+
+    eventually(complete, 10, "the links are never all up")
+    return namespace_state(net.node)
+
 
 NAMESPACE = "apiVersion: v1\nkind: Namespace\nmetadata: {name: default}\n"
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.bpf.net import Network, connects, eventually, serve_greeting
-from tests.bpf.node_run import NodeRun
+from tests.bpf.node_run import NodeRun, settled
 from tests.bpf.state import difference, namespace_state
 
 KILLS = int(os.environ.get("IDMESH_KILLS", "3"))
@@ -42,7 +42,7 @@ def node(net: Network, folder: Path, cgroup: Path) -> Iterator[NodeRun]:
         net.add(name, address)
     made = NodeRun(net, folder, cgroup)
     made.write("policies/web.yaml", POLICY % (0, 1000))
-    before = namespace_state(net.node)
+    before = settled(net)
     try:
         yield made
     finally:

@@ -16,7 +16,7 @@ import pytest
 from ext_authz.state import read_json
 from tests.bpf.conftest import lacks_bpf
 from tests.bpf.net import Network, Space, connects, eventually, own_cgroup, serve_greeting, unmount
-from tests.bpf.node_run import NodeRun
+from tests.bpf.node_run import NodeRun, settled
 from tests.bpf.state import CGROUPS, PREFIX, difference, namespace_state
 
 ENDS = {"client": ("10.0.0.1", "fd00::1"), "other": ("10.0.0.2", "fd00::2"), "web": ("10.0.0.3", "fd00::3")}
@@ -37,7 +37,7 @@ def prepared(net: Network, folder: Path, cgroup: Path) -> Iterator[NodeRun]:
         net.add(name, *addresses)
     made = NodeRun(net, folder, cgroup)
     made.write("policies/web.yaml", POLICY % "client")
-    before = namespace_state(net.node)
+    before = settled(net)
     try:
         yield made
     finally:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.bpf.net import End, Network, eventually, serve_greeting
-from tests.bpf.node_run import NodeRun
+from tests.bpf.node_run import NodeRun, settled
 from tests.bpf.state import difference, namespace_state
 
 ENDS = {"client": ("10.0.0.1", "fd00::1"), "other": ("10.0.0.2", "fd00::2"), "web": ("10.0.0.3", "fd00::3")}
@@ -79,7 +79,7 @@ def node(net: Network, folder: Path, cgroup: Path) -> Iterator[NodeRun]:
     for name, addresses in ENDS.items():
         net.add(name, *addresses)
     made = NodeRun(net, folder, cgroup)
-    before = namespace_state(net.node)
+    before = settled(net)
     try:
         yield made
     finally:
