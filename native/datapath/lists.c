@@ -168,11 +168,17 @@ static int by_place(const void *left, const void *right)
 	return a->place.count < b->place.count ? -1 : a->place.count > b->place.count;
 }
 
+static void sort(struct idm_store_of_lists *store)
+{
+	if (store->count)
+		qsort(store->lists, store->count, sizeof(*store->lists), by_place);
+}
+
 void idm_lists_settle(struct idm_store_of_lists *store)
 {
 	uint32_t kept = 0;
 
-	qsort(store->lists, store->count, sizeof(*store->lists), by_place);
+	sort(store);
 	for (uint32_t i = 0; i < store->count; i++) {
 		struct idm_stored_list *list = &store->lists[i];
 
@@ -346,7 +352,7 @@ static void register_new(struct placing *placing, uint32_t slot)
 			store->lists[store->count++] =
 				(struct idm_stored_list){list->place, list->hash, 1u << slot};
 	}
-	qsort(store->lists, store->count, sizeof(*store->lists), by_place);
+	sort(store);
 }
 
 int idm_lists_place(struct idm_store_of_lists *store, uint32_t slot, struct idm_wanted_lists *wanted,

@@ -31,11 +31,11 @@ def items(engine: Engine, kind: int, section: int, name: str) -> list[Row]:
 
 
 class Tables:
-    """Everything that stands in the live slot."""
+    """Everything that stands in a slot; None: the live one."""
 
-    def __init__(self, datapath: Datapath) -> None:
+    def __init__(self, datapath: Datapath, slot: int | None = None) -> None:
         state = row("idm_state").unpack_from(datapath.lookup("state", bytes(4)))
-        self.slot = state["generation"] & 1
+        self.slot = state["generation"] & 1 if slot is None else slot
         self.state = state
         self.endpoints = self._hash(datapath, "endpoints", "idm_endpoint_row")
         self.prefixes = self._hash(datapath, "prefixes", "idm_prefix_row")

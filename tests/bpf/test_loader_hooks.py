@@ -143,7 +143,7 @@ def test_an_upgrade_lets_no_packet_past(net: Network, opened: Callable[[Path], D
     ):
         server.bind(("0.0.0.0", PORT))
         stop = threading.Event()
-        sender = threading.Thread(target=_flood, args=(line, stop))
+        sender = threading.Thread(target=_flood, args=(line, stop, 0.0))
         sender.start()
         with net.node.inside():
             for _ in range(UPGRADES):
@@ -217,10 +217,10 @@ def test_killed_while_opening_attaching_and_upgrading_nothing_gets_past(
     eventually(lambda: reaches(net, end))
 
 
-def _flood(line: socket.socket, stop: threading.Event) -> None:
+def _flood(line: socket.socket, stop: threading.Event, pause_s: float = 0.0002) -> None:
     while not stop.is_set():
         line.sendto(b"x", (GATEWAY4, PORT))
-        time.sleep(0.0002)
+        time.sleep(pause_s)
 
 
 def test_an_interface_that_is_gone_is_forgotten(

@@ -73,9 +73,9 @@ def _numbered(policy: Raw, number: int, port: int) -> Raw:
     return policy
 
 
-def agrees(datapath: Datapath, snapshot: bytes) -> bool:
-    """True if the live slot says of everything what the engine says of this snapshot."""
-    engine, tables = Engine.open(snapshot), Tables(datapath)
+def agrees(datapath: Datapath, snapshot: bytes, slot: int | None = None) -> bool:
+    """True if a slot (None: the live one) says of everything what the engine says of this snapshot."""
+    engine, tables = Engine.open(snapshot), Tables(datapath, slot)
     policies = {index: policy_of(tables, index) for index in range(len(engine.endpoints))}
     return tables.state[f"revision_{tables.slot}"] == engine.revision and all(
         tables.judge(policies[one.endpoint], one.direction, one.identity, one.protocol, one.port)
@@ -160,12 +160,17 @@ def test_the_live_slot_is_never_written(datapath: Datapath) -> None:
 
 
 def test_lists_of_the_live_slot_are_not_written_over(datapath: Datapath) -> None:
-    """The array of spans is shared: many revisions move through it, each right while it is in force."""
-    world = World()
+    """
+    The array of spans is shared: many revisions move through it. When the next one is in force, the one before must
+    still be whole, for packets that began under it.
+    """
+    world, before = World(), b""
     for number in range(REVISIONS):
         snapshot = world.snapshot(pods=2 + number % 5, ports=range(80 + number, 80 + number + 2 * (1 + number % 7), 2))
         datapath.publish(snapshot)
         assert agrees(datapath, snapshot)
+        assert not before or agrees(datapath, before, slot=~datapath.generation & 1)
+        before = snapshot
 
 
 # ---- workloads ----

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from ext_authz.datapath import Datapath
-from ext_authz.engine.layout import IdentitiesSection, TableKind
+from ext_authz.datapath.layout import NO_INDEX
+from ext_authz.engine.layout import ENDPOINT_LOCAL, IdentitiesSection, TableKind
 from tests.agreement.compare import OVER_BUDGET, Product
 from tests.agreement.generate import Generator
 from tests.bpf.loader_objects import build
@@ -69,6 +70,9 @@ def test_the_kernels_lists_say_what_the_engine_decides(datapath: Datapath) -> No
         tables, engine = Tables(datapath), product.engine
         policies = {index: policy_of(tables, index) for index in range(len(engine.endpoints))}
         placed = {row["endpoint"] for row in tables.endpoints.values()}
+        ends = items(engine, TableKind.IDENTITIES, IdentitiesSection.ENDPOINTS, "idm_endpoint")
+        for row in tables.endpoints.values():
+            assert row["flags"] == (row["endpoint"] != NO_INDEX and ends[row["endpoint"]]["flags"] & ENDPOINT_LOCAL)
         every = [asked for asked in questions(engine) if asked.endpoint in placed]
         for asked in spared.sample(every, min(len(every), ASKED)):
             wanted = engine_says(engine, asked)
