@@ -45,10 +45,16 @@ class Held:
     def wait(self, timeout_s: float) -> bool:
         """True if it has ended."""
         with contextlib.suppress(OSError, ValueError):  # closed meanwhile, in another thread
-            if not self._ended and select.select([self._handle], [], [], timeout_s)[0]:
+            if not self._ended and self._has_ended(timeout_s):
                 self._ended = True
                 self._collect()
         return self._ended
+
+    def _has_ended(self, timeout_s: float) -> bool:
+        """By poll, not select: that knows no descriptor from 1024 on."""
+        poller = select.poll()
+        poller.register(self._handle, select.POLLIN)
+        return bool(poller.poll(1000 * timeout_s))
 
     def _collect(self) -> None:
         if self._child:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -45,6 +46,19 @@ def test_a_held_process_is_running_until_it_ended(child: Held) -> None:
     assert child.status == -signal.SIGKILL
     assert start_time(child.pid) == 0
     child.send(signal.SIGTERM)  # to nobody
+
+
+def test_a_process_is_held_by_a_high_descriptor_too(child: Held) -> None:
+    """Of whoever holds thousands of them."""
+    low, high = child._handle, 2000
+    try:
+        child._handle = fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, high)
+    except OSError:
+        pytest.skip("this process may not have so many descriptors")
+    os.close(low)
+    assert child.running()
+    child.send(signal.SIGKILL)
+    assert child.wait(5.0)
 
 
 def test_end_is_certain(child: Held) -> None:

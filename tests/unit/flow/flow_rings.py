@@ -117,9 +117,7 @@ def _fill(fixed: Any, fields: dict[str, Any]) -> None:
 
 def make_record(**fields: Any) -> Record:
     """One record on its way through a ring."""
-    producer = Producer()
-    assert producer.put(**fields)
-    made = list(records(producer.view().take()))
+    made = list(records(record_bytes(**fields)))
     assert len(made) == 1
     assert isinstance(made[0], Record), made
     return made[0]
@@ -127,8 +125,12 @@ def make_record(**fields: Any) -> Record:
 
 def record_bytes(**fields: Any) -> bytes:
     producer = Producer()
-    assert producer.put(**fields)
-    return producer.view().take()
+    view = producer.view()
+    try:
+        assert producer.put(**fields)
+        return view.take()
+    finally:
+        view.close()
 
 
 def write(path: Path, data: bytes) -> None:
