@@ -47,6 +47,7 @@ WIDE = (
     _wide(f"ingress: [{{{_FROM % 'one'}, {_HTTP}}}, {{{_FROM % 'one'}, {_KAFKA}}}]"),
     _wide(f"ingressDeny: [{{{_FROM % 'client'}}}]"),
 )
+CONTRADICTION = (_wide(f"ingress: [{{{_FROM % 'one'}, {_HTTP}}}, {{{_FROM % 'one'}, {_KAFKA}}}]"),)
 SECOND = (
     _wide(f"ingress: [{{{_FROM % 'one'}}}]", "xsecond"),
     _wide(f"ingress: [{{{_FROM % 'three'}}}], {_OPEN}", "xsecond"),
@@ -80,10 +81,17 @@ def test_a_rule_for_everybody_means_what_it_means_at_a_fresh_start(seed: int) ->
 
 
 def test_where_nothing_is_enforced_a_rule_for_everybody_changes_nothing() -> None:
-    settings, numbers = replace(POOL.settings, policy_enforcement="never"), MemoryAllocator()
-    resolver = Resolver(numbers)
-    for wide in WIDE[:3]:
-        now = World(policies=(wide, *OWN), endpoints=POOL.endpoints, settings=settings)
+    settings, resolver = replace(POOL.settings, policy_enforcement="never"), Resolver(MemoryAllocator())
+    for wide in ((), WIDE[:1], WIDE[1:2]):
+        now = World(policies=(*wide, *OWN), endpoints=POOL.endpoints, settings=settings)
         late = resolver.update(now)
-        assert meaning(late) == meaning(resolve(now, numbers))
         assert not any(policy.ingress.enforced for policy in late.subjects.values())
+
+
+def test_what_is_wrong_with_a_rule_that_comes_keeps_every_policy_as_it_was() -> None:
+    resolver, own = Resolver(MemoryAllocator()), (*SECOND[:1], *OWN[:1])
+    before = resolver.update(World(policies=own, endpoints=POOL.endpoints, settings=POOL.settings))
+    now = World(policies=(*CONTRADICTION, *own), endpoints=POOL.endpoints, settings=POOL.settings)
+    late = resolver.update(now)
+    assert len(late.errors) == 1
+    assert late.subjects == before.subjects

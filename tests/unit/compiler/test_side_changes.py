@@ -163,7 +163,7 @@ def test_a_difference_that_was_told_counts_only_from_the_side_it_was_told_of() -
     entries = EntryPools(MatcherCache())
     sides = SidePools(entries)
     entries.use_selectors(NUMBERS)
-    first, other, now = _side(A, B), _side(A, A2), _side(A, C)
+    first, other, now = _side(A, B), _side(A2, B), _side(A, C)
     sides.begin({}, kept_policies=False)
     for side in (first, other):
         sides.fields(side, side)
