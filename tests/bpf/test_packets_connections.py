@@ -183,6 +183,17 @@ def test_a_syn_after_the_end_is_a_new_connection(place: Place) -> None:
     assert place.desk.connection()["tcp"] == 1
 
 
+def test_a_syn_after_a_denial_is_a_new_connection(place: Place) -> None:
+    place.send("a", "b")
+    reply(place, TCP, payload=tcp(80, 4000, SYN | ACK))
+    place.publish(a_egress=NOTHING)
+    assert place.send("a", "b").drop == 133
+    assert place.send("a", "b", payload=tcp(4000, 80, ACK)).drop == 133
+    place.publish()
+    assert place.send("a", "b").passed
+    assert place.desk.connection()["tcp"] == 1
+
+
 @VERSIONS
 @pytest.mark.parametrize("protocol", [TCP, UDP])
 def test_a_later_denial_drops_both_directions_of_a_flow(place: Place, version: int, protocol: int) -> None:
