@@ -174,21 +174,22 @@ def test_a_connection_that_stays_follows_the_policy(site: Steered) -> None:
         line.close()
 
 
-def test_without_envoy_clients_are_refused_and_nothing_leaks(site: Steered) -> None:
-    client, server = site.add("client", "10.1.0.1"), site.add("server", "10.1.0.2")
+@both_versions
+def test_without_envoy_clients_are_refused_and_nothing_leaks(addresses: tuple[str, str], site: Steered) -> None:
+    client, server = site.add("client", addresses[0]), site.add("server", addresses[1])
     site.apply(ingress("/a"))
     site.start(find_envoy())
     with http_server(server, 8080) as seen:
-        stays = site.client(client, url("10.1.0.2", "/a"))
+        stays = site.client(client, url(addresses[1], "/a"))
         stays.request("GET", "/a")
         assert stays.getresponse().read() == b"server"
         site.stop(kill=True)
-        assert "Refused" in site.get(client, url("10.1.0.2", "/a")).body
+        assert "Refused" in site.get(client, url(addresses[1], "/a")).body
         assert not answers(stays, "/a")
         stays.close()
         assert len(seen.seen) == 1
         site.start(find_envoy())
-        eventually(lambda: site.get(client, url("10.1.0.2", "/a")).status == 200)
+        eventually(lambda: site.get(client, url(addresses[1], "/a")).status == 200)
 
 
 def test_whoever_was_not_steered_is_closed(site: Steered) -> None:
