@@ -287,3 +287,13 @@ def test_all_traffic_stands_alone_only_where_the_protocol_has_no_entry():
 def test_errors_are_policy_errors():
     with pytest.raises(PolicyError):
         raise pack(resolved({300: ingress(*dear_entries())})).errors[0]
+
+
+def test_policies_that_stay_have_new_numbers_where_packing_starts_anew():
+    packer, stays = Packer(), ingress(entry("a"))
+    world = resolved({300: ingress(entry("b", 443)), 301: stays})
+    packer.pack(world)
+    now = changed(world, subjects={301: stays})
+    packed = Snapshot(packer.pack(now, secrets=(1,)).snapshot)
+    assert meaning(packed) == meaning(Snapshot(pack(now).snapshot))
+    assert all(item["policy"] < len(packed.policies("POLICIES")) for item in packed.policies("SUBJECTS"))
