@@ -21,8 +21,8 @@ from ext_authz.state import folder_problem
 _MOUNTS = Path("/proc/self/mountinfo")
 _NOSUID_NODEV_NOEXEC = 2 | 4 | 8
 _DETACH = 2
-# In the mount itself, so that whoever cleans up knows whether to unmount; names in a bpffs have no dots.
-_OURS = "mounted"
+# What the mount calls its device, so that whoever cleans up knows whether to unmount.
+_OURS = "idmesh"
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,6 @@ def open_mount(root: Path) -> Mount:
     _make_folder(root)
     if kind_of(root) is None:
         _mount(root)
-        (root / _OURS).mkdir(mode=0o700)
     return check_mount(root)
 
 
@@ -86,7 +85,7 @@ def check_mount(root: Path) -> Mount:
 
 def close_mount(root: Path) -> None:
     """Unmount it if open_mount() mounted it; pins in it are gone with it. Its folder goes, too."""
-    if kind_of(root) != "bpf" or not (root / _OURS).is_dir():
+    if _mounted(root) != ("bpf", _OURS):
         return
     if _libc().umount2(os.fsencode(root), _DETACH):
         number = ctypes.get_errno()
@@ -100,12 +99,19 @@ def close_mount(root: Path) -> None:
 
 def kind_of(root: Path) -> str | None:
     """Type of the file system that is mounted right there, topmost, or None."""
-    kind = None
+    found = _mounted(root)
+    return found[0] if found else None
+
+
+def _mounted(root: Path) -> tuple[str, str] | None:
+    """Type and device of the topmost mount there."""
+    found = None
     for line in _MOUNTS.read_text().splitlines():
         words = line.split()
         if words[4].encode().decode("unicode_escape") == str(root):
-            kind = words[words.index("-") + 1]
-    return kind
+            kind, device = words[words.index("-") + 1 :][:2]
+            found = kind, device
+    return found
 
 
 def _make_folder(root: Path) -> None:
@@ -121,7 +127,7 @@ def _make_folder(root: Path) -> None:
 
 
 def _mount(root: Path) -> None:
-    arguments = (b"bpf", os.fsencode(root), b"bpf", _NOSUID_NODEV_NOEXEC, b"mode=0700")
+    arguments = (_OURS.encode(), os.fsencode(root), b"bpf", _NOSUID_NODEV_NOEXEC, b"mode=0700")
     if _libc().mount(*arguments):
         number = ctypes.get_errno()
         if number == errno.EPERM:

@@ -18,7 +18,7 @@ import pytest
 from ext_authz.datapath import Datapath, DatapathError
 from ext_authz.datapath.hooks import EGRESS, INGRESS, SK_LOOKUP
 from tests.bpf.loader_objects import DROP, UNSPEC, build
-from tests.bpf.net import GATEWAY4, End, Network, eventually
+from tests.bpf.net import GATEWAY4, INTERFACE, End, Network, eventually
 from tests.bpf.state import difference, namespace_state
 
 SIZES = {"endpoints": 64, "prefixes": 64, "sides": 16, "peers": 64, "spans": 64, "connections": 64}
@@ -135,6 +135,7 @@ def test_an_upgrade_loses_no_packet(net: Network, opened: Callable[[Path], Datap
 
 def test_an_upgrade_lets_no_packet_past(net: Network, opened: Callable[[Path], Datapath], dropping: Path) -> None:
     end = net.add("client", "10.1.0.1")
+    _know_the_gateway(end)
     datapath = opened(dropping)
     datapath.attach(end.ifindex, end.addresses, netns=net.node.descriptor)
     with (
@@ -190,6 +191,7 @@ def test_killed_while_opening_attaching_and_upgrading_nothing_gets_past(
     net: Network, folder: Path, dropping: Path, clsact: bool
 ) -> None:
     end = net.add("client", "10.1.0.1")
+    _know_the_gateway(end)
     words = [sys.executable, "-c", AGENT.format(sizes=SIZES), folder / "bpf", dropping, end.ifindex, clsact]
     with (
         net.node.socket(socket.AF_INET, socket.SOCK_DGRAM) as server,
@@ -215,6 +217,12 @@ def test_killed_while_opening_attaching_and_upgrading_nothing_gets_past(
             assert _drain(server) == 0
             datapath.cleanup()
     eventually(lambda: reaches(net, end))
+
+
+def _know_the_gateway(end: End) -> None:
+    """Without asking: who waits for an answer to ARP sends nothing that could slip through a gap."""
+    words = ["ip", "neigh", "replace", GATEWAY4, "lladdr", end.host_mac, "dev", INTERFACE, "nud", "permanent"]
+    end.space.run(words)
 
 
 def _flood(line: socket.socket, stop: threading.Event, pause_s: float = 0.0002) -> None:
