@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -177,11 +178,19 @@ def test_no_mark_of_a_workload_says_anything(site: Site, attacker: Attacker, cap
         for source in ("10.1.0.66", "fd00:1::66"):
             traffic = _to_victim(source)
             with site["attacker"].socket(traffic.family, socket.SOCK_RAW, UDP) as line:
-                line.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark if mark < 1 << 31 else mark - (1 << 32))
+                _set_mark(line, mark)
                 line.bind((source, 0))
                 line.sendto(traffic.segment(), (traffic.destination, 0))
     # All packets are of one flow, and each is refused.
     attacker.refused(capture, DENIED, direction=INGRESS, count=2 * len(marks))
+
+
+def _set_mark(line: socket.socket, mark: int) -> None:
+    """Here the guard of sockets' marks is left out, on purpose: what if somebody gets past it?"""
+    try:
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, struct.pack("=I", mark))
+    except PermissionError:
+        missing("a machine on which no other node is running: its guard lets nobody set our marks")
 
 
 def test_a_workload_speaks_arp_for_itself_only(site: Site, attacker: Attacker, capture: Capture) -> None:
@@ -380,19 +389,79 @@ def test_no_process_but_envoys_speaks_for_a_client_by_a_mark(site: Site, capture
     """On the host itself, with any token: no connection of Envoy's is known by it."""
     sent = 0
     for token in (0, 1, 2, 255, 256, 0xFFFFFF):
-        mark = 0xA00 | token & 0xFF | (token & 0xFFFF00) << 4
         for source in ("10.1.0.2", "fd00:1::2", "10.1.0.66"):
-            traffic = _to_victim(source, TCP)
-            with site.net.node.socket(traffic.family, socket.SOCK_RAW, TCP) as line:
-                line.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
-                line.setsockopt(*_TRANSPARENT[traffic.family], 1)
-                line.bind((source, 0))
-                with contextlib.suppress(OSError):  # dropped on its way out: the sender hears of it (ENOBUFS)
-                    line.sendto(traffic.segment(), (traffic.destination, 0))
-                sent += 1
+            _send_marked(site, _to_victim(source, TCP), token)
+            sent += 1
     assert site.drops() == {(UNKNOWN_SENDER, INGRESS): sent}
     _reaches(site, "friend", "victim")
     assert not capture.having(TOKEN[:4])
+
+
+def test_a_mark_of_envoys_is_bound_to_its_connection(site: Site, capture: Capture) -> None:
+    """A connection that Envoy has for the friend, and everybody else who would speak in it."""
+    real = _to_victim("10.1.0.2", TCP, source_port=4444)
+    _open_as_envoy(site, real, token=7)
+    for traffic, token in (
+        (real, 0),
+        (real, 6),
+        (real, 7 << 8),
+        (real, 7 | 1 << 23),
+        (_to_victim("10.1.0.2", TCP, source_port=4445), 7),
+        (_to_victim("10.1.0.66", TCP, source_port=4444), 7),
+        (_to_victim("10.1.0.2", UDP, source_port=4444), 7),
+    ):
+        _send_marked(site, traffic, token)
+    assert site.drops() == {(UNKNOWN_SENDER, INGRESS): 7}
+    assert not capture.having(TOKEN[:4])
+    # Envoy's own packet passes: it was the token that the others lacked.
+    _send_marked(site, real, 7)
+    assert capture.wait(TOKEN[:4])
+    capture.frames.clear()
+
+
+def _send_marked(site: Site, traffic: Traffic, token: int) -> None:
+    with site.net.node.socket(traffic.family, socket.SOCK_RAW, traffic.protocol) as line:
+        _set_mark(line, 0xA00 | token & 0xFF | (token & 0xFFFF00) << 4)
+        line.setsockopt(*_TRANSPARENT[traffic.family], 1)
+        line.bind((traffic.source, 0))
+        with contextlib.suppress(OSError):  # dropped on its way out: the sender hears of it (ENOBUFS)
+            line.sendto(traffic.segment(), (traffic.destination, 0))
+
+
+def _open_as_envoy(site: Site, traffic: Traffic, token: int) -> None:
+    """The row that the program at Envoy's sockets writes when Envoy connects. The victim's address is the lower one."""
+    from ext_authz.datapath.layout import packed, row
+
+    datapath, no_index = site.kernel.datapath, 0xFFFFFFFF
+    key = row("idm_connection_key").pack(
+        low_bytes=packed(traffic.destination),
+        high_bytes=packed(traffic.source),
+        low_port=traffic.port,
+        high_port=traffic.source_port,
+        protocol=traffic.protocol,
+        leg=1,
+    )
+    value = row("idm_connection").pack(
+        generation=datapath.state().generation,
+        seen_s=int(time.clock_gettime(time.CLOCK_BOOTTIME)),
+        revision=datapath.state().revision,
+        source_identity=0,
+        destination_identity=0,
+        source_endpoint=no_index,
+        destination_endpoint=no_index,
+        source_ifindex=site["friend"].ifindex,
+        destination_ifindex=site["victim"].ifindex,
+        egress_entry=no_index,
+        ingress_entry=no_index,
+        token=token,
+        verdict=5,
+        flags=1 | 2 | 4,  # opened by the high end; both directions judged
+        l7=1,
+        tcp=1,
+        opened_ns=0,
+        packets=1,
+    )
+    datapath.update("connections", key, value)
 
 
 # IP_TRANSPARENT, IPV6_TRANSPARENT
