@@ -104,7 +104,7 @@ def fetch(end: End, url: str) -> tuple[str, str]:
 
 @pytest.mark.needs_envoy
 def test_requests_are_judged_between_ends_that_know_nothing_of_it(node: NodeRun) -> None:
-    node.words = ["--door", "module", "--concurrency", "1"]
+    node.words = ["--datapath", "on", "--door", "module", "--concurrency", "1"]
     node.write("policies/web.yaml", HTTP)
     servers = [served(node.net.ends["web"], address) for address in ENDS["web"]]
     try:
