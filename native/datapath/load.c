@@ -172,14 +172,20 @@ static int check_shape(const struct bpf_map *map, struct idm_datapath_error *err
 	return 0;
 }
 
-// Size and pin of one map. Maps of the object's own (.rodata and kin) are left alone.
+// Maps of an object's own (.rodata and kin, and what is declared without a pin) are left alone.
+static bool is_shared(const struct bpf_map *map)
+{
+	return !bpf_map__is_internal(map) && bpf_map__pin_path(map);
+}
+
+// Size and pin of one map.
 static int prepare_map(struct idm_datapath *datapath, struct bpf_map *map, struct idm_datapath_error *err)
 {
 	const char *name = bpf_map__name(map);
 	char path[4096];
 	int r;
 
-	if (bpf_map__is_internal(map))
+	if (!is_shared(map))
 		return 0;
 	r = check_shape(map, err);
 	if (r)
@@ -203,7 +209,7 @@ static int check_pinned(struct idm_datapath *datapath, const struct bpf_map *map
 	char path[4096];
 	int fd, r;
 
-	if (bpf_map__is_internal(map))
+	if (!is_shared(map))
 		return 0;
 	snprintf(path, sizeof(path), "%s/%s", datapath->pins, bpf_map__name(map));
 	fd = bpf_obj_get(path);
@@ -229,7 +235,7 @@ static int keep_map(struct idm_datapath *datapath, const struct bpf_map *map)
 	struct idm_map *kept;
 	int fd;
 
-	if (bpf_map__is_internal(map) || idm_map_find(datapath, bpf_map__name(map)))
+	if (!is_shared(map) || idm_map_find(datapath, bpf_map__name(map)))
 		return 0;
 	if (datapath->map_count == IDM_MAPS_MAX)
 		return -ENOSPC;

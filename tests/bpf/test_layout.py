@@ -110,6 +110,7 @@ def test_maps_in_the_kernel_have_rows_of_these_structs(folder: Path) -> None:
         assert infos[name].value_size == (c_layout(value)[0] if value else 4), name
 
 
-def test_every_object_declares_the_same_maps() -> None:
+def test_every_object_declares_all_shared_maps() -> None:
+    """Beside them an object may have maps of its own, which are not pinned."""
     for path in objects():
-        assert set(btf_of(path).maps()) == MAPS.keys() | NUMBERS, path.name
+        assert set(btf_of(path).maps()) >= MAPS.keys() | NUMBERS, path.name
