@@ -25,7 +25,7 @@ def put_service(
     affinity_s: int = 0,
     first: int | None = None,
 ) -> None:
-    """A service at an address (0.0.0.0 and :: mean NodePort) and port; its rows begin at `first`, else at number * 16."""
+    """A service at an address (0.0.0.0 and :: mean NodePort); its rows begin at `first`, else at number * 16."""
     start = number * 16 if first is None else first
     for index, (text, port) in enumerate(backends, start):
         bare.update("backends", u32(index), BACKEND.pack(address(text), port, protocol, 0, number))
