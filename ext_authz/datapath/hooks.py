@@ -37,7 +37,8 @@ class Link:
 
     @property
     def is_dead(self) -> bool:
-        return self.attach_type in (INGRESS, EGRESS) and not self.ifindex
+        """Its hook is gone, or somebody took it off."""
+        return not (self.ifindex if self.attach_type in VETH else self.target)
 
 
 class Hooks:
@@ -62,12 +63,13 @@ class Hooks:
 
         Args:
             name: program's name comes first, then "-" and whatever tells it from others.
-            target: ifindex (tcx), or descriptor of a cgroup or network namespace.
+            target: ifindex (tcx), or descriptor of a cgroup or network namespace. A link of this name that hangs on
+                another one goes: a cgroup that was removed lives on in its sockets, and its link with it.
 
         Raises:
             DatapathError: The kernel refuses.
         """
-        if self._update(name, program):
+        if self._update(name, program, _hook(target, attach_type)):
             return
         made = lib.idm_datapath_link(self._program(program), target, attach_type, _space(netns))
         if made < 0:
@@ -79,12 +81,18 @@ class Hooks:
         if code:
             raise DatapathError(f"{self._pins.links / name}: {os.strerror(-code)}")
 
-    def _update(self, name: str, program: str) -> bool:
-        """False if there is no living link of the name."""
+    def is_on(self, name: str, target: int, attach_type: int) -> bool:
+        """True if a link of this name hangs there."""
+        with self._opened(name) as found:
+            return found is not None and _fits(_describe(name, found), _hook(target, attach_type))
+
+    def _update(self, name: str, program: str, hook: int | None = None) -> bool:
+        """False if there is no living link of the name (on this hook); what there was is gone then."""
         with self._opened(name) as found:
             if found is None:
                 return False
-            if _describe(name, found).is_dead:
+            if not _fits(_describe(name, found), hook):
+                lib.idm_datapath_link_detach(found)
                 (self._pins.links / name).unlink()
                 return False
             code = lib.idm_datapath_link_update(found, self._program(program))
@@ -111,6 +119,14 @@ class Hooks:
                 if found is not None:
                     made.append(_describe(name, found))
         return made
+
+    def is_living(self, name: str) -> bool:
+        with self._opened(name) as found:
+            return found is not None and not _describe(name, found).is_dead
+
+    def living(self) -> set[str]:
+        """Names of the links whose program is on its hook, as the kernel says now."""
+        return {link.name for link in self.links() if not link.is_dead}
 
     @contextlib.contextmanager
     def _opened(self, name: str) -> Any:
@@ -225,6 +241,15 @@ class Hooks:
 def has_tcx(program: int) -> bool:
     """Whether the kernel has tcx: it tells an interface that cannot be from an attach type that it does not know."""
     return bool(lib.idm_datapath_link(program, 0x7FFFFFFF, INGRESS, -1) == -errno.ENODEV)
+
+
+def _hook(target: int, attach_type: int) -> int | None:
+    """What the kernel calls the cgroup or namespace behind a descriptor; None: an interface, which is in the name."""
+    return None if attach_type in VETH else os.fstat(target).st_ino
+
+
+def _fits(link: Link, hook: int | None) -> bool:
+    return not link.is_dead and hook in (None, link.target)
 
 
 def _space(netns: int | None) -> int:

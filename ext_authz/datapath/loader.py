@@ -173,6 +173,7 @@ class Datapath:
             before, self._maps = self._maps, self._new_set()
             try:
                 self._take_over(self._maps, before.folder)
+                self._maps.take_places(before)
                 report = self._maps.publish(snapshot)
                 if report is None:
                     raise DatapathError("an empty set of maps refuses an identity domain")
@@ -269,7 +270,9 @@ class Datapath:
         name: begins with the program's own and "-"; or is the program's own.
         """
         self._mount.verify()
-        self.hooks.link(name, program, target, attach_type, netns)
+        # The set at hand is empty: a program that looks into it goes to work with all the others, when it is filled.
+        if not (self._aside and self.hooks.is_on(name, target, attach_type)):
+            self.hooks.link(name, program, target, attach_type, netns)
 
     def unlink(self, name: str) -> None:
         self.hooks.unlink(name)
@@ -300,6 +303,14 @@ class Datapath:
     def attached(self, netns: int | None = None) -> set[int]:
         """Interfaces that both our programs are on, as the kernel says now."""
         return self.hooks.attached(netns)
+
+    def is_living(self, name: str) -> bool:
+        """True if our link of this name holds its program on a hook."""
+        return self.hooks.is_living(name)
+
+    def living(self) -> set[str]:
+        """Names of the links whose program is on its hook, as the kernel says now."""
+        return self.hooks.living()
 
     # ---- reading ----
 

@@ -142,6 +142,11 @@ class MapSet:
         """Where workloads are, as another set's endpoints say."""
         self._with_pin(pin, lambda found: lib.idm_datapath_adopt(self._handle, found))
 
+    def take_places(self, other: MapSet) -> None:
+        """Where workloads are whose addresses no revision had yet: only the other set itself knows."""
+        if code := lib.idm_datapath_take_places(self._handle, other._handle):
+            raise DatapathError(f"places of workloads: {os.strerror(-code)}")
+
     @staticmethod
     def _with_pin(pin: Path, call: Any) -> None:
         found = lib.idm_datapath_pinned(os.fsencode(pin))

@@ -142,6 +142,15 @@ int idm_datapath_adopt(struct idm_datapath *datapath, int endpoints)
 	return r;
 }
 
+int idm_datapath_take_places(struct idm_datapath *datapath, const struct idm_datapath *from)
+{
+	int r = 0;
+
+	for (uint32_t i = 0; i < from->place_count && !r; i++)
+		r = idm_place_set(datapath, &from->places[i].address, from->places[i].ifindex);
+	return r;
+}
+
 int idm_datapath_copy(struct idm_datapath *datapath, const char *name, int from)
 {
 	const struct idm_map *map = idm_map_find(datapath, name);

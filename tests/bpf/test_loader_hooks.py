@@ -290,6 +290,26 @@ def test_other_hooks_are_pinned_replaced_and_detached(net: Network, folder: Path
     assert not difference(before, namespace_state(net.node))
 
 
+def test_a_link_follows_its_name_to_another_cgroup(net: Network, folder: Path, cgroup: Path, passing: Path) -> None:
+    """A cgroup that was removed lives on in its sockets, and a link to it, too: that must not pass for a new one's."""
+    datapath = Datapath.open(folder / "bpf", passing, SIZES)
+    places = [cgroup / "first", cgroup / "second"]
+    for place in places:
+        place.mkdir()
+        descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+        datapath.link("keep-1", "keep", descriptor, CGROUP_EGRESS)
+        os.close(descriptor)
+        (link,) = datapath.hooks.links()
+        assert link.target == place.stat().st_ino
+        assert datapath.living() == {"keep-1"}
+    datapath.link("choose", "choose", net.node.descriptor, SK_LOOKUP)
+    other = net.add("other", "10.1.0.1")
+    datapath.link("choose", "choose", other.space.descriptor, SK_LOOKUP)
+    (link,) = [one for one in datapath.hooks.links() if one.name == "choose"]
+    assert link.target == os.fstat(other.space.descriptor).st_ino
+    datapath.cleanup()
+
+
 def test_a_program_that_somebody_took_off_is_missed(
     net: Network, opened: Callable[[Path], Datapath], dropping: Path
 ) -> None:

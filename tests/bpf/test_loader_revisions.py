@@ -22,6 +22,7 @@ import yaml
 from ext_authz.casefile import Case, Document
 from ext_authz.compiler.compile import Compiler
 from ext_authz.datapath import Datapath, MapFull
+from ext_authz.datapath.hooks import EGRESS
 from ext_authz.datapath.layout import NO_INDEX, packed, row
 from ext_authz.engine import Engine
 from ext_authz.identity.allocator import MemoryAllocator
@@ -314,6 +315,16 @@ def test_another_identity_domain_gets_maps_of_its_own(datapath: Datapath, net: N
         assert pinned.st_ino
 
 
+def test_another_identity_domain_knows_workloads_that_no_revision_had(datapath: Datapath, net: Network) -> None:
+    end = net.add("client", "10.2.0.7")
+    with net.node.inside():
+        datapath.publish(World(1).snapshot(pods=3))
+        datapath.attach(end.ifindex, end.addresses)
+        datapath.publish(World(2).snapshot(pods=3))
+        datapath.publish(World(3).snapshot(pods=8))
+        assert Tables(datapath).endpoints[packed("10.2.0.7")]["ifindex"] == end.ifindex
+
+
 @pytest.mark.parametrize("change", ["size", "layout"])
 def test_maps_of_another_shape_stay_in_force_until_the_new_ones_are_filled(
     folder: Path, objects: Path, net: Network, change: str
@@ -335,6 +346,7 @@ def test_maps_of_another_shape_stay_in_force_until_the_new_ones_are_filled(
         assert {link.name: (link.id, link.program) for link in second.hooks.links()} == links
         assert not set(before.values()) & set(ids(second).values())
         second.attach(end.ifindex, end.addresses)
+        second.link(f"to_workload-{end.ifindex}", "to_workload", end.ifindex, EGRESS)
         assert {link.name: (link.id, link.program) for link in second.hooks.links()} == links
         snapshot = world.snapshot(pods=4)
         second.publish(snapshot)

@@ -99,6 +99,8 @@ int idm_datapath_copy(struct idm_datapath *datapath, const char *map, int from);
 int idm_datapath_read_row(int map, const void *key, void *value, size_t size);
 /* Where workloads are, as a pinned endpoints map of another set says. */
 int idm_datapath_adopt(struct idm_datapath *datapath, int endpoints);
+/* The same of a set that is open here: of addresses, too, that none of its revisions has. */
+int idm_datapath_take_places(struct idm_datapath *datapath, const struct idm_datapath *from);
 
 /* Addresses are 16 bytes each, IPv4 as ::ffff:a.b.c.d. mac: 6 bytes, or NULL for any. */
 int idm_datapath_workload(struct idm_datapath *datapath, uint32_t ifindex, uint32_t peer_ifindex, const uint8_t *mac,
