@@ -144,7 +144,8 @@ static __always_inline void decide_keep(struct flow *flow, const struct idm_conn
 {
 	struct idm_connection *connection = &flow->connection;
 
-	connection->token = row->token;
+	// Whoever has the client's address now, Envoy does not speak for by the token of the one before.
+	connection->token = row->source_identity == connection->source_identity ? row->token : 0;
 	if (flow->verdict != IDM_REDIRECTED) {
 		connection->l7 = row->l7;
 		connection->flags |= row->flags & (IDM_CONNECTION_L7_EGRESS | IDM_CONNECTION_L7_INGRESS);

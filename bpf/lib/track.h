@@ -213,11 +213,32 @@ static __always_inline int track_open(struct flow *flow)
 	return bpf_map_update_elem(&connections, &flow->key, row, BPF_ANY) ? IDM_PACKET_MAP_FULL : 0;
 }
 
-/* Write a new answer into a row that stands. The generation goes last: until then others judge for themselves. */
+#define TRACK_CLAIMED 0xffffffffu // a generation that no revision has: somebody is writing the row
+
+/*
+ * Take a row for writing: two processors that judged it by two revisions must not mix their answers. False: somebody
+ * else is writing it; what was judged here holds for this packet alone, and the next one asks again.
+ */
+static __always_inline bool track_claim(struct idm_connection *row)
+{
+	uint32_t seen = *(volatile uint32_t *)&row->generation;
+
+	return seen != TRACK_CLAIMED && __sync_val_compare_and_swap(&row->generation, seen, TRACK_CLAIMED) == seen;
+}
+
+// Everything that was written stands before the generation does.
+static __always_inline void track_release(struct idm_connection *row, uint32_t generation)
+{
+	__sync_lock_test_and_set(&row->generation, generation);
+}
+
+/* Write a new answer into a row that stands. */
 static __always_inline void track_renew(const struct flow *flow, struct idm_connection *row)
 {
 	const struct idm_connection *now = &flow->connection;
 
+	if (!track_claim(row))
+		return;
 	row->revision = now->revision;
 	row->source_identity = now->source_identity;
 	row->destination_identity = now->destination_identity;
@@ -231,16 +252,18 @@ static __always_inline void track_renew(const struct flow *flow, struct idm_conn
 	row->verdict = now->verdict;
 	row->flags = now->flags;
 	row->l7 = now->l7;
-	*(volatile uint32_t *)&row->generation = now->generation;
+	track_release(row, now->generation);
 }
 
 /* Remember that the flow is denied: its other end cannot open it either, but by a SYN of its own. */
 static __always_inline void track_bury(const struct flow *flow, struct idm_connection *row)
 {
+	if (!track_claim(row))
+		return;
 	row->verdict = IDM_DROPPED;
 	if (flow->key.protocol == IPPROTO_TCP)
 		row->seen_s = track_now(flow);
-	*(volatile uint32_t *)&row->generation = flow->live.generation;
+	track_release(row, flow->live.generation);
 }
 
 #endif

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -28,6 +29,7 @@ from tests.bpf.packet_place import ANYTHING, NOTHING, Place
 VERSIONS = pytest.mark.parametrize("version", [4, 6])
 HTTP = Side(any=[Span(TCP, 80, 80, REDIRECTED, l7=1)])
 SYN_S, TCP_S, CLOSING_S, OTHER_S = 60, 21600, 10, 60
+CLAIMED = 0xFFFFFFFF
 
 
 @pytest.fixture
@@ -307,3 +309,35 @@ def test_a_full_table_forgets_connections_and_stays_right(one_way: Place) -> Non
     denied = sum(one_way.send("b", "a", UDP, sport=80, dport=port + 1).drop == 133 for port in range(0, 9000, 100))
     assert denied >= 40, "a forgotten flow's replies are asked of policy"
     assert one_way.send("b", "a", UDP, sport=80, dport=9000).passed, "a young one's pass"
+
+
+def test_a_token_stays_with_its_client(place: Place) -> None:
+    """An address that became another identity's does not speak by the mark of the one before."""
+    place.desk.config(proxy_port=15001)
+    place.publish(b_ingress=HTTP)
+    assert place.send("a", "b").steered
+    token = place.desk.connection()["token"]
+    rows = place.endpoints()
+    place.publish(b_ingress=HTTP, endpoints=rows)
+    assert place.send("a", "b").steered
+    assert place.desk.connection()["token"] == token
+    rows[place.address("a")] = replace(rows[place.address("a")], identity=778)
+    place.publish(b_ingress=HTTP, endpoints=rows)
+    assert place.send("a", "b").steered
+    row = place.desk.connection()
+    assert row["source_identity"] == 778
+    assert row["token"] not in (0, token)
+
+
+def test_a_row_that_another_processor_writes_is_left_to_it(place: Place) -> None:
+    """Two answers by two revisions must not mix: who comes second acts by its own and keeps none."""
+    place.send("a", "b")
+    place.desk.rewrite(generation=CLAIMED)
+    before = place.desk.connection()
+    place.publish(a_egress=Side(any=[Span(0, verdict=AUDIT)]))
+    assert place.send("a", "b", payload=tcp(4000, 80, ACK)).passed
+    now = place.desk.connection()
+    assert (now["generation"], now["verdict"]) == (CLAIMED, before["verdict"])
+    place.publish(a_egress=NOTHING)
+    assert place.send("a", "b", payload=tcp(4000, 80, ACK)).drop == 133
+    assert place.desk.connection()["verdict"] == before["verdict"]
