@@ -155,6 +155,17 @@ static __always_inline bool received_is_known(const struct __sk_buff *skb, const
 	       received_is_mine(skb, flow, row) && received_has_way(skb, flow, row);
 }
 
+/*
+ * A segment of Envoy's to its client whose row was forgotten, or the stack's for it: TCP from a local socket, not the
+ * first of a connection, from an address that is not the host's. Taken for the host's own it would open a row by which
+ * the client's next segments are replies, and go past Envoy.
+ */
+static __noinline bool received_is_answer(struct __sk_buff *skb, const struct packet *packet)
+{
+	return !skb->ingress_ifindex && packet->protocol == IPPROTO_TCP && !(packet->flags & PACKET_OPENS) &&
+	       !bpf_map_lookup_elem(&locals, &packet->source);
+}
+
 static __always_inline int received_packet(struct __sk_buff *skb, struct flow *flow)
 {
 	struct idm_connection *row = NULL;
@@ -180,6 +191,8 @@ static __always_inline int received_packet(struct __sk_buff *skb, struct flow *f
 		return IDM_DROP_UNKNOWN_SENDER;
 	// Its row says who it is; without one it must not be taken for the host.
 	if (received_is_from_cgroup(skb) && !row)
+		return IDM_DROP_UNKNOWN_SENDER;
+	if (!row && received_is_answer(skb, &flow->packet))
 		return IDM_DROP_UNKNOWN_SENDER;
 	if (!row || !received_is_known(skb, flow, row)) {
 		// No row says what becomes of this packet.

@@ -21,7 +21,7 @@ from tests.bpf.packet_desk import (
     Span,
     row,
 )
-from tests.bpf.packet_forms import ACK, IP6, MAC_A, SYN, arp, discovery, extension, frame, icmp, ip6, packet, tcp
+from tests.bpf.packet_forms import ACK, IP6, MAC_A, RST, SYN, arp, discovery, extension, frame, icmp, ip6, packet, tcp
 from tests.bpf.packet_place import ADDRESSES, ANYTHING, MAC_B, NOTHING, A, Place
 
 A4, B4, A6, B6 = ADDRESSES[4]["a"], ADDRESSES[4]["b"], ADDRESSES[6]["a"], ADDRESSES[6]["b"]
@@ -432,3 +432,28 @@ def test_echo_to_a_workload_is_judged(place: Place) -> None:
     place.publish(a_ingress=Side(any=[Span(ICMP, 8, 8)]))
     assert place.receive("world", "a", ICMP).passed
     assert place.send("a", "world", ICMP, payload=icmp(0, identifier=4000)).passed
+
+
+@VERSIONS
+@pytest.mark.parametrize("peer", ["r", "world", "b"])
+def test_envoys_answer_without_its_row_opens_no_way_past_envoy(place: Place, version: int, peer: str) -> None:
+    """Taken for the host's, it would make a row by which the client's next segments go out as replies, unsteered."""
+    place.version = version
+    place.desk.config(proxy_port=15001)
+    place.publish(a_egress=HTTP)
+    ahead = tcp(4000, 80, ACK)
+    assert place.send("a", peer).steered
+    assert place.receive(peer, "a", TCP, sport=80, dport=4000, payload=BACK, came="").passed
+    place.desk.forget()
+    for flags in (ACK, SYN | ACK, RST):
+        back = tcp(80, 4000, flags)
+        assert place.receive(peer, "a", TCP, sport=80, dport=4000, payload=back, came="").drop == 172
+    assert not place.desk.connections()
+    assert place.send("a", peer, payload=ahead).steered, "the client's own segment brings the row back"
+    assert place.receive(peer, "a", TCP, sport=80, dport=4000, payload=BACK, came="").passed
+
+
+@VERSIONS
+def test_the_hosts_own_connection_goes_on_without_its_row(place: Place, version: int) -> None:
+    place.version = version
+    assert place.receive("host", "a", payload=tcp(4000, 80, ACK)).passed
