@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.bpf.net import Capture, Network, connects, eventually, read_pings, serve_greeting
+from tests.bpf.net import INTERFACE, Capture, Network, connects, eventually, read_pings, serve_greeting
 from tests.bpf.packet_desk import EGRESS, INGRESS, PEER_REDIRECT, TCP, UDP, Desk, Endpoint, Side, Span, Tables
 from tests.bpf.packet_forms import IP4, IP6, QINQ, VLAN, arp, discovery, frame, ip4, ip6, packet, tcp, udp
 from tests.bpf.packet_place import ANYTHING, NOTHING
@@ -164,3 +164,11 @@ def test_spoofed_frames_are_dropped(wire: Wire) -> None:
     assert wire.drops(arp(2, own, "169.254.1.1", A4, source=own)) == 132
     assert wire.drops(discovery(136, A6, "ff02::1", "fe80::1", mac=own, frame_mac=own, option=2)) == 132
     assert wire.drops(discovery(134, A6, "ff02::1", "", mac=own, frame_mac=own)) == 134
+
+
+def test_a_frame_for_the_peers_own_mac_is_taken_there(wire: Wire) -> None:
+    """As on a bridge: it is not for the host's side of the veth."""
+    wire.desk.config(flags=PEER_REDIRECT)
+    wire.a.space.ip([f"route add {B4}/32 dev {INTERFACE}", f"neigh add {B4} lladdr {wire.b.mac} dev {INTERFACE}"])
+    with serve_greeting(wire.b, B4, 80):
+        assert connects(wire.a, (B4, 80))
