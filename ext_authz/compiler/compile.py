@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from ext_authz.compiler.pack import Packer
 from ext_authz.compiler.resolve import Resolver
 from ext_authz.identity.allocator import Allocator
-from ext_authz.model.types import PolicyError, World
+from ext_authz.model.types import PolicyError, Settings, World
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,8 @@ class Compiler:
         Args:
             revision: Of the last snapshot published; a world that differs gets the next one.
         """
+        self._allocator = allocator
+        self._settings: Settings | None = None
         self._resolver = Resolver(allocator)
         self._packer = Packer(revision)
 
@@ -61,6 +63,10 @@ class Compiler:
         Raises:
             AllocationError: The identity numbers are used up, or cannot be kept; the last snapshot stays good.
         """
+        if world.settings != self._settings:
+            # A policy that was good under other settings, perhaps open or for audit, is none to fall back on.
+            self._resolver, self._settings = Resolver(self._allocator), world.settings
+            self._packer.forget()
         resolved = self._resolver.update(world, generation=self._packer.revision + 1)
         packed = self._packer.pack(resolved, secrets=world.secrets)
         return Compiled(

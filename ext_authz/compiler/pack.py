@@ -62,6 +62,7 @@ class Packer:
         self._good: dict[int, SubjectPolicy] = {}
         self._numbers: dict[int, int] | None = None  # of those policies; None: some are not those asked for
         self._secrets: object = ()
+        self._lineage = 0
         self._identities = IdentityPools()
         self._selectors = SelectorPools()
         self._policies = PolicyPools(self._cache)
@@ -72,14 +73,25 @@ class Packer:
         """
         Pack one resolution. Equal content keeps its revision.
 
+        Whatever it raises, the next one means what it would have meant without this one.
+
         Args:
             secrets: What the resolution's secret values came from; when it changes, no old value is kept.
         """
-        if secrets != self._secrets or self._is_bloated():
+        # In another lineage selectors have other numbers, perhaps fewer: what was packed before means nothing there.
+        if secrets != self._secrets or resolved.lineage != self._lineage or self._is_bloated():
             self._start_anew()
-            self._secrets = secrets
+            self._secrets, self._lineage = secrets, resolved.lineage
         if self._identities.is_bloated:
             self._identities = IdentityPools()
+        try:
+            return self._pack(resolved)
+        except BaseException:
+            # What was changed by halves would be taken for what is packed.
+            self._start_anew()
+            raise
+
+    def _pack(self, resolved: Resolved) -> Packed:
         errors: list[PolicyError] = []
         rejected: set[int] = set()
         revision = self.revision + 1
@@ -166,6 +178,11 @@ class Packer:
 
     def _size(self) -> int:
         return self._policies.size
+
+    def forget(self) -> None:
+        """Begin as if nothing had been packed, but for the revision."""
+        self._start_anew()
+        self._good = {}
 
     def _start_anew(self) -> None:
         """Forget every number given so far. Matchers in use stay: building them is the dear part."""

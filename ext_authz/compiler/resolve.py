@@ -17,6 +17,7 @@ import gc
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from operator import is_
 
 from ext_authz.compiler.enforce import HOST_SELECTOR, ISOLATED, Enforcer, SubjectKind, kind_of
@@ -39,6 +40,7 @@ _Computed = tuple[SubjectPolicy | None, tuple[PolicyError, ...]]
 
 
 _Base = tuple[SubjectPolicy, Rules, Rules]
+_LINEAGES = count(1)
 
 
 def resolve(world: World, allocator: Allocator) -> Resolved:
@@ -102,6 +104,7 @@ class _State:
 
     def __init__(self, world: World, allocator: Allocator) -> None:
         self.world = World(settings=world.settings)
+        self._lineage = next(_LINEAGES)
         self._allocator = allocator
         self._settings = world.settings
         self._merger = Merger()
@@ -341,5 +344,6 @@ class _State:
             warnings=unique_errors([*warnings, *places.warnings]),
             closed=world.closed,
             generation=generation,
+            lineage=self._lineage,
             differences=self._enforcer.differences,
         )

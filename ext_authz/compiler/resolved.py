@@ -82,6 +82,7 @@ class Resolved:
     differences: of sides that are new, by id(), where they are known; only of what this resolution worked out.
     generation: revision of the snapshot this becomes, as the resolver was told; Resolver.confirm takes it once every
     reader is that far.
+    lineage: within one, whatever stays keeps its number; another begins where the resolver starts anew.
     """
 
     domain: int
@@ -100,4 +101,5 @@ class Resolved:
     warnings: tuple[PolicyError, ...] = ()
     closed: bool = False
     generation: int = 0
+    lineage: int = field(default=0, compare=False)
     differences: Mapping[int, SideDifference] = field(default_factory=dict, repr=False, compare=False)

@@ -7,7 +7,9 @@ from dataclasses import replace
 import pytest
 
 from ext_authz.compiler.compile import Compiler, compile_world
-from ext_authz.identity.allocator import MemoryAllocator
+from ext_authz.engine import layout
+from ext_authz.engine.engine import Engine
+from ext_authz.identity.allocator import AllocationError, MemoryAllocator
 from ext_authz.model.load import load_text
 from tests.load.generate import Scale, mix_objects, scale, to_yaml
 from tests.unit.compiler.handmade import Snapshot, meaning
@@ -118,8 +120,7 @@ def test_a_removed_policy_leaves_nothing_in_force():
 
 
 def test_dear_rules_are_an_error_with_cost_limit_and_place():
-    dear = ", ".join(f'{{method: "[A-Z]+{n}", path: ".*/[a-z]+/x{n}/[0-9]+/.*"}}' for n in range(60))
-    compiled = compile_world(world(policy("dear", 80, dear)), MemoryAllocator(5))
+    compiled = compile_world(world(policy("dear", 80, DEAR)), MemoryAllocator(5))
     (error,) = compiled.errors
     assert (error.ref.name, error.origin.file) == ("dear", "world.yaml")
     assert error.origin.line > 1
@@ -128,8 +129,7 @@ def test_dear_rules_are_an_error_with_cost_limit_and_place():
 
 
 def test_what_cannot_be_compiled_isolates_its_subjects_only():
-    dear = ", ".join(f'{{method: "[A-Z]+{n}", path: ".*/[a-z]+/x{n}/[0-9]+/.*"}}' for n in range(60))
-    compiled = compile_world(world(policy("dear", 80, dear)), MemoryAllocator(5))
+    compiled = compile_world(world(policy("dear", 80, DEAR)), MemoryAllocator(5))
     flags = {identity: sides[0][0] for identity, sides in meaning(Snapshot(compiled.snapshot)).items()}
     (isolated,) = compiled.rejected
     assert flags[isolated] & 4
@@ -167,3 +167,77 @@ def test_the_rule_mix_is_within_the_budget(rules):
 
 def test_the_generated_scale_set_is_within_the_budget():
     assert compile_world(SMALL, MemoryAllocator(5)).errors == ()
+
+
+DEAR = ", ".join(f'{{method: "[A-Z]+{n}", path: ".*/[a-z]+/x{n}/[0-9]+/.*"}}' for n in range(60))
+
+
+class Numbers(MemoryAllocator):
+    """Numbers that cannot always be kept: the resolver then starts anew."""
+
+    full = False
+
+    def flush(self):
+        if self.full:
+            raise AllocationError("no room")
+
+
+def start_anew(compiler, numbers, what):
+    numbers.full = True
+    with pytest.raises(AllocationError):
+        compiler.compile(what)
+    numbers.full = False
+
+
+def check_fresh(compiler, now, numbers):
+    """It means what a fresh start means, and readers take it."""
+    late, fresh = compiler.compile(now), compile_world(now, numbers)
+    Engine.open(late.snapshot)
+    assert meaning(Snapshot(late.snapshot)) == meaning(Snapshot(fresh.snapshot))
+
+
+@pytest.mark.parametrize("other", [{"host_firewall": True}, {"policy_audit_mode": True}, {"cluster_name": "other"}])
+def test_other_settings_mean_what_a_fresh_start_means(other):
+    numbers = MemoryAllocator(5)
+    compiler = Compiler(numbers)
+    compiler.compile(SMALL)
+    settings = replace(SMALL.settings, **other)
+    check_fresh(compiler, replace(SMALL, policies=SMALL.policies[:3], settings=settings), numbers)
+    check_fresh(compiler, replace(SMALL, policies=SMALL.policies[2:]), numbers)
+
+
+def test_what_the_resolver_begins_anew_is_packed_anew():
+    numbers = Numbers(5)
+    compiler = Compiler(numbers)
+    compiler.compile(SMALL)
+    fewer = replace(SMALL, policies=SMALL.policies[:3])
+    start_anew(compiler, numbers, fewer)
+    check_fresh(compiler, fewer, numbers)
+
+
+def test_a_last_good_policy_is_not_read_with_the_selectors_of_a_fresh_start():
+    numbers = Numbers(5)
+    compiler = Compiler(numbers)
+    good = compiler.compile(world(policy("a", 80)))
+    other = policy("b", 80).replace("app: server", "app: other").replace("app: client", "app: a-stranger")
+    start_anew(compiler, numbers, world())
+    bad = compiler.compile(world(policy("a", 80, DEAR), other))
+    (kept,) = bad.rejected
+    assert meaning(Snapshot(bad.snapshot))[kept] == meaning(Snapshot(good.snapshot))[kept]
+
+
+def test_a_policy_of_other_settings_is_none_to_fall_back_on():
+    """Under enforcement never each was good, and let everything pass."""
+    for worse in ((policy("a", 80, DEAR),), _conflict()):
+        compiler = Compiler(MemoryAllocator(5))
+        now = world(*worse)
+        compiler.compile(replace(now, settings=replace(now.settings, policy_enforcement="never")))
+        compiled = compiler.compile(now)
+        assert compiled.errors
+        flags = [sides[0][0] for sides in meaning(Snapshot(compiled.snapshot)).values()]
+        assert any(flag & layout.SIDE_ISOLATED for flag in flags)
+
+
+def _conflict():
+    one = policy("a", 80).replace("    toPorts", "    authentication: {mode: required}\n    toPorts")
+    return one, one.replace("name: a", "name: b").replace("required", "disabled")

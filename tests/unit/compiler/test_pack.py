@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Laws of packing: the file, what stays when something changes, and what each span holds."""
 
+import dataclasses
 import random
 import zlib
 from hashlib import blake2b
@@ -14,6 +15,7 @@ from ext_authz.compiler.assemble import table_digest
 from ext_authz.compiler.budget import COST_LIMIT
 from ext_authz.compiler.entries import EntryVerdict, HeaderPredicate
 from ext_authz.compiler.pack import Packer, pack
+from ext_authz.compiler.resolved import RangeRow
 from ext_authz.compiler.spans import Span, fold_ports
 from ext_authz.engine import layout
 from ext_authz.model.types import ObjectRef, Origin, PolicyError
@@ -297,3 +299,25 @@ def test_policies_that_stay_have_new_numbers_where_packing_starts_anew():
     packed = Snapshot(packer.pack(now, secrets=(1,)).snapshot)
     assert meaning(packed) == meaning(Snapshot(pack(now).snapshot))
     assert all(item["policy"] < len(packed.policies("POLICIES")) for item in packed.policies("SUBJECTS"))
+
+
+def test_a_world_that_could_not_be_packed_leaves_nothing_behind():
+    packer = Packer()
+    one, two = WORLD.endpoints
+    packer.pack(WORLD)
+    spoilt = dataclasses.replace(one, identity=301), dataclasses.replace(two, name="\udcff")
+    with pytest.raises(UnicodeEncodeError):
+        packer.pack(changed(WORLD, endpoints=spoilt))
+    snapshot = Snapshot(packer.pack(changed(WORLD, ranges4=(RangeRow(0, 2), RangeRow(1, 300)))).snapshot)
+    endpoints = snapshot.section(layout.TableKind.IDENTITIES, layout.IdentitiesSection.ENDPOINTS)
+    assert [item["identity"] for item in endpoints] == [300, 301]
+
+
+def test_a_policy_that_came_beside_a_rejected_one_has_its_own_number():
+    packer, comes = Packer(), ingress(entry("b", 443))
+    packer.pack(resolved({300: ingress(entry("a")), 301: ingress(entry("b"))}))
+    worse = resolved({300: ingress(*dear_entries()), 301: comes})
+    assert packer.pack(worse).rejected == {300}
+    for mended in (ingress(entry("a", 8080)), ingress(entry("a", 8443))):
+        now = changed(worse, subjects={300: mended, 301: comes})
+        assert meaning(Snapshot(packer.pack(now).snapshot)) == meaning(Snapshot(pack(now).snapshot))
