@@ -81,6 +81,11 @@ class State:
         return self.datapath / "bpf"
 
     @property
+    def has_datapath(self) -> bool:
+        """Something of ours stands in the kernel. The folder alone may be that of an earlier boot."""
+        return os.path.ismount(self.datapath_pins)
+
+    @property
     def admin(self) -> Path:
         return self.root / "admin.sock"
 

@@ -49,7 +49,7 @@ class Attachment:
     labels: None where the sources say who it is. number: stable for as long as it is attached, from 1.
     A veth has ifindex (the host side), peer_ifindex, mac ("" for any), interface and netns ("DEV:INO" of the
     namespace), and service_cgroup where its cgroup is known, so that Services' addresses lead to backends. A workload
-    without a namespace has cgroup, its path, and cgroup_id.
+    without a namespace has cgroup, its path, and cgroup_id. boot: the start of the host in which these numbers count.
     """
 
     namespace: str
@@ -66,6 +66,7 @@ class Attachment:
     cgroup_id: int = 0
     service_cgroup: str = ""
     attached: float = 0.0
+    boot: str = ""
     stage: Stage = Stage.ATTACHED
 
     @property
@@ -107,6 +108,14 @@ class AttachmentStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+
+    def any(self) -> bool:
+        """True if there is one, readable or not. Cheap: for whoever asks all the time."""
+        try:
+            with os.scandir(self.folder) as entries:
+                return any(one.name.endswith(".json") and not one.name.startswith(".") for one in entries)
+        except OSError:
+            return False
 
     def files(self) -> list[AttachmentFile]:
         """By rising number. Never raises for what is damaged."""

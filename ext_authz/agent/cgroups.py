@@ -52,6 +52,14 @@ def make(cgroup: Path) -> int:
     return cgroup.stat().st_ino
 
 
+def members(cgroup: Path) -> list[int]:
+    """Its processes; of one that is gone, none."""
+    try:
+        return [int(word) for word in (cgroup / "cgroup.procs").read_text().split()]
+    except OSError:
+        return []
+
+
 def remove(cgroup: Path) -> str:
     """Why it cannot be removed, or empty; one that is gone is as good."""
     try:

@@ -81,7 +81,7 @@ class Datapath:
         """True if there is something to enforce, or an earlier node left something that must follow the policies."""
         if self.mode is Mode.OFF or self.why_not:
             return False
-        return self._must or bool(self._store.files()) or self._state.datapath_pins.exists()
+        return self._must or self._store.any() or self._state.has_datapath
 
     async def start(self) -> None:
         """
@@ -179,7 +179,7 @@ class Datapath:
 
     @property
     def trouble(self) -> str:
-        if not self.wanted and self._state.datapath_pins.exists():
+        if not self.wanted and self._state.has_datapath:
             reason = self.why_not or "this node runs with --datapath off"
             return f"the kernel still enforces what an earlier node left, and follows no policy: {reason}"
         if self.pid is None and self.wanted:

@@ -81,7 +81,7 @@ def end_all(cgroup: Path | None) -> None:
     """End every process of a cgroup of ours: it cannot go while one is in it."""
     until = time.monotonic() + _END_S
     number = signal.SIGTERM
-    while cgroup and (pids := _members(cgroup)):
+    while cgroup and (pids := cgroups.members(cgroup)):
         for pid in pids:
             with contextlib.suppress(OSError):
                 held = Held(pid)
@@ -91,13 +91,6 @@ def end_all(cgroup: Path | None) -> None:
         if time.monotonic() > until:
             return
         number = signal.SIGKILL
-
-
-def _members(cgroup: Path) -> list[int]:
-    try:
-        return [int(word) for word in (cgroup / "cgroup.procs").read_text().split()]
-    except OSError:
-        return []
 
 
 def _ways(state: State) -> list[str]:

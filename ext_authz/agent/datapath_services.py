@@ -26,7 +26,7 @@ class ServiceWriter:
 
     def __init__(self, state: State, node: str | None) -> None:
         self._path = state.datapath / NAME
-        self._pins = state.datapath_pins
+        self._state = state
         self._node = node
         self._services: Sequence[Service] | None = None
 
@@ -35,7 +35,7 @@ class ServiceWriter:
         Raises:
             OSError: It cannot be written.
         """
-        if services == self._services or not self._pins.exists():
+        if services == self._services or not self._state.has_datapath:
             return
         from ext_authz.datapath.services import wanted_rows  # not there without libbpf, and then no pins are
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from ext_authz.agent import cgroups
 from ext_authz.agent.attachments import AttachError, Attachment
 from ext_authz.agent.netlink import Link, Netlink, in_namespace
+from ext_authz.boot import boot_id
 
 _NAMED = Path("/run/netns")
 
@@ -105,17 +106,36 @@ def find_cgroup(path: str) -> tuple[str, int]:
         raise AttachError(f"{path}: is no cgroup of version 2")
     if not os.path.exists(os.path.join(place, "cgroup.type")):
         raise AttachError(f"{path}: is the root of all cgroups, the host itself is in it")
+    mounted = cgroups.mounted()
+    if mounted and (mounted / _cgroup_path("self").lstrip("/")).is_relative_to(place):
+        raise AttachError(f"{path}: this node itself runs in it")
     return place, found.st_ino
 
 
 def cgroup_of(pid: int) -> str:
-    """The cgroup of a process, if it is the workload's own: not the root, and not the one that we run in."""
+    """
+    The cgroup of a process, if it is the workload's own: not the root, not the one that we run in, and none with
+    processes of another network namespace, as the session is that somebody started it from.
+    """
     mounted = cgroups.mounted()
     theirs, ours = _cgroup_path(str(pid)), _cgroup_path("self")
     if mounted is None or not theirs or theirs == "/" or ours == theirs or ours.startswith(f"{theirs}/"):
         return ""
     found = mounted / theirs.lstrip("/")
-    return str(found) if (found / "cgroup.procs").exists() else ""
+    return str(found) if (found / "cgroup.procs").exists() and _is_of_one(found, pid) else ""
+
+
+def _is_of_one(cgroup: Path, pid: int) -> bool:
+    """Every process of the cgroup is in the network namespace of this one."""
+    try:
+        home = os.stat(f"/proc/{pid}/ns/net")
+    except OSError:
+        return False
+    for other in cgroups.members(cgroup):
+        with contextlib.suppress(OSError):  # it has ended
+            if not os.path.samestat(os.stat(f"/proc/{other}/ns/net"), home):
+                return False
+    return True
 
 
 def _cgroup_path(process: str) -> str:
@@ -128,6 +148,8 @@ def _cgroup_path(process: str) -> str:
 
 def gone(attachment: Attachment) -> str:
     """Why the workload of an attachment is not there any more; empty: it is."""
+    if attachment.boot and attachment.boot != boot_id():
+        return "the host was started anew since"
     if attachment.cgroup:
         try:
             return "" if find_cgroup(attachment.cgroup)[1] == attachment.cgroup_id else "the cgroup is another one now"

@@ -73,7 +73,7 @@ def _page(state: State) -> dict[str, Any]:
         raise Failure(f"{state.datapath}: only its owner may look") from None
     except (OSError, ValueError):
         raise Failure(_nothing(state)) from None
-    if not state.datapath_pins.exists():
+    if not state.has_datapath:
         raise Failure(_nothing(state))
     return dict(found)
 

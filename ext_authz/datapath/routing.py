@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ext_authz.boot import boot_id
 from ext_authz.state import write_atomic
 
 MARK, SOCKETS, TABLE = "0x200/0xf00", "0x600/0xf00", "2004"
@@ -65,11 +66,12 @@ def rules(family: str) -> list[Rule]:
 
 @dataclass
 class _Record:
-    """What was changed, in order. sysctls: path below /proc/sys/net to [before, ours]."""
+    """What was changed since the host was started, in order. sysctls: path below /proc/sys/net to [before, ours]."""
 
     rules: list[list[str]] = field(default_factory=list)
     routes: list[str] = field(default_factory=list)
     sysctls: dict[str, list[str]] = field(default_factory=dict)
+    boot: str = field(default_factory=boot_id)
 
 
 class Routing:
@@ -88,13 +90,22 @@ class Routing:
         Raises:
             RoutingError: A rule or route is refused, or another one stands in its place.
         """
+        self.mend()
+        for name, (value, kin) in _WANTED.items():
+            if (_NET / name).exists():
+                self._write(name, value, kin)
+
+    def mend(self) -> None:
+        """
+        Put rules and routes back that somebody flushed; sysctls are left to whoever changed them.
+
+        Raises:
+            RoutingError: As set().
+        """
         for family in _families():
             self._add_route(family)
             for rule in rules(family):
                 self._add_rule(rule)
-        for name, (value, kin) in _WANTED.items():
-            if (_NET / name).exists():
-                self._write(name, value, kin)
 
     def check(self) -> list[str]:
         """A line for everything that keeps steered packets from arriving."""
@@ -141,7 +152,8 @@ class Routing:
         conf = f"ipv4/conf/{interface}"
         if not (_NET / conf).exists():
             return [f"{interface} is gone"]
-        strict = max(int(_value("ipv4/conf/all/rp_filter")), int(_value(f"{conf}/rp_filter"))) == 1
+        # Of an interface that goes this moment there is nothing to read.
+        strict = max(_value("ipv4/conf/all/rp_filter"), _value(f"{conf}/rp_filter")) == "1"
         found = [f"net.ipv4.conf.{interface}.rp_filter: strict, drops clients from outside"] if strict else []
         if _value(f"{conf}/accept_local") != "1":
             found.append(f"net.ipv4.conf.{interface}.accept_local is not 1: drops processes of this host")
@@ -157,8 +169,10 @@ class Routing:
         shown = _shown(rule.family)
         if _has(shown, rule):
             return
-        self._record.rules.append([rule.family, "rule", "del", "pref", rule.pref, *rule.words])
-        self._save()
+        undo = [rule.family, "rule", "del", "pref", rule.pref, *rule.words]
+        if undo not in self._record.rules:
+            self._record.rules.append(undo)
+            self._save()
         _ip([rule.family, "rule", "add", "pref", rule.pref, *rule.words])
 
     def _add_route(self, family: str) -> None:
@@ -166,8 +180,9 @@ class Routing:
             return
         if _table(family):
             raise RoutingError(f"table {TABLE} is in use: ip {family} route show table {TABLE}")
-        self._record.routes.append(family)
-        self._save()
+        if family not in self._record.routes:
+            self._record.routes.append(family)
+            self._save()
         _ip(_route(family, "add"))
 
     def _write(self, name: str, value: str, kin: str = "") -> None:
@@ -208,7 +223,9 @@ class Routing:
 
 def _read(path: Path) -> _Record:
     try:
-        return _Record(**json.loads(path.read_text()))
+        found = _Record(**json.loads(path.read_text()))
+        # What an earlier boot changed went with it; what stood there before is nobody's wish now.
+        return found if found.boot == boot_id() else _Record()
     except FileNotFoundError:
         return _Record()
     except (ValueError, TypeError) as error:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -100,6 +101,32 @@ def test_a_table_of_somebody_else_is_not_taken(net: Network, folder: Path) -> No
     with pytest.raises(RoutingError, match="in use"):
         inside(net, routing.set)
     assert inside(net, routing.restore) == []
+    assert difference(before, namespace_state(net.node)) == []
+
+
+def test_what_somebody_flushed_is_put_back_and_undone_once(net: Network, folder: Path) -> None:
+    before = namespace_state(net.node)
+    routing = Routing(folder / "routing.json")
+    inside(net, routing.set)
+    for _ in range(3):
+        for line in ("ip rule del pref 8", "ip -6 rule del pref 9", "ip route flush table 2004"):
+            run(net, line)
+        inside(net, routing.mend)
+        assert inside(net, routing.check) == []
+    record = json.loads((folder / "routing.json").read_text())
+    assert (len(record["rules"]), len(record["routes"])) == (6, 2)
+    assert inside(net, routing.restore) == []
+    assert difference(before, namespace_state(net.node)) == []
+
+
+def test_what_was_changed_before_the_host_was_started_anew_is_not_put_back(net: Network, folder: Path) -> None:
+    net.node.sysctl("ipv4.ip_forward", 0)
+    path = folder / "routing.json"
+    inside(net, Routing(path).set)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "boot": "an earlier one"}))
+    # As whoever starts this host now wants it.
+    before = namespace_state(net.node)
+    assert inside(net, Routing(path).restore) == []
     assert difference(before, namespace_state(net.node)) == []
 
 

@@ -21,7 +21,9 @@ from ext_authz.agent.attachments import (
     parse_labels,
     read_record,
 )
+from ext_authz.agent.places import find_cgroup, gone
 from ext_authz.agent.sources import Sources, View
+from ext_authz.boot import boot_id
 from ext_authz.model.types import Settings
 
 ONE = Attachment("default", "web", ("10.0.0.3",), 1, {"app": "web"}, ifindex=7, peer_ifindex=2, interface="eth0")
@@ -151,3 +153,23 @@ def test_a_record_that_claims_too_much_is_none(store: AttachmentStore) -> None:
     for change in ({"labels": {"reserved:host": ""}}, {"addresses": ["127.0.0.1"]}, {"stage": "x"}, {"format": 9}):
         with pytest.raises(ValueError, match=r".*"):
             read_record(record | change)
+
+
+def test_what_was_attached_before_the_host_was_started_anew_is_gone() -> None:
+    """Its numbers may be those of somebody else's interface by now."""
+    assert gone(replace(ONE, boot="an earlier one")) == "the host was started anew since"
+    assert gone(replace(ONE, ifindex=2**31 - 1, boot=boot_id())) == "interface 2147483647 is gone"
+
+
+def test_the_cgroup_in_which_the_node_runs_is_no_workload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would deny itself, and whoever could undo it."""
+    for name in ("slice", "slice/node", "slice/unit"):
+        (tmp_path / name).mkdir()
+        for file in ("cgroup.procs", "cgroup.type"):
+            (tmp_path / name / file).touch()
+    monkeypatch.setattr("ext_authz.agent.cgroups.mounted", lambda: tmp_path)
+    monkeypatch.setattr("ext_authz.agent.places._cgroup_path", lambda _: "/slice/node")
+    for name in ("slice", "slice/node"):
+        with pytest.raises(AttachError, match="itself runs in it"):
+            find_cgroup(str(tmp_path / name))
+    assert find_cgroup(str(tmp_path / "slice/unit"))[0] == str(tmp_path / "slice/unit")

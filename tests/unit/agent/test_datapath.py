@@ -35,11 +35,27 @@ def test_nothing_is_started_before_there_is_something_to_enforce(state: State) -
     assert not Datapath(state, Mode.AUTO, "not root").wanted
 
 
-def test_what_an_earlier_node_left_must_follow_or_be_told_of(state: State) -> None:
+def test_what_an_earlier_node_left_must_follow_or_be_told_of(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
     state.datapath_pins.mkdir()
+    # The folder of an earlier boot: nothing stands in the kernel, and nothing is changed for it.
+    assert not Datapath(state, Mode.AUTO).wanted
+    assert Datapath(state, Mode.OFF).trouble == ""
+    monkeypatch.setattr("os.path.ismount", lambda path: path == state.datapath_pins)
     assert Datapath(state, Mode.AUTO).wanted
     assert "--datapath off" in Datapath(state, Mode.OFF).trouble
     assert "not root" in Datapath(state, Mode.AUTO, "not root").trouble
+
+
+def test_many_endpoints_are_not_read_to_know_that_there_is_one(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is asked all the time, on the event loop."""
+    store = AttachmentStore(state.attached)
+    assert not store.any()
+    store.put(ONE)
+    (state.attached / ".staged.json").touch()
+    monkeypatch.setattr(AttachmentStore, "files", lambda _: pytest.fail("files were read"))
+    assert Datapath(state, Mode.AUTO).page()["active"]
+    store.remove(ONE.key)
+    assert not store.any()
 
 
 def test_without_a_data_path_attaching_says_why(state: State) -> None:
