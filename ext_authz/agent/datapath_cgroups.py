@@ -44,15 +44,23 @@ class Cgroups:
     def attach(self, attachment: Attachment) -> None:
         """
         Raises:
-            DatapathError, OSError: The programs are not all on it; then none is.
+            DatapathError, OSError: The programs are not all on it. Then none is, unless some were before: what they
+                judge must not go on unjudged.
         """
+        had = any(self._kernel.is_living(name) for name in self.names(attachment))
         try:
             for hook, folder in _hooks(attachment):
                 with _opened(folder) as descriptor:
                     self._kernel.link(_link(hook, attachment), hook, descriptor, _attach_type(hook))
         except (DatapathError, OSError):
-            self.detach(attachment)
+            if not had:
+                self.detach(attachment)
             raise
+
+    @staticmethod
+    def names(attachment: Attachment) -> set[str]:
+        """Links that hold its programs."""
+        return {_link(hook, attachment) for hook, _ in _hooks(attachment)}
 
     def detach(self, attachment: Attachment) -> None:
         if attachment.cgroup:
@@ -65,11 +73,18 @@ class Cgroups:
         Who the workloads are in a revision.
 
         Raises:
-            DatapathError: A row is not written: that workload is denied.
+            DatapathError: A row is not written: that workload is denied. All others are told of.
         """
+        failures = []
         for attachment in attachments:
-            if attachment.cgroup and attachment.addresses:
+            if not attachment.cgroup or not attachment.addresses:
+                continue
+            try:
                 self._kernel.update("workloads", struct.pack("=Q", attachment.cgroup_id), _row(attachment, engine))
+            except DatapathError as error:
+                failures.append(f"{attachment.key}: {error}")
+        if failures:
+            raise DatapathError(failures[0])
 
 
 def _hooks(attachment: Attachment) -> Iterator[tuple[str, Path]]:

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+from ext_authz.datapath import DatapathError
 from ext_authz.engine._engine import ffi, lib
 from ext_authz.logs import event
 
@@ -41,6 +43,7 @@ class Events:
         self._list = ffi.new("struct idm_ring *[]", [self._ring])
         self._stopping = False
         self._failed = 0
+        self.trouble = ""
         self._thread = threading.Thread(target=self._run, name="events", daemon=True)
 
     def start(self) -> None:
@@ -67,6 +70,12 @@ class Events:
 
     def _run(self) -> None:
         while not self._stopping:
-            batch = self._take(_WAIT_MS)
+            try:
+                batch = self._take(_WAIT_MS)
+            except DatapathError as error:  # the next may come; what does not is counted in the kernel
+                self.trouble = f"the kernel's events are not seen: {error}"
+                time.sleep(_WAIT_MS / 1000)
+                continue
+            self.trouble = ""
             if batch and self._ring != ffi.NULL:
                 lib.idm_events_record(self._ring, ffi.from_buffer(batch), len(batch))

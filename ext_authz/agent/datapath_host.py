@@ -8,13 +8,17 @@ process finds it.
 
 from __future__ import annotations
 
+import fcntl
+import os
 import socket
+import subprocess
 from pathlib import Path
 
 from ext_authz.agent import cgroups
 from ext_authz.agent.attachments import Attachment
 from ext_authz.agent.netlink import Netlink
-from ext_authz.datapath.routing import Routing
+from ext_authz.datapath.errors import Locked
+from ext_authz.datapath.routing import Routing, RoutingError
 from ext_authz.state import State
 
 
@@ -26,6 +30,7 @@ class Host:
 
     def __init__(self, state: State) -> None:
         self._state = state
+        self._claims: list[int] = []
         self.routing = Routing(state.datapath / "routing.json")
 
     @property
@@ -37,6 +42,33 @@ class Host:
     def envoy_folder(self) -> Path | None:
         """Envoy's cgroup."""
         return cgroups.envoy_cgroup(self._state)
+
+    def claim(self) -> None:
+        """
+        One node for a network namespace, and one for the cgroups above it, whatever their state directories are: two
+        would take each other's marks for forged. Held until this process ends.
+
+        Raises:
+            Locked: Another one drives them.
+            OSError: They cannot be opened.
+        """
+        for what, place in (("network namespace", Path("/proc/thread-self/ns/net")), ("cgroup hierarchy", self.base)):
+            if place is None:
+                continue
+            handle = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
+            self._claims.append(handle)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Locked(
+                    f"another node drives the data path of this {what}{_holder(handle)}: one a host; "
+                    "use its state directory, or end it and run idmesh run --cleanup with that"
+                ) from None
+
+    def release(self) -> None:
+        """Let go of what claim() holds."""
+        while self._claims:
+            os.close(self._claims.pop())
 
     def envoy(self) -> int:
         """
@@ -55,6 +87,25 @@ class Host:
             RoutingError: Something else stands in their place.
         """
         self.routing.set()
+
+    def mend(self) -> str:
+        """Put rules and routes back that somebody flushed. Why they cannot be, or empty."""
+        try:
+            self.routing.mend()
+        except (RoutingError, OSError) as error:
+            return str(error)
+        return ""
+
+    def set_link(self, attachment: Attachment, up: bool) -> None:
+        """
+        Raises:
+            OSError: Its interface is gone, or cannot be set.
+        """
+        name = socket.if_indextoname(attachment.ifindex)
+        words = ["ip", "link", "set", "dev", name, "up" if up else "down"]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise OSError(f"{' '.join(words)}: {done.stderr.strip()}")
 
     def add(self, attachment: Attachment) -> None:
         """
@@ -91,6 +142,19 @@ class Host:
         return problems
 
 
+def _holder(handle: int) -> str:
+    """Who holds the lock of an open file, as the kernel lists it."""
+    inode = os.fstat(handle).st_ino
+    try:
+        lines = Path("/proc/locks").read_text().splitlines()
+    except OSError:
+        return ""
+    for words in map(str.split, lines):
+        if "FLOCK" in words and len(words) > 5 and words[5].rpartition(":")[2] == str(inode):
+            return f" (process {words[4]})"
+    return ""
+
+
 class Addresses:
     """The host's own addresses, followed as they change."""
 
@@ -99,13 +163,10 @@ class Addresses:
         self.descriptor = self._netlink.watch()
         self.known: frozenset[str] = frozenset()
 
-    def look(self) -> bool:
-        """True if they are others than at the last look."""
+    def look(self) -> None:
         self._netlink.drain()
         with Netlink() as netlink:
-            found = netlink.own()
-        changed, self.known = found != self.known, found
-        return changed
+            self.known = netlink.own()
 
     def close(self) -> None:
         self._netlink.close()

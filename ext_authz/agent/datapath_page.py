@@ -6,13 +6,12 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ext_authz.agent.attachments import Attachment
 from ext_authz.agent.datapath_following import Following
-from ext_authz.agent.places import gone
 from ext_authz.datapath import Counter, Datapath, MapInfo
 from ext_authz.engine.types import Direction
 from ext_authz.logs import event
@@ -59,7 +58,15 @@ class Page:
         counters, lost = self._kernel.counters()
         return _sum(counters, lost)
 
-    def write(self, following: Following, attached: list[Attachment], problems: list[str], proxy_port: int) -> None:
+    def write(
+        self,
+        following: Following,
+        attached: list[Attachment],
+        gone: Mapping[str, str],
+        problems: list[str],
+        proxy_port: int,
+    ) -> None:
+        """gone: why a workload is not there any more, by its endpoint's name."""
         maps = [_map(info) for info in self._kernel.maps()]
         packets = self.packets()
         page = {
@@ -70,7 +77,7 @@ class Page:
             "maps": maps,
             "packets": {"passed": packets.passed, "dropped": packets.reasons},
             "events_lost": packets.lost,
-            "attached": [_attached(attachment) for attachment in attached],
+            "attached": [_attached(one, gone.get(one.key, "")) for one in attached],
             "report": following.report,
             "warnings": [*_following(following), *_pressure(maps), *problems],
         }
@@ -113,14 +120,14 @@ def _map(info: MapInfo) -> dict[str, Any]:
     }
 
 
-def _attached(attachment: Attachment) -> dict[str, Any]:
+def _attached(attachment: Attachment, gone: str) -> dict[str, Any]:
     return {
         "endpoint": attachment.key,
         "addresses": list(attachment.addresses),
         "ifindex": attachment.ifindex,
         "cgroup": attachment.cgroup,
         "stage": str(attachment.stage),
-        "gone": gone(attachment),
+        "gone": gone,
     }
 
 

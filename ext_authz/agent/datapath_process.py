@@ -18,7 +18,7 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,12 @@ from ext_authz.agent.datapath_cgroups import Cgroups
 from ext_authz.agent.datapath_events import Events
 from ext_authz.agent.datapath_following import Following
 from ext_authz.agent.datapath_host import Addresses, Host
+from ext_authz.agent.datapath_listeners import Listeners
+from ext_authz.agent.datapath_lost import Lost
 from ext_authz.agent.datapath_page import Page
 from ext_authz.agent.datapath_services import read_services
 from ext_authz.agent.datapath_sizes import parse_size
-from ext_authz.agent.datapath_steering import Steering
+from ext_authz.agent.datapath_steering import BASE_HOOKS, CGROUP_HOOKS, Steering
 from ext_authz.agent.places import gone
 from ext_authz.datapath import Datapath, DatapathError, Refused
 from ext_authz.datapath._datapath import lib
@@ -51,6 +53,8 @@ _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 OBJECTS_VARIABLE = "IDMESH_BPF_OBJECTS"
 _TICK_S = 1.0
 _LOOK_S = 0.1  # without inotify
+# How often it is looked after programs, and after rules, routes and sysctls; both may take a part of the time only.
+_LOST_S, _HOST_S, _SHARE = 1.0, 5.0, 20
 _FLAGS: int = lib.IDM_CONFIG_EVENTS_ALLOWED | lib.IDM_CONFIG_PEER_REDIRECT
 FAILURES = (DatapathError, RoutingError, OSError)
 
@@ -67,14 +71,22 @@ class Keeper:
         self._store = AttachmentStore(state.attached)
         self._port = proxy_port
         self._wanted: dict[Front, Wanted] = {}
-        self.service_trouble = ""
+        self._troubles: dict[str, str] = {}
+        self._locals: frozenset[str] = frozenset()
+        self._unjudged: list[str] = []
+        self._gone: dict[str, str] = {}
+        self._problems: list[str] = []
+        self._lost_due = self._host_due = 0.0
         self.host = Host(state)
+        self.host.claim()
         self.addresses = Addresses()
         objects = os.environ.get(OBJECTS_VARIABLE)
         self._kernel = Datapath.open(state.datapath_pins, Path(objects) if objects else None, sizes, verbose=verbose)
         self._cgroups = Cgroups(self._kernel)
         room = next(info.max_rows for info in self._kernel.maps() if info.name == "backends")
         self._services = ServiceTable(self._kernel, room, self._kernel.grace)
+        self._listeners = Listeners(self._kernel, self.host.envoy_folder, proxy_port)
+        self._lost = Lost(self._kernel, self._cgroups.names, self._attach, self.host.set_link, FAILURES)
         self._set_up()
         self.following = Following(state, self._publish, (DatapathError,), self._kernel.revision)
         self._reattach()
@@ -83,18 +95,36 @@ class Keeper:
         self._page = Page(state, self._kernel)
 
     def _set_up(self) -> None:
+        if self._port and self.host.base is None:
+            raise DatapathError("connections cannot be steered to Envoy: no cgroup2 hierarchy is mounted")
         self.host.steer()
         envoy = self.host.envoy()
         self._kernel.config(proxy_port=self._port, envoy_cgroup=envoy, flags=_FLAGS)
+        self._hang()
+        self._follow_addresses()
+
+    def _hang(self) -> None:
         steering = Steering(self._kernel)
         steering.choose_listeners()
         if self.host.base and self.host.envoy_folder:
             steering.guard(self.host.base, self.host.envoy_folder)
-        self._follow_addresses()
+
+    def _attempt(self, what: str, work: Callable[[], object]) -> None:
+        """Whatever cannot be done now is told of, and keeps nothing else from being done."""
+        try:
+            work()
+        except (*FAILURES, ValueError, KeyError, TypeError) as error:
+            if self._troubles.get(what) != f"{what}: {error}":
+                event(log, logging.ERROR, "the data path falls behind", what=what, reason=error)
+            self._troubles[what] = f"{what}: {error}"
+        else:
+            self._troubles.pop(what, None)
 
     def _follow_addresses(self) -> None:
-        if self.addresses.look():
+        self.addresses.look()
+        if self.addresses.known != self._locals:
             self._kernel.locals(sorted(self.addresses.known))
+            self._locals = self.addresses.known
 
     def _take_events(self, timeout_ms: int) -> bytes:
         return self._kernel.events(timeout_ms=timeout_ms)
@@ -148,8 +178,13 @@ class Keeper:
 
     def look(self) -> None:
         """Bring Services and the snapshot into the kernel, if they are others than there."""
-        self._follow_services()
-        if self.following.look() and self.following.engine is not None:
+        self._attempt("Services are not all in the kernel", self._follow_services)
+        if self.following.look():
+            self._attempt("not every workload without a namespace has its identity", self._tell)
+            self._attempt("what is steered finds no Envoy", lambda: self._listeners.look(at_once=True))
+
+    def _tell(self) -> None:
+        if self.following.engine is not None:
             self._cgroups.tell(self._ready(), self.following.engine)
 
     def _ready(self) -> list[Attachment]:
@@ -157,19 +192,14 @@ class Keeper:
 
     def _follow_services(self) -> None:
         """A Service that does not fit stays as it was; the policies do not wait for it."""
-        try:
-            wanted = read_services(self._state)
-            if wanted != self._wanted:
-                self._services.apply(wanted)
-                self._wanted = wanted
-            self.service_trouble = ""
-        except (DatapathError, OSError, ValueError, KeyError, TypeError) as error:
-            self.service_trouble = f"Services are not all in the kernel: {error}"
+        wanted = read_services(self._state)
+        if wanted != self._wanted:
+            self._services.apply(wanted)
+            self._wanted = wanted
 
     def _reach(self, revision: int) -> None:
         self.look()
-        if self.following.engine is not None:
-            self._cgroups.tell(self._ready(), self.following.engine)
+        self._tell()
         if self.following.revision < revision:
             raise DatapathError(self.following.problem or f"the kernel judges by revision {self.following.revision}")
 
@@ -185,7 +215,39 @@ class Keeper:
         """Once a second."""
         self.events.offer()
         self.look()
+        self._attempt("what is steered finds no Envoy", self._listeners.look)
+        if self.addresses.known != self._locals:
+            self.address_change()
+        self.check()
         self.report()
+
+    def check(self) -> None:
+        """What others took away since is put back, or told of."""
+        started = time.monotonic()
+        if started >= self._lost_due:
+            self._attempt("programs are not all on their hooks", self._find_lost)
+            self._lost_due = time.monotonic() + max(_LOST_S, _SHARE * (time.monotonic() - started))
+        started = time.monotonic()
+        if started >= self._host_due:
+            self._attempt("rules and routes", self._find_problems)
+            self._host_due = time.monotonic() + max(_HOST_S, _SHARE * (time.monotonic() - started))
+
+    def _find_lost(self) -> None:
+        attached = self._store.all()
+        self._gone = {one.key: reason for one in attached if (reason := gone(one))}
+        there = [one for one in attached if one.stage is Stage.ATTACHED and one.key not in self._gone]
+        own = {"choose_listener"} | set(BASE_HOOKS) | set(CGROUP_HOOKS) if self.host.base else {"choose_listener"}
+        self._unjudged, hooks = self._lost.look(there, own)
+        if hooks:
+            event(log, logging.ERROR, "somebody took programs off", names=" ".join(sorted(hooks)))
+            self._hang()
+
+    def _find_problems(self) -> None:
+        problems = self.host.problems(self._store.all())
+        if any(problem.startswith("missing") for problem in problems):
+            self.host.mend()
+            problems = self.host.problems(self._store.all())
+        self._problems = problems
 
     def report(self) -> None:
         """Both pages: the reader's, and the data path's own."""
@@ -194,19 +256,19 @@ class Keeper:
         flows = self.events.counts()
         flows["lost"] += packets.lost
         self.following.write_page(counts, flows)
-        attached = self._store.all()
-        problems = self.host.problems(attached)
-        problems += [self.service_trouble] if self.service_trouble else []
-        self._page.write(self.following, attached, problems, self._port)
+        problems = [*self._unjudged, *self._problems, *self._troubles.values()]
+        problems += [self.events.trouble] if self.events.trouble else []
+        self._page.write(self.following, self._store.all(), self._gone, problems, self._port)
 
     def address_change(self) -> None:
-        self._follow_addresses()
+        self._attempt("the host's addresses are not all known", self._follow_addresses)
 
     def close(self) -> None:
         """Everything in the kernel stays."""
         self.events.stop()
         self.addresses.close()
         self._kernel.close()
+        self.host.release()
 
 
 def serve(keeper: Keeper, state: State, out: Any) -> None:

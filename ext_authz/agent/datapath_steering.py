@@ -12,6 +12,9 @@ from ext_authz.datapath import Datapath
 
 # The kernel's attach types.
 _EGRESS, _SOCK_OPS, _GETSOCKOPT, _SETSOCKOPT, _SK_LOOKUP = 1, 3, 21, 22, 36
+# Programs, each the only link of its name: above all cgroups, and at Envoy's.
+BASE_HOOKS = {"keep_marks": _SETSOCKOPT, "keep_packets": _EGRESS}
+CGROUP_HOOKS = {"envoy_sockets": _SOCK_OPS, "original_destination": _GETSOCKOPT}
 
 
 class Steering:
@@ -40,12 +43,10 @@ class Steering:
         Raises:
             DatapathError, OSError: It is not guarded.
         """
-        with _opened(base) as above:
-            self._kernel.link("keep_marks", "keep_marks", above, _SETSOCKOPT)
-            self._kernel.link("keep_packets", "keep_packets", above, _EGRESS)
-        with _opened(envoy) as cgroup:
-            self._kernel.link("envoy_sockets", "envoy_sockets", cgroup, _SOCK_OPS)
-            self._kernel.link("original_destination", "original_destination", cgroup, _GETSOCKOPT)
+        for folder, hooks in ((base, BASE_HOOKS), (envoy, CGROUP_HOOKS)):
+            with _opened(folder) as cgroup:
+                for program, attach_type in hooks.items():
+                    self._kernel.link(program, program, cgroup, attach_type)
 
 
 @contextlib.contextmanager

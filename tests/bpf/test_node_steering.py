@@ -134,6 +134,42 @@ def test_requests_are_judged_between_ends_that_know_nothing_of_it(node: NodeRun)
             server.communicate()
 
 
+@pytest.mark.needs_envoy
+def test_an_envoy_older_than_the_maps_is_found(node: NodeRun) -> None:
+    """Maps are made anew for other sizes, and for another identity domain; Envoy stays, and must still be asked."""
+    node.words = ["--datapath", "on", "--door", "module", "--concurrency", "2"]
+    node.write("policies/web.yaml", HTTP)
+    servers = [served(node.net.ends["web"], address) for address in ENDS["web"]]
+    client = node.net.ends["client"]
+
+    def served_by_both() -> bool:
+        return all(fetch(client, f"http://{host}/public/a")[0] == "200" for host in ("10.0.0.3", "[fd00::3]"))
+
+    try:
+        node.start()
+        for name in ENDS:
+            node.attach(name, app=name)
+        eventually(served_by_both, 20)
+        envoy = node.json("status")["envoy"]
+        for change in ("size", "domain"):
+            node.kill()
+            if change == "size":
+                node.words += ["--map-size", "peers=1024"]
+            else:
+                node.state.identities.unlink()
+            node.start()
+            # Envoy is looked for once the new maps are in force.
+            eventually(lambda: node.json("status")["envoy"], 20, node.log())
+            assert node.json("status")["envoy"] == envoy
+            eventually(served_by_both, 20, change)
+            assert fetch(client, "http://10.0.0.3/secret")[0] == "403"
+            assert fetch(node.net.ends["other"], "http://10.0.0.3/public/a")[0] == "000"
+    finally:
+        for server in servers:
+            server.kill()
+            server.communicate()
+
+
 def test_a_cgroup_is_a_workload_and_services_lead_to_their_backends(node: NodeRun) -> None:
     node.write("policies/web.yaml", L4)
     node.write("endpoints/service.yaml", SERVICE)

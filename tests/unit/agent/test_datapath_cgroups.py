@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Programs of a cgroup: all of them or none, but never fewer than there were."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from ext_authz.agent.attachments import Attachment
+from ext_authz.datapath import DatapathError
+
+if TYPE_CHECKING:
+    from ext_authz.agent.datapath_cgroups import Cgroups
+
+BINDING = Path(__file__).resolve().parents[3] / "ext_authz/datapath"
+pytestmark = pytest.mark.skipif(
+    not list(BINDING.glob("_datapath*.so")), reason="the loader is not built: libbpf is missing"
+)
+
+
+class Kernel:
+    """Remembers links and rows; refuses the program named."""
+
+    def __init__(self) -> None:
+        self.links: set[str] = set()
+        self.rows: dict[bytes, bytes] = {}
+        self.refused = ""
+
+    def is_living(self, name: str) -> bool:
+        return name in self.links
+
+    def link(self, name: str, program: str, target: int, attach_type: int) -> None:
+        if program == self.refused:
+            raise DatapathError(f"{program}: no memory")
+        self.links.add(name)
+
+    def unlink(self, name: str) -> None:
+        self.links.discard(name)
+
+    def update(self, name: str, key: bytes, value: bytes) -> None:
+        if len(self.rows) == 1 and key not in self.rows:
+            raise DatapathError("map workloads: full")
+        self.rows[key] = value
+
+    def delete(self, name: str, key: bytes) -> None:
+        self.rows.pop(key, None)
+
+
+class Engine:
+    """Knows everybody as 500."""
+
+    def resolve(self, address: str) -> tuple[int, int]:
+        return 500, 0
+
+
+def unit(folder: Path, number: int = 1) -> Attachment:
+    return Attachment("default", f"unit{number}", ("10.0.0.9",), number, cgroup=str(folder), cgroup_id=number)
+
+
+def cgroups(kernel: Any) -> Cgroups:
+    from ext_authz.agent.datapath_cgroups import Cgroups
+
+    return Cgroups(kernel)
+
+
+def test_a_cgroup_that_cannot_be_attached_whole_is_not_attached(tmp_path: Path) -> None:
+    kernel = Kernel()
+    kernel.refused = "workload_sendmsg6"
+    with pytest.raises(DatapathError):
+        cgroups(kernel).attach(unit(tmp_path))
+    assert kernel.links == set()
+
+
+def test_programs_that_were_there_stay_when_one_cannot_be_replaced(tmp_path: Path) -> None:
+    """They judge a workload that runs: without them everything of it would pass."""
+    kernel, attachment = Kernel(), unit(tmp_path)
+    cgroups(kernel).attach(attachment)
+    before = set(kernel.links)
+    assert before == cgroups(kernel).names(attachment)
+    kernel.refused = "workload_create"
+    with pytest.raises(DatapathError):
+        cgroups(kernel).attach(attachment)
+    assert kernel.links == before
+    kernel.refused = ""
+    with pytest.raises(OSError, match="gone"):
+        cgroups(kernel).attach(unit(tmp_path / "gone"))
+    assert kernel.links == before
+
+
+def test_a_row_that_does_not_fit_keeps_no_other_from_being_written(tmp_path: Path) -> None:
+    kernel: Any = Kernel()
+    engine: Any = Engine()
+    kernel.rows[(2).to_bytes(8, "little")] = b"old"
+    with pytest.raises(DatapathError, match="default/unit1: map workloads: full"):
+        cgroups(kernel).tell([unit(tmp_path, 1), unit(tmp_path, 2)], engine)
+    assert kernel.rows.keys() == {(2).to_bytes(8, "little")}
+    assert kernel.rows[(2).to_bytes(8, "little")] != b"old"
