@@ -30,6 +30,7 @@ from ext_authz.agent.attachments import (
 from ext_authz.agent.compiling import BuilderGone
 from ext_authz.agent.datapath import Datapath, DatapathError
 from ext_authz.agent.places import Veth, cgroup_of, find_cgroup, find_veth, gone
+from ext_authz.boot import boot_id
 from ext_authz.logs import event
 
 log = logging.getLogger(__name__)
@@ -90,6 +91,8 @@ class Attaching:
             before = await asyncio.to_thread(self._store.find, found.key)
             await self._put(replace(found, stage=Stage.COMING))
             try:
+                if before is not None and _place(before) != _place(found):
+                    await self._datapath.detach(before)  # which is gone: nothing of it is there to be judged
                 await self._datapath.attach(found)
             except DatapathError as error:
                 await self._forget(found, before)
@@ -152,7 +155,7 @@ class Attaching:
         key = f"{wanted.namespace}/{wanted.name}"
         earlier = next((other for other in others if other.key == key), None)
         number = earlier.number if earlier else self._store.free_number()
-        base = Attachment(wanted.namespace, wanted.name, given, number, labels, attached=time.time())
+        base = Attachment(wanted.namespace, wanted.name, given, number, labels, attached=time.time(), boot=boot_id())
         if wanted.cgroup:
             path, cgroup_id = find_cgroup(wanted.cgroup)
             made = replace(base, cgroup=path, cgroup_id=cgroup_id, addresses=given or (stand_in(number),))
@@ -161,7 +164,7 @@ class Attaching:
             made = replace(made, service_cgroup=cgroup_of(wanted.pid) if wanted.pid else "")
         if len(made.addresses) > _MOST_ADDRESSES:
             raise AttachError(f"{key}: more than {_MOST_ADDRESSES} addresses")
-        if earlier and (earlier.ifindex, earlier.cgroup_id) != (made.ifindex, made.cgroup_id) and not gone(earlier):
+        if earlier and _place(earlier) != _place(made) and not gone(earlier):
             raise AttachError(f"{key}: is attached already, at {earlier.place}: detach it first")
         check_free(made, others)
         return made
@@ -206,15 +209,24 @@ class Attaching:
         if before is None:
             await self._remove(found)
             return
-        await self._put(before)
+        await self._return(before)
         with contextlib.suppress(BuilderGone):  # another build follows
             await self._rebuilt(time.time())
 
     async def _forget(self, found: Attachment, before: Attachment | None) -> None:
         if before is not None:
-            await self._put(before)
-        else:
-            await self._do(self._store.remove, found.key)
+            await self._return(before)
+            return
+        with contextlib.suppress(DatapathError):  # a step of it may have been done
+            await self._datapath.detach(found)
+        await self._do(self._store.remove, found.key)
+
+    async def _return(self, before: Attachment) -> None:
+        """To what it was, in the kernel too: its addresses are others than those that were tried."""
+        await self._put(before)
+        if not await asyncio.to_thread(gone, before):
+            with contextlib.suppress(DatapathError):  # then it is denied, until the node attaches everything anew
+                await self._datapath.attach(before)
 
     async def _put(self, attachment: Attachment) -> None:
         await self._do(self._store.put, attachment)
@@ -224,6 +236,10 @@ class Attaching:
             await asyncio.to_thread(work, argument)
         except OSError as error:
             raise AttachError(f"cannot be kept: {error}") from None
+
+
+def _place(attachment: Attachment) -> tuple[int, int]:
+    return attachment.ifindex, attachment.cgroup_id
 
 
 def _with_veth(base: Attachment, veth: Veth) -> Attachment:

@@ -7,6 +7,7 @@ import argparse
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ from typing import Any
 from ext_authz.cli import Failure
 from ext_authz.commands.tables import add_state_argument, open_directory, print_rows
 from ext_authz.logs import escape
-from ext_authz.state import State, default_state, folder_problem
+from ext_authz.state import State, default_state, folder_problem, read_json
 
 # Compiling may take long, and the kernel's part may wait for a grace period.
 _ANSWER_S = 150.0
+_BEGINNING_S = 20.0
 _EPILOG = """\
 The programs are put on the workload first: from then on it is denied everything, until its identity is in force.
 With --labels the endpoint is a Pod of this node; without, a Pod or CiliumEndpoint of the node's sources says who it is.
@@ -87,6 +89,7 @@ def _attach(args: argparse.Namespace) -> int:
     from ext_authz.agent.places import netns_path
     from ext_authz.pb.idmesh.v1 import node_pb2
 
+    _check_datapath(State((args.state or default_state()).absolute()))
     request = node_pb2.AttachRequest(
         namespace=args.namespace, name=args.name, interface=args.interface, addresses=args.ip
     )
@@ -144,6 +147,7 @@ def _ask(args: argparse.Namespace, call: str, request: Any) -> Any:
 
     state = State((args.state or default_state()).absolute())
     _check_node(state)
+    _await_node(state)
     with grpc.insecure_channel(f"unix:{state.admin}") as channel:
         try:
             reply = getattr(node_pb2_grpc.AdminStub(channel), call)(request, timeout=_ANSWER_S)
@@ -154,6 +158,23 @@ def _ask(args: argparse.Namespace, call: str, request: Any) -> Any:
         _refused(args, reply.failure)
         return None
     return reply
+
+
+def _await_node(state: State) -> None:
+    """A node that has just begun opens its socket last."""
+    until = time.monotonic() + _BEGINNING_S
+    while not state.admin.exists() and state.running() is not None and time.monotonic() < until:
+        time.sleep(0.05)
+
+
+def _check_datapath(state: State) -> None:
+    page = read_json(state.status)
+    told = page.get("datapath") if isinstance(page, dict) else None
+    if not isinstance(told, dict) or state.running() is None:
+        return
+    reason = "the node runs with --datapath off" if told.get("mode") == "off" else told.get("why_not")
+    if reason:
+        raise Failure(escape(f"this host has no data path: {reason}"))
 
 
 def _check_node(state: State) -> None:

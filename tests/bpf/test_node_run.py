@@ -164,6 +164,33 @@ def test_the_process_of_the_data_path_may_die_and_comes_back(attached: NodeRun) 
         assert not reaches(node, "client")
 
 
+def test_programs_that_somebody_took_off_are_put_back(attached: NodeRun) -> None:
+    node = attached
+    links = node.state.datapath_pins / "links"
+    index = next(one for one in node.json("datapath", "status")["attached"] if one["endpoint"] == "default/web")[
+        "ifindex"
+    ]
+    with serve_greeting(node.net.ends["web"], *WEB):
+        for name in (f"to_workload-{index}", f"from_workload-{index}", "choose_listener", "keep_marks"):
+            (links / name).unlink()
+        eventually(lambda: {f"to_workload-{index}", f"from_workload-{index}", "choose_listener", "keep_marks"}
+                   <= {one.name for one in links.iterdir()}, 10)  # fmt: skip
+        assert not reaches(node, "other")
+        assert reaches(node, "client")
+    assert "took programs off" in node.log()
+
+
+def test_a_host_has_one_node_whatever_its_state_directory(node: NodeRun, folder: Path) -> None:
+    node.words = ["--datapath", "on"]
+    node.start()
+    other = NodeRun(node.net, folder / "other", node.base)
+    other.folder.mkdir()
+    words = ["--policies", str(node.folder / "policies"), "--datapath", "on"]
+    code, _, error = other.run("run", *words)
+    assert (code, "another node drives the data path of this network namespace (process" in error) == (2, True), error
+    assert node.run("datapath", "status")[0] == 0
+
+
 def test_what_is_detached_is_judged_no_more(attached: NodeRun) -> None:
     node = attached
     with serve_greeting(node.net.ends["web"], *WEB):
@@ -231,5 +258,5 @@ def test_a_node_without_its_data_path_says_so(node: NodeRun) -> None:
     node.start()
     where = ["--netns", node.net.ends["web"].space.path, "--labels", "app=web"]
     code, _, error = node.run("endpoint", "attach", "web", *where)
-    assert (code, "--datapath off" in error) == (1, True), error
+    assert (code, "--datapath off" in error) == (2, True), error
     assert "datapath  off" in node.run("status")[1]
