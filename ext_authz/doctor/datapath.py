@@ -18,6 +18,7 @@ from ext_authz.doctor.attached import OURS, is_transparent, tcx_programs
 from ext_authz.doctor.registry import Finding, Patient, check, fail, ok, warn
 from ext_authz.state import State, read_json
 
+_WAYS = "a running node puts its rules and routes back; of a sysctl find out who sets it"
 _FOREIGN = "it runs before ours: detach it, or attach the endpoint anew so that ours comes first"
 
 
@@ -63,7 +64,7 @@ def _interfaces(state: State) -> Iterator[str]:
 @check("datapath here")
 def here(patient: Patient) -> Iterator[Finding]:
     state = State(patient.state)
-    if not state.datapath_pins.exists():
+    if not state.has_datapath:
         yield ok("nothing is set up on this host")
         return
     from ext_authz.datapath.errors import DatapathError
@@ -77,7 +78,7 @@ def here(patient: Patient) -> Iterator[Finding]:
         problems.append(fail(str(error), "stop the node, run idmesh run --cleanup, and start it anew"))
     try:
         routing = Routing(state.datapath / "routing.json")
-        problems += [fail(text, "restart the node: it puts its rules and routes back") for text in routing.check()]
+        problems += [fail(text, _WAYS) for text in routing.check()]
         for attachment in AttachmentStore(state.attached).all():
             problems += _interface(attachment, routing)
     except RoutingError as error:
