@@ -27,7 +27,7 @@ _REQUEST, _DUMP = 1, 0x300
 _HEADER, _LINK, _ADDRESS = struct.Struct("=IHHII"), struct.Struct("=BxHiII"), struct.Struct("=BBBBI")
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_LINK, _IFLA_LINKINFO, _IFLA_LINK_NETNSID = 1, 3, 5, 18, 37
 _INFO_KIND = 1
-_IFA_ADDRESS, _IFA_LOCAL, _NETNSA_NSID, _NETNSA_FD = 1, 2, 1, 3
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _NETNSA_NSID, _NETNSA_FD = 1, 2, 4, 1, 3
 _SCOPE_UNIVERSE = 0
 _GROUPS = 0x10 | 0x100  # RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR
 _EVERYWHERE = ("255.255.255.255",)
@@ -111,7 +111,10 @@ class Netlink:
         return tuple(dict.fromkeys(found))
 
     def own(self) -> frozenset[str]:
-        """Every address at which this host takes packets in: its own, and the broadcast addresses of its links."""
+        """
+        Every address at which this host takes packets in: its own, the broadcast addresses of its links, and the
+        anycast address that every router of an IPv6 prefix has (RFC 4291, 2.6.1), which Linux takes while it forwards.
+        """
         found = set(_EVERYWHERE)
         for message in self._ask(_GETADDR, _DUMP, _ADDRESS.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
             family, bits, _, _, _ = _ADDRESS.unpack_from(message)
@@ -122,6 +125,10 @@ class Netlink:
             if raw and family == socket.AF_INET and bits < 31:
                 network = ip_network((attributes.get(_IFA_ADDRESS, raw), bits), strict=False)
                 found |= {str(network.network_address), str(network.broadcast_address)}
+            if family == socket.AF_INET and _IFA_BROADCAST in attributes:
+                found.add(str(ip_address(attributes[_IFA_BROADCAST])))
+            if raw and family == socket.AF_INET6 and bits < 127:
+                found.add(str(ip_network((attributes.get(_IFA_ADDRESS, raw), bits), strict=False).network_address))
         return frozenset(found)
 
     def watch(self) -> int:
