@@ -19,6 +19,7 @@ import select
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from ext_authz.identity.allocator import FileAllocator
 from ext_authz.logs import event
 from ext_authz.memory import tidy, trim
 from ext_authz.model.settings import parse_settings
-from ext_authz.model.types import PolicyError, Settings
+from ext_authz.model.types import PolicyError, Service, Settings
 from ext_authz.state import State
 
 log = logging.getLogger(__name__)
@@ -81,9 +82,11 @@ class Builder:
         read = time.monotonic()
         compiled = self._compiler.compile(view.world)
         done = time.monotonic()
-        self._services.write(view.world.services)
+        services = self._write_services(view.world.services)
         changed = self._publish(compiled)
         self._sources.persist(view)
+        if services:
+            raise services
         return {
             "revision": self._transport.revision,
             "digest": self._digest,
@@ -110,10 +113,20 @@ class Builder:
             view = self._sources.look()
         return view
 
+    def _write_services(self, services: Sequence[Service]) -> Exception | None:
+        """Before the policies, for the kernel looks at both together; but no denial waits for a Service."""
+        try:
+            self._services.write(services)
+        except Exception as error:
+            return error
+        return None
+
     def _publish(self, compiled: Compiled) -> bool:
         if compiled.digest == self._digest:
             return False
         self._confirm()
+        # If this fails, nobody knows what is in force: then nothing is, and even what was before is published again.
+        self._digest = ""
         self._digest = self._transport.publish(compiled.parts)
         self._published = time.time()
         return True

@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ext_authz.agent import builder
+from ext_authz.agent.datapath_services import ServiceWriter
+from ext_authz.compiler.publish import FileTransport, read_head
 from ext_authz.model.types import Settings
 from ext_authz.state import State
 
@@ -74,3 +78,56 @@ def test_cycles_are_collected_once_they_are_many(monkeypatch: pytest.MonkeyPatch
     left += [weakref.ref(_Link()) for _ in range(1000)]
     builder.bound_garbage()
     assert all(link() is None for link in left)
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> Path:
+    State(tmp_path / "state").prepare()
+    folder = tmp_path / "objects"
+    folder.mkdir()
+    (folder / "pod.yaml").write_text(POD.format(name="a", number=1))
+    (folder / "wide.yaml").write_text(POLICY.format(name="a"))
+    return folder
+
+
+def _builder(sources: Path) -> builder.Builder:
+    return builder.Builder(State(sources.parent / "state"), {"policies": [sources]}, Settings(), None)
+
+
+def _in_force(sources: Path) -> str:
+    return read_head((sources.parent / "state/snapshot").read_bytes()).digest
+
+
+def test_what_was_in_force_before_is_published_again_after_a_failure(
+    sources: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The failure may have come after the new one was in its place."""
+
+    def torn(transport: FileTransport, data: Any, publish: Any = FileTransport.publish) -> str:
+        publish(transport, data)
+        raise OSError(errno.EIO, "the folder could not be synced")
+
+    made = _builder(sources)
+    before = made.build()["digest"]
+    (sources / "wide.yaml").write_text(POLICY.format(name="b"))
+    with monkeypatch.context() as patched:
+        patched.setattr(FileTransport, "publish", torn)
+        with pytest.raises(OSError, match="synced"):
+            made.build()
+    assert _in_force(sources) != before
+    (sources / "wide.yaml").write_text(POLICY.format(name="a"))
+    made.build()
+    assert _in_force(sources) == before
+
+
+def test_no_policy_waits_for_services(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no room")
+
+    made = _builder(sources)
+    before = made.build()["digest"]
+    (sources / "wide.yaml").write_text(POLICY.format(name="b"))
+    monkeypatch.setattr(ServiceWriter, "write", full)
+    with pytest.raises(OSError, match="no room"):
+        made.build()
+    assert _in_force(sources) != before
