@@ -41,9 +41,10 @@ class SpareFile:
         """
         try:
             with self._writable() as handle:
-                size = sum(os.pwrite(handle, part, at) for part, at in _placed(parts))
-                if size != sum(map(len, parts)):
-                    raise OSError(f"{self._path}: could not be written whole")
+                size = 0
+                for part in parts:
+                    self._write(handle, part, size)
+                    size += len(part)
                 os.ftruncate(handle, size)
                 # Two versions take turns: a reader knows them apart by their times, which the kernel counts in ticks.
                 now = time.time_ns()
@@ -53,6 +54,15 @@ class SpareFile:
         except BaseException:
             self.drop()
             raise
+
+    def _write(self, handle: int, part: bytes, at: int) -> None:
+        """Write a part to its place; the kernel takes no more than 2 GiB at once."""
+        left = memoryview(part)
+        while left:
+            written = os.pwrite(handle, left, at)
+            if not written:
+                raise OSError(f"{self._path}: could not be written whole")
+            left, at = left[written:], at + written
 
     def drop(self) -> None:
         """Give the pages back, and with them what the version before last held."""
@@ -101,11 +111,3 @@ class SpareFile:
             os.fsync(folder)
         finally:
             os.close(folder)
-
-
-def _placed(parts: Sequence[bytes]) -> Iterator[tuple[bytes, int]]:
-    """Parts with where each begins."""
-    at = 0
-    for part in parts:
-        yield part, at
-        at += len(part)

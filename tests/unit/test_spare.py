@@ -142,3 +142,12 @@ def test_a_file_system_without_exchange_gets_new_files(path: Path, monkeypatch: 
     for content in (b"one", b"two"):
         file.replace([content])
         assert path.read_bytes() == content
+
+
+def test_what_the_kernel_takes_bit_by_bit_is_written_whole(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes no more than 2 GiB at once."""
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda handle, data, at: pwrite(handle, data[:1000], at))
+    parts = [random.Random(1).randbytes(size) for size in (2500, 0, 1000, 1)]
+    SpareFile(path).replace(parts)
+    assert path.read_bytes() == b"".join(parts)
