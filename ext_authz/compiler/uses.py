@@ -95,9 +95,11 @@ class UseCounter:
         return address
 
     def _trim(self, names: Names) -> None:
-        """Forget names long gone, when they are more than what is there."""
+        """Forget names and addresses long gone, when they are more than what is there."""
         if len(self._fitting) > 2 * len(names) + 1000:
             self._fitting.clear()
+        # Names that stay may be learned for other addresses for ever.
+        if len(self._parsed) > 2 * sum(map(len, names.values())) + 1000:
             self._parsed.clear()
 
 
