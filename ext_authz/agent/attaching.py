@@ -89,11 +89,12 @@ class Attaching:
         async with self._changing:
             found = await asyncio.to_thread(self._examine, wanted)
             before = await asyncio.to_thread(self._store.find, found.key)
-            await self._put(replace(found, stage=Stage.COMING))
+            coming = replace(found, stage=Stage.COMING)
+            await self._put(coming)
             try:
                 if before is not None and _place(before) != _place(found):
                     await self._datapath.detach(before)  # which is gone: nothing of it is there to be judged
-                await self._datapath.attach(found)
+                await self._datapath.attach(found if _is_as_before(found, before) else coming)
             except DatapathError as error:
                 await self._forget(found, before)
                 raise AttachError(f"{found.key}: {error}") from None
@@ -124,8 +125,9 @@ class Attaching:
                 try:
                     if found.stage is Stage.COMING:
                         await self._datapath.attach(found)
-                        await self._put(replace(found, stage=Stage.ATTACHED))
-                        await self._rebuilt(time.time())
+                        ready = replace(found, stage=Stage.ATTACHED)
+                        await self._put(ready)
+                        await self._confirm(ready)
                     elif found.stage is Stage.LEAVING:
                         await self._remove(found)
                 except (AttachError, DatapathError, BuilderGone) as error:
@@ -188,6 +190,10 @@ class Attaching:
             if one["endpoint"] != found.key:
                 who = f"it is {one['endpoint']}'s" if one["endpoint"] else "no source names it"
                 raise AttachError(f"{found.key}: address {address}: {who} (without --labels a Pod must have it)")
+        try:
+            await self._datapath.attach(found)  # only now with its addresses: they are nobody else's
+        except DatapathError as error:
+            raise AttachError(f"{found.key}: {error}") from None
         return Attached(found, revision, int(known[0]["identity"]) if known else 0)
 
     async def _remove(self, found: Attachment) -> int:
@@ -240,6 +246,13 @@ class Attaching:
 
 def _place(attachment: Attachment) -> tuple[int, int]:
     return attachment.ifindex, attachment.cgroup_id
+
+
+def _is_as_before(found: Attachment, before: Attachment | None) -> bool:
+    """Its addresses are its own already: it need not be closed meanwhile."""
+    if before is None or before.stage is not Stage.ATTACHED:
+        return False
+    return _place(before) == _place(found) and before.addresses == found.addresses
 
 
 def _with_veth(base: Attachment, veth: Veth) -> Attachment:

@@ -65,6 +65,7 @@ class Cgroups:
     def detach(self, attachment: Attachment) -> None:
         if attachment.cgroup:
             self._kernel.delete("workloads", struct.pack("=Q", attachment.cgroup_id))
+            self._kernel.grace()
         for hook, _ in _hooks(attachment):
             self._kernel.unlink(_link(hook, attachment))
 
@@ -80,11 +81,24 @@ class Cgroups:
             if not attachment.cgroup or not attachment.addresses:
                 continue
             try:
-                self._kernel.update("workloads", struct.pack("=Q", attachment.cgroup_id), _row(attachment, engine))
+                self._write(struct.pack("=Q", attachment.cgroup_id), _row(attachment, engine))
             except DatapathError as error:
                 failures.append(f"{attachment.key}: {error}")
         if failures:
             raise DatapathError(failures[0])
+
+    def _write(self, key: bytes, value: bytes) -> None:
+        """
+        Only what changes: the kernel hands the memory of a row that was replaced to the next one at once, and a program
+        that still reads it would see somebody else's.
+        """
+        try:
+            if self._kernel.lookup("workloads", key) == value:
+                return
+        except KeyError:
+            pass
+        self._kernel.update("workloads", key, value)
+        self._kernel.grace()
 
 
 def _hooks(attachment: Attachment) -> Iterator[tuple[str, Path]]:

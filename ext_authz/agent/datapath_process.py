@@ -89,8 +89,8 @@ class Keeper:
         self._lost = Lost(self._kernel, self._cgroups.names, self._attach, self.host.set_link, FAILURES)
         self._set_up()
         self.following = Following(state, self._publish, (DatapathError,), self._kernel.revision)
+        self.look()  # first: by what was in force an address may be somebody else's
         self._reattach()
-        self.look()
         self.events = Events(self._take_events, state.root / "flows.sock")
         self._page = Page(state, self._kernel)
 
@@ -147,7 +147,9 @@ class Keeper:
         if attachment.cgroup:
             return
         mac = bytes.fromhex(attachment.mac.replace(":", "")) if attachment.mac else None
-        self._kernel.attach(attachment.ifindex, attachment.addresses, mac, peer_ifindex=attachment.peer_ifindex)
+        # An address that the revision in force knows may be somebody else's in it.
+        addresses = () if attachment.stage is Stage.COMING else attachment.addresses
+        self._kernel.attach(attachment.ifindex, addresses, mac, peer_ifindex=attachment.peer_ifindex)
         self.host.add(attachment)
 
     def _detach(self, attachment: Attachment) -> None:

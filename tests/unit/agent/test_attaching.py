@@ -20,19 +20,19 @@ class Kernel:
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str]] = []
-        self.refused = ""
+        self.refused = ("", "")
         self.stranger = ""
 
     async def attach(self, attachment: Attachment) -> None:
-        self.asked.append(("attach", attachment.addresses[0]))
-        if attachment.addresses[0] == self.refused:
+        self.asked.append((str(attachment.stage), attachment.addresses[0]))
+        if self.asked[-1] == self.refused:
             raise DatapathError("no memory")
 
     async def detach(self, attachment: Attachment) -> None:
         self.asked.append(("detach", attachment.addresses[0]))
 
     async def publish(self, revision: int) -> None:
-        assert revision == 7
+        self.asked.append(("publish", str(revision)))
 
     async def resolve(self, addresses: Sequence[str]) -> list[dict[str, Any]]:
         return [{"identity": 500, "endpoint": "" if one == self.stranger else "default/unit"} for one in addresses]
@@ -72,21 +72,34 @@ def place(tmp_path: Path) -> Place:
 
 
 def test_of_an_endpoint_that_is_refused_nothing_stays(place: Place) -> None:
-    place.kernel.refused = "10.0.0.9"
+    place.kernel.refused = ("coming", "10.0.0.9")
     with pytest.raises(AttachError, match="no memory"):
         place.attach(place.cgroup("unit"), "10.0.0.9")
-    assert place.kernel.asked == [("attach", "10.0.0.9"), ("detach", "10.0.0.9")]
+    assert place.kernel.asked == [("coming", "10.0.0.9"), ("detach", "10.0.0.9")]
     assert place.kept == []
 
 
-@pytest.mark.parametrize("step", ["attach", "confirm"])
+def test_an_address_is_a_workloads_once_its_identity_is_in_force(place: Place) -> None:
+    """Before that the revision in force may know it as somebody else's."""
+    cgroup = place.cgroup("unit")
+    place.attach(cgroup, "10.0.0.9")
+    assert place.kernel.asked == [("coming", "10.0.0.9"), ("publish", "7"), ("attached", "10.0.0.9")]
+    place.attach(cgroup, "10.0.0.9")  # it stays its own
+    assert place.kernel.asked[3:] == [("attached", "10.0.0.9"), ("publish", "7"), ("attached", "10.0.0.9")]
+
+
+@pytest.mark.parametrize("step", ["coming", "confirm", "attached"])
 def test_what_was_attached_is_as_before_when_a_change_is_refused(place: Place, step: str) -> None:
     cgroup = place.cgroup("unit")
     place.attach(cgroup, "10.0.0.9")
-    setattr(place.kernel, "refused" if step == "attach" else "stranger", "10.0.0.10")
+    if step == "confirm":
+        place.kernel.stranger = "10.0.0.10"
+    else:
+        place.kernel.refused = (step, "10.0.0.10")
     with pytest.raises(AttachError):
         place.attach(cgroup, "10.0.0.10")
-    assert place.kernel.asked[-2:] == [("attach", "10.0.0.10"), ("attach", "10.0.0.9")]
+    assert place.kernel.asked[3] == ("coming", "10.0.0.10")
+    assert place.kernel.asked[-1] == ("attached", "10.0.0.9")
     assert ("detach", "10.0.0.9") not in place.kernel.asked
     assert place.kept == ["10.0.0.9 attached"]
 
@@ -99,5 +112,5 @@ def test_what_is_gone_is_detached_before_its_name_is_attached_elsewhere(place: P
         file.unlink()
     first.rmdir()
     place.attach(second, "10.0.0.10")
-    assert place.kernel.asked == [("attach", "10.0.0.9"), ("detach", "10.0.0.9"), ("attach", "10.0.0.10")]
+    assert place.kernel.asked[3:5] == [("detach", "10.0.0.9"), ("coming", "10.0.0.10")]
     assert place.kept == ["10.0.0.10 attached"]

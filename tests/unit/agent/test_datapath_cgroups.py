@@ -27,6 +27,7 @@ class Kernel:
         self.links: set[str] = set()
         self.rows: dict[bytes, bytes] = {}
         self.refused = ""
+        self.written = self.waited = 0
 
     def is_living(self, name: str) -> bool:
         return name in self.links
@@ -43,16 +44,25 @@ class Kernel:
         if len(self.rows) == 1 and key not in self.rows:
             raise DatapathError("map workloads: full")
         self.rows[key] = value
+        self.written += 1
+
+    def lookup(self, name: str, key: bytes) -> bytes:
+        return self.rows[key]
+
+    def grace(self) -> None:
+        self.waited = self.written
 
     def delete(self, name: str, key: bytes) -> None:
         self.rows.pop(key, None)
 
 
 class Engine:
-    """Knows everybody as 500."""
+    """Knows everybody by one number."""
+
+    identity = 500
 
     def resolve(self, address: str) -> tuple[int, int]:
-        return 500, 0
+        return self.identity, 0
 
 
 def unit(folder: Path, number: int = 1) -> Attachment:
@@ -97,3 +107,15 @@ def test_a_row_that_does_not_fit_keeps_no_other_from_being_written(tmp_path: Pat
         cgroups(kernel).tell([unit(tmp_path, 1), unit(tmp_path, 2)], engine)
     assert kernel.rows.keys() == {(2).to_bytes(8, "little")}
     assert kernel.rows[(2).to_bytes(8, "little")] != b"old"
+
+
+def test_only_rows_that_change_are_written_each_after_a_grace_period(tmp_path: Path) -> None:
+    """A program may still read the row before, whose memory the next one gets."""
+    kernel: Any = Kernel()
+    engine: Any = Engine()
+    for _ in range(3):
+        cgroups(kernel).tell([unit(tmp_path)], engine)
+        assert (kernel.written, kernel.waited) == (1, 1)
+    engine.identity = 501
+    cgroups(kernel).tell([unit(tmp_path)], engine)
+    assert (kernel.written, kernel.waited) == (2, 2)
