@@ -7,11 +7,14 @@ IDMESH_HISTORY_EDITS asks for more edits, IDMESH_HISTORY_SEED starts elsewhere.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 from collections.abc import Iterable, Mapping
 from dataclasses import astuple, fields, replace
 from typing import Any
+
+import yaml
 
 from ext_authz.compiler.assemble import table_digest
 from ext_authz.compiler.compile import Compiler, compile_world
@@ -21,7 +24,7 @@ from ext_authz.engine.engine import Engine
 from ext_authz.engine.layout import IdentitiesSection, PoliciesSection, SelectorsSection, TableKind
 from ext_authz.engine.types import Direction, Flow, Http
 from ext_authz.explain.view import View
-from ext_authz.identity.allocator import MemoryAllocator
+from ext_authz.identity.allocator import AllocationError, MemoryAllocator
 from ext_authz.model.load import Loaded, Loader
 from tests.agreement.histories import ADDRESSES, History, flows_of
 
@@ -29,6 +32,26 @@ EDITS = int(os.environ.get("IDMESH_HISTORY_EDITS", "300"))
 FIRST = int(os.environ.get("IDMESH_HISTORY_SEED", "0"))
 _A_HISTORY = 60
 _TCP = 6
+_CONFIGS: tuple[dict[str, str], ...] = (
+    {"enable-policy": "always"},
+    {"enable-host-firewall": "true", "allow-localhost": "policy"},
+    {"policy-audit-mode": "true"},
+    {"enable-ipv6": "false"},
+    {"policy-cidr-match-mode": "nodes pods"},
+    {"enable-non-default-deny-policies": "false"},
+    {},
+)
+
+
+class _Numbers(MemoryAllocator):
+    """Numbers that cannot be kept now and then: the next build begins anew."""
+
+    full = False
+
+    def flush(self) -> None:
+        if self.full:
+            self.full = False
+            raise AllocationError("no room")
 
 
 def test_after_any_edits_what_is_in_force_is_what_a_fresh_start_puts_in_force() -> None:
@@ -40,13 +63,19 @@ def test_after_any_edits_what_is_in_force_is_what_a_fresh_start_puts_in_force() 
 
 
 def _play(seed: int) -> int:
-    history, numbers, source = History(seed), MemoryAllocator(5), random.Random(seed)
+    history, numbers, source, config = History(seed), _Numbers(5), random.Random(seed), b""
     loader, compiler, compared = Loader(node="node0"), Compiler(numbers), 0
     for step in range(_A_HISTORY):
         history.edit()
-        contents = history.contents()
+        if source.random() < 0.05:
+            config = _config(source.choice(_CONFIGS))
+        contents = [*history.contents(), ("config.yaml", config)]
         late, fresh = loader.load_contents(contents), Loader(node="node0").load_contents(contents)
         assert _loaded(late) == _loaded(fresh), (seed, step)
+        if source.random() < 0.05:
+            numbers.full = True
+            with contextlib.suppress(AllocationError):
+                compiler.compile(late.world)
         one, two = compiler.compile(late.world), compile_world(fresh.world, numbers)
         _check_digests(one.snapshot)
         if source.random() < 0.5:
@@ -62,6 +91,12 @@ def _play(seed: int) -> int:
             assert _answer(now, flow) == _answer(was, flow), (seed, step, flow)
         compared += 1
     return compared
+
+
+def _config(data: Mapping[str, str]) -> bytes:
+    """Settings are among what is edited."""
+    raw = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "cilium-config"}, "data": data}
+    return yaml.safe_dump(raw).encode() if data else b""
 
 
 def _check_digests(snapshot: bytes) -> None:
