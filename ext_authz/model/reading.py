@@ -55,14 +55,19 @@ def shown(text: str, limit: int = 80) -> str:
 def flow_text(node: Node) -> str:
     """The node as YAML in one line that reads as the same node: what was plain and no text stays plain."""
     if isinstance(node, Mapping):
-        pairs = (f"{flow_text(key)}: {flow_text(value)}" for key, value in node.fields.values())
-        return f"{{{', '.join(pairs)}}}"
+        return f"{{{', '.join(_flow_pair(key, value) for key, value in node.fields.values())}}}"
     if isinstance(node, Sequence):
         return f"[{', '.join(flow_text(item) for item in node.items)}]"
     kind = kind_of(node)
     if kind != "text":
         return "null" if kind == "null" else node.text
     return '"' + "".join(_escaped(letter) for letter in node.text) + '"'
+
+
+def _flow_pair(key: Node, value: Node) -> str:
+    # A key over 1,024 characters has to say that it is one (YAML 1.2, 7.4.2).
+    text = flow_text(key)
+    return f"{'? ' if len(text) > 1000 else ''}{text}: {flow_text(value)}"
 
 
 def _escaped(letter: str) -> str:

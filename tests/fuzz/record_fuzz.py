@@ -106,14 +106,15 @@ def mutate(data: bytes, chance: random.Random) -> bytes:
 
 
 def check(data: bytes, whole: bool, formatter: Formatter, counts: Counts) -> None:
+    counts.add(data)
     for item in records(data):
         if isinstance(item, Record):
-            _check_record(item, whole, formatter, counts)
+            _check_record(item, whole, formatter)
         elif whole:
             raise Finding(f"a record of good form was refused: {item}")
 
 
-def _check_record(item: Record, whole: bool, formatter: Formatter, counts: Counts) -> None:
+def _check_record(item: Record, whole: bool, formatter: Formatter) -> None:
     try:
         opened = formatter.opened(item)
         seen = formatter.format(item, opened)
@@ -121,7 +122,6 @@ def _check_record(item: Record, whole: bool, formatter: Formatter, counts: Count
         if whole:
             raise
         return
-    counts.add(item, opened, seen)
     if not (seen.line.isascii() and seen.line.isprintable()):
         raise Finding("a line of other than printable ASCII")
     read = read_line(seen.line)
