@@ -23,4 +23,5 @@ def test_an_item_reads_the_same_from_its_own_text_however_long_its_keys(length: 
     (item,) = load_text(LIST.format(key=key), "f.yaml").objects
     assert item.ok
     (again,) = load_text(item.text, "o.yaml").objects
-    assert again.ok and again.ref == item.ref
+    assert again.ok
+    assert again.ref == item.ref
