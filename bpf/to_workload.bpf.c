@@ -192,8 +192,9 @@ static __always_inline int received_packet(struct __sk_buff *skb, struct flow *f
 	// Its row says who it is; without one it must not be taken for the host.
 	if (received_is_from_cgroup(skb) && !row)
 		return IDM_DROP_UNKNOWN_SENDER;
+	// Judged, so that Envoy can still close the connection, but remembered by nobody.
 	if (!row && received_is_answer(skb, &flow->packet))
-		return IDM_DROP_UNKNOWN_SENDER;
+		flow->packet.flags |= PACKET_ANSWERS;
 	if (!row || !received_is_known(skb, flow, row)) {
 		// No row says what becomes of this packet.
 		if (!row)

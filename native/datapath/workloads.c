@@ -97,8 +97,36 @@ static int move_address(struct idm_datapath *datapath, const struct idm_address 
 	return r;
 }
 
+// A program may still read a row that was replaced, and the kernel gives its memory to the next row that is written.
+static int wait_for_readers(struct idm_datapath *datapath)
+{
+	return datapath->state.generation ? idm_grace_wait(&datapath->grace) : 0;
+}
+
+/*
+ * Addresses have moved. Rows of connections say behind which interface their ends were: another generation, of the same
+ * slot, has every row asked again.
+ */
+static int ask_again(struct idm_datapath *datapath, bool moved)
+{
+	const struct idm_map *map = idm_map_find(datapath, "state");
+	struct idm_state state = datapath->state;
+	uint32_t key = 0;
+
+	if (!moved || !state.generation)
+		return 0;
+	// Past 0, which says that there is nothing yet.
+	state.generation += state.generation >= UINT32_MAX - 1 ? 4 : 2;
+	if (bpf_map_update_elem(map->fd, &key, &state, BPF_ANY))
+		return -errno;
+	datapath->state = state;
+	idm_grace_start(&datapath->grace);
+	return 0;
+}
+
 // Addresses that the workload no longer has lead nowhere.
-static int drop_others(struct idm_datapath *datapath, uint32_t ifindex, const struct idm_address *keep, size_t count)
+static int drop_others(struct idm_datapath *datapath, uint32_t ifindex, const struct idm_address *keep, size_t count,
+		       bool *moved)
 {
 	int r = 0;
 
@@ -110,6 +138,7 @@ static int drop_others(struct idm_datapath *datapath, uint32_t ifindex, const st
 			kept = !memcmp(&keep[k], &address, sizeof(address));
 		if (kept)
 			continue;
+		*moved = true;
 		r = move_address(datapath, &address, 0);
 		if (!r)
 			place_remove(datapath, i);
@@ -123,17 +152,21 @@ int idm_datapath_workload(struct idm_datapath *datapath, uint32_t ifindex, uint3
 	const struct idm_map *map = idm_map_find(datapath, "attachments");
 	const struct idm_address *wanted = (const void *)addresses;
 	struct idm_attachment row = {.peer_ifindex = peer_ifindex};
+	bool moved = false;
 	int r;
 
 	if (!map || !datapath->recovered)
 		return idm_say(err, -EINVAL, "nothing is loaded");
 	if (mac)
 		memcpy(row.mac, mac, sizeof(row.mac));
-	r = drop_others(datapath, ifindex, wanted, count);
+	r = wait_for_readers(datapath);
+	r = r ? r : drop_others(datapath, ifindex, wanted, count, &moved);
 	for (size_t i = 0; i < count && !r; i++) {
+		moved |= idm_place_of(datapath, &wanted[i]) != ifindex;
 		r = idm_place_set(datapath, &wanted[i], ifindex);
 		r = r ? r : move_address(datapath, &wanted[i], ifindex);
 	}
+	r = r ? r : ask_again(datapath, moved);
 	// Last: until then the interface lets nothing pass.
 	if (!r && bpf_map_update_elem(map->fd, &ifindex, &row, BPF_ANY))
 		r = -errno;
@@ -145,12 +178,16 @@ int idm_datapath_workload(struct idm_datapath *datapath, uint32_t ifindex, uint3
 int idm_datapath_workload_remove(struct idm_datapath *datapath, uint32_t ifindex)
 {
 	const struct idm_map *map = idm_map_find(datapath, "attachments");
+	bool moved = false;
+	int r;
 
 	if (!map)
 		return -EINVAL;
 	if (bpf_map_delete_elem(map->fd, &ifindex) && errno != ENOENT)
 		return -errno;
-	return drop_others(datapath, ifindex, NULL, 0);
+	r = wait_for_readers(datapath);
+	r = r ? r : drop_others(datapath, ifindex, NULL, 0, &moved);
+	return r ? r : ask_again(datapath, moved);
 }
 
 int idm_datapath_locals(struct idm_datapath *datapath, const uint8_t *addresses, size_t count,

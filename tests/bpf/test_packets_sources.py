@@ -447,7 +447,8 @@ def test_envoys_answer_without_its_row_opens_no_way_past_envoy(place: Place, ver
     place.desk.forget()
     for flags in (ACK, SYN | ACK, RST):
         back = tcp(80, 4000, flags)
-        assert place.receive(peer, "a", TCP, sport=80, dport=4000, payload=back, came="").drop == 172
+        answer = place.receive(peer, "a", TCP, sport=80, dport=4000, payload=back, came="")
+        assert answer.passed, "or Envoy could not close the connection"
     assert not place.desk.connections()
     assert place.send("a", peer, payload=ahead).steered, "the client's own segment brings the row back"
     assert place.receive(peer, "a", TCP, sport=80, dport=4000, payload=BACK, came="").passed
