@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import signal
 import socket
 import struct
@@ -17,7 +18,7 @@ import pytest
 from ext_authz.envoy_binary import find_envoy
 from ext_authz.xds.setup import Steering
 from tests.bpf.bare import run_in
-from tests.bpf.net import Capture, connects, serve_greeting
+from tests.bpf.net import Capture, connects, eventually, serve_greeting
 from tests.bpf.steered import Steered, http_server, policy
 from tests.bpf.test_steering_http import ingress, url
 
@@ -145,15 +146,18 @@ def test_a_steered_connection_without_a_row_is_closed(site: Steered) -> None:
     site.start(find_envoy())
     with http_server(server, 8080) as seen, client.socket(socket.AF_INET) as line:
         line.settimeout(5)
-        line.connect(("10.1.0.2", 8080))
         assert site.envoy is not None
-        site.envoy.send_signal(signal.SIGSTOP)
+        pid = site.envoy.pid
+        # Before it can accept: the kernel alone answers the client then.
+        os.kill(pid, signal.SIGSTOP)
         try:
+            eventually(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
+            line.connect(("10.1.0.2", 8080))
             line.sendall(b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n")
             for key in site.kernel.rows("connections", 40, 72):
                 site.kernel.delete("connections", key)
         finally:
-            site.envoy.send_signal(signal.SIGCONT)
+            os.kill(pid, signal.SIGCONT)
         with contextlib.suppress(ConnectionError):
             assert line.recv(10) == b""
         assert seen.seen == []
