@@ -3,7 +3,7 @@
 What tests may need of a machine. A missing need skips visibly where people work and fails where CI decides.
 
 Markers: `needs_envoy`, an Envoy binary and the built module; `needs_namespaces`, network namespaces of our own (root
-or user namespaces); `needs_root`, root itself.
+or user namespaces); `needs_root`, root itself; `needs_loader`, the loader of the data path (libbpf).
 """
 
 from __future__ import annotations
@@ -62,10 +62,17 @@ def _lacks_envoy() -> str:
     return "" if built.exists() else "the Envoy module is not built: make setup"
 
 
+@functools.cache
+def _lacks_loader() -> str:
+    built = list((ROOT / "ext_authz/datapath").glob("_datapath*.so"))
+    return "" if built else "the loader of the data path is not built: libbpf is missing"
+
+
 NEEDS: dict[str, tuple[Callable[[], str], str]] = {
     "needs_root": (_lacks_root, "runs as root only"),
     "needs_namespaces": (_lacks_namespaces, "needs network namespaces of its own"),
     "needs_envoy": (_lacks_envoy, "needs a real Envoy and the built module"),
+    "needs_loader": (_lacks_loader, "needs the loader of the data path"),
 }
 
 

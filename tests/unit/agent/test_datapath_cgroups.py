@@ -14,10 +14,7 @@ from ext_authz.datapath import DatapathError
 if TYPE_CHECKING:
     from ext_authz.agent.datapath_cgroups import Cgroups
 
-BINDING = Path(__file__).resolve().parents[3] / "ext_authz/datapath"
-pytestmark = pytest.mark.skipif(
-    not list(BINDING.glob("_datapath*.so")), reason="the loader is not built: libbpf is missing"
-)
+pytestmark = pytest.mark.needs_loader
 
 
 class Kernel:

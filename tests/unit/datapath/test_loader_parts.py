@@ -15,9 +15,6 @@ from ext_authz.datapath.lock import Lock
 from ext_authz.datapath.sets import Pins
 
 ROOT = Path(__file__).resolve().parents[3]
-needs_binding = pytest.mark.skipif(
-    not list((ROOT / "ext_authz/datapath").glob("_datapath*.so")), reason="the loader is not built: libbpf is missing"
-)
 
 
 @pytest.fixture
@@ -77,7 +74,7 @@ def test_a_lock_follows_no_link(tmp_path: Path) -> None:
         Lock.take(tmp_path / "bpf")
 
 
-@needs_binding
+@pytest.mark.needs_loader
 @pytest.mark.parametrize(
     ("held", "lacking"),
     [("0000000000000000", "CAP_NET_ADMIN and CAP_SYS_ADMIN"), ("0000000000001000", "CAP_SYS_ADMIN")],
@@ -94,7 +91,7 @@ def test_missing_capabilities_are_named(tmp_path: Path, held: str, lacking: str)
     check_privileges(status)
 
 
-@needs_binding
+@pytest.mark.needs_loader
 @pytest.mark.parametrize("text", ["10.1.2.3", "::1", "fd00:1::1", "0.0.0.0", "::"])
 def test_addresses_come_back_as_they_went(text: str) -> None:
     from ext_authz.datapath.layout import packed, unpacked
