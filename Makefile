@@ -13,6 +13,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 STAMP := build/stamp
 OLD_ENVOYS := 1.38.3 1.39.3
 FUZZ_SECONDS ?= 60
+TEST_JOBS ?= 2
 ENGINE_SOURCES := $(wildcard native/include/idmesh/*.h native/engine/*.[ch] native/automata/*.[ch] native/flow/*.[ch] native/service/*.[ch] native/events/*.c bpf/include/idmesh/*.h native/ffi/*.py native/ffi/*.h)
 DATAPATH_SOURCES := $(wildcard native/include/idmesh/*.h native/engine/*.[ch] native/datapath/*.[ch] bpf/include/idmesh/*.h native/ffi/*.py)
 BPF_SOURCES := $(wildcard bpf/*.bpf.c bpf/lib/*.h bpf/include/idmesh/*.h bpf/Makefile native/include/idmesh/snapshot.h native/include/idmesh/engine.h)
@@ -82,8 +83,8 @@ $(STAMP)/envoys: $(STAMP)/python
 demo: setup ## Run Cilium's Star Wars scenario through every door of a real Envoy
 	@$(BIN)/idmesh demo
 
-test: setup ## Run the tests
-	@$(BIN)/python -m pytest -q tests
+test: setup ## Run the tests, TEST_JOBS (2) files at a time
+	@$(BIN)/python -m pytest -q -n $(TEST_JOBS) --dist loadfile tests
 
 lint: setup ## Check style
 	@$(BIN)/ruff check .
