@@ -16,6 +16,7 @@ import re
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from cffi import FFI
@@ -80,32 +81,37 @@ def make_builder(base: Path, root: Path = ROOT) -> FFI:
     return builder
 
 
-def is_fresh(target: Path, root: Path = ROOT) -> bool:
-    """True if the module in place is newer than everything it is made of."""
-    if not target.exists():
-        return False
-    inputs = [Path(__file__), *headers(root), *sources(root), root / "bpf/include/idmesh/datapath.h"]
-    inputs += [path for folder in SOURCE_DIRS for path in (root / folder).glob("*.h")]
-    return all(path.stat().st_mtime < target.stat().st_mtime for path in inputs)
+def put_in_place(folder: Path, inputs: Iterable[Path], make: Callable[[], FFI], force: bool = False) -> Path:
+    """
+    Build a binding into a folder, aside and renamed, so that a running process never sees half a file.
 
-
-def build_in_place(root: Path = ROOT, force: bool = False) -> Path:
-    """Build next to the Python code. Done aside and renamed, so that a running process never sees half a file."""
-    folder = root / "ext_authz/engine"
-    present = sorted(folder.glob("_engine*.so"))
+    Args:
+        inputs: What it is made of; one that is newer than all of these is left as it is.
+        make: Gives the builder.
+        force: Build even then.
+    """
+    present = sorted(folder.glob("_*.so"))
     # Of two builds Python would take the one with the more specific name, which may be the older.
-    if len(present) == 1 and not force and is_fresh(present[0], root):
-        return present[0]
+    if len(present) == 1 and not force:
+        built_at = present[0].stat().st_mtime
+        if all(path.stat().st_mtime < built_at for path in inputs):
+            return present[0]
     with tempfile.TemporaryDirectory(prefix="idmesh-build-") as work:
-        built = Path(make_builder(Path("/"), root).compile(tmpdir=work))
+        built = Path(make().compile(tmpdir=work))
         staged = folder / f".{built.name}.{os.getpid()}"
         shutil.copy2(built, staged)
         os.replace(staged, folder / built.name)
-    # Python takes the most specific suffix first: an older build of another name would hide this one.
     for path in present:
         if path.name != built.name:
             path.unlink(missing_ok=True)
     return folder / built.name
+
+
+def build_in_place(root: Path = ROOT, force: bool = False) -> Path:
+    """Build next to the Python code."""
+    inputs = [Path(__file__), *headers(root), *sources(root), root / "bpf/include/idmesh/datapath.h"]
+    inputs += [path for folder in SOURCE_DIRS for path in (root / folder).glob("*.h")]
+    return put_in_place(root / "ext_authz/engine", inputs, lambda: make_builder(Path("/"), root), force)
 
 
 def main(arguments: list[str]) -> int:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import runpy
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -72,30 +71,14 @@ def make_builder(base: Path, root: Path = ROOT) -> FFI:
     return builder
 
 
-def is_fresh(target: Path, root: Path = ROOT) -> bool:
-    """True if the module in place is newer than everything it is made of."""
-    if not target.exists():
-        return False
+def build_in_place(root: Path = ROOT, force: bool = False) -> Path:
+    """Build next to the Python code."""
     inputs = [Path(__file__), root / "native/ffi/build.py", *(root / name for name in HEADERS), *sources(root)]
     inputs += [path for folder in SOURCE_DIRS for path in (root / folder).glob("*.h")]
-    return all(path.stat().st_mtime < target.stat().st_mtime for path in inputs)
-
-
-def build_in_place(root: Path = ROOT, force: bool = False) -> Path:
-    """Build next to the Python code, aside and renamed."""
-    folder = root / "ext_authz/datapath"
-    present = sorted(folder.glob("_datapath*.so"))
-    if len(present) == 1 and not force and is_fresh(present[0], root):
-        return present[0]
-    with tempfile.TemporaryDirectory(prefix="idmesh-build-") as work:
-        built = Path(make_builder(Path("/"), root).compile(tmpdir=work))
-        staged = folder / f".{built.name}.{os.getpid()}"
-        shutil.copy2(built, staged)
-        os.replace(staged, folder / built.name)
-    for path in present:
-        if path.name != built.name:
-            path.unlink(missing_ok=True)
-    return folder / built.name
+    made: Path = _engine["put_in_place"](
+        root / "ext_authz/datapath", inputs, lambda: make_builder(Path("/"), root), force
+    )
+    return made
 
 
 def main(arguments: list[str]) -> int:
