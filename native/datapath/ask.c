@@ -9,6 +9,8 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "room.h"
+
 #define PORTS 0x10000u
 
 void idm_asking_deinit(struct idm_asking *asking)
@@ -18,26 +20,10 @@ void idm_asking_deinit(struct idm_asking *asking)
 	memset(asking, 0, sizeof(*asking));
 }
 
-static int grow(void **items, uint32_t *room, uint32_t needed, size_t size)
-{
-	uint32_t wanted = *room ? *room : 64;
-	void *grown;
-
-	if (needed <= *room)
-		return 0;
-	while (wanted < needed)
-		wanted *= 2;
-	grown = realloc(*items, wanted * size);
-	if (!grown)
-		return -ENOMEM;
-	*items = grown;
-	*room = wanted;
-	return 0;
-}
-
 static int add_point(struct idm_asking *asking, uint8_t protocol, uint32_t port)
 {
-	if (grow((void **)&asking->points, &asking->point_room, asking->point_count + 1, sizeof(*asking->points)))
+	if (idm_make_room((void **)&asking->points, &asking->point_room, (uint64_t)asking->point_count + 1,
+			  sizeof(*asking->points)))
 		return -ENOMEM;
 	asking->points[asking->point_count++] = (struct idm_point){.port = port, .protocol = protocol};
 	return 0;
@@ -171,7 +157,8 @@ static int add_span(struct idm_asking *asking, uint32_t first, uint32_t last, st
 		before->last_port = row.last_port;
 		return 0;
 	}
-	if (grow((void **)&asking->spans, &asking->span_room, asking->span_count + 1, sizeof(*asking->spans)))
+	if (idm_make_room((void **)&asking->spans, &asking->span_room, (uint64_t)asking->span_count + 1,
+			  sizeof(*asking->spans)))
 		return -ENOMEM;
 	asking->spans[asking->span_count++] = row;
 	return 0;

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 
 #include "ask.h"
+#include "room.h"
 #include "subjects.h"
 
 // Stands for a row in a pair: the identity has port names that rows for any peer may mean.
@@ -38,27 +39,10 @@ struct expanding {
 	uint32_t known_room, known_mask;
 };
 
-static int grow(void **items, uint32_t *room, uint64_t needed, size_t size)
-{
-	uint64_t wanted = *room ? *room : 256;
-	void *grown;
-
-	if (needed <= *room)
-		return 0;
-	while (wanted < needed)
-		wanted *= 2;
-	grown = wanted > UINT32_MAX ? NULL : realloc(*items, wanted * size);
-	if (!grown)
-		return -ENOMEM;
-	*items = grown;
-	*room = (uint32_t)wanted;
-	return 0;
-}
-
 static int add_pair(struct expanding *expanding, uint32_t peer, uint32_t row)
 {
-	if (grow((void **)&expanding->pairs, &expanding->pair_room, (uint64_t)expanding->pair_count + 1,
-		 sizeof(*expanding->pairs)))
+	if (idm_make_room((void **)&expanding->pairs, &expanding->pair_room, (uint64_t)expanding->pair_count + 1,
+			  sizeof(*expanding->pairs)))
 		return -ENOMEM;
 	expanding->pairs[expanding->pair_count++] = (struct pair){.peer = peer, .row = row};
 	return 0;
@@ -203,7 +187,7 @@ static int ask(struct expanding *expanding, uint32_t identity, const struct pair
 	int r;
 
 	expanding->row_count = 0;
-	if (grow((void **)&expanding->rows, &expanding->row_room, count, sizeof(*expanding->rows)))
+	if (idm_make_room((void **)&expanding->rows, &expanding->row_room, count, sizeof(*expanding->rows)))
 		return -ENOMEM;
 	for (uint32_t i = 0; i < count; i++) {
 		if (pairs[i].row != BY_NAME)
@@ -220,7 +204,7 @@ static int add_peer(struct expanding *expanding, uint32_t side, uint32_t identit
 {
 	struct idm_expansion *ret = expanding->ret;
 
-	if (grow((void **)&ret->peers, &ret->peer_room, (uint64_t)ret->peer_count + 1, sizeof(*ret->peers)))
+	if (idm_make_room((void **)&ret->peers, &ret->peer_room, (uint64_t)ret->peer_count + 1, sizeof(*ret->peers)))
 		return -ENOMEM;
 	ret->peers[ret->peer_count++] = (struct idm_expanded_peer){.key = {side, identity}, .list = list};
 	return 0;

@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "idmesh/engine.h"
+#include "room.h"
 #include "rows.h"
 
 #define BATCH 8192
@@ -58,28 +59,13 @@ static int grow_table(struct idm_wanted_lists *wanted)
 	return 0;
 }
 
-static int make_room(void **items, uint32_t *room, uint32_t needed, size_t size)
-{
-	uint64_t wanted = *room ? *room : 256;
-	void *grown;
-
-	if (needed <= *room)
-		return 0;
-	while (wanted < needed)
-		wanted *= 2;
-	grown = realloc(*items, wanted * size);
-	if (!grown)
-		return -ENOMEM;
-	*items = grown;
-	*room = (uint32_t)wanted;
-	return 0;
-}
-
 static uint32_t append(struct idm_wanted_lists *wanted, const struct idm_span_row *rows, uint32_t count, uint64_t hash,
 		       uint32_t at)
 {
-	if (make_room((void **)&wanted->rows, &wanted->row_room, wanted->row_count + count, sizeof(*rows)) ||
-	    make_room((void **)&wanted->lists, &wanted->list_room, wanted->list_count + 1, sizeof(*wanted->lists)))
+	if (idm_make_room((void **)&wanted->rows, &wanted->row_room, (uint64_t)wanted->row_count + count,
+			  sizeof(*rows)) ||
+	    idm_make_room((void **)&wanted->lists, &wanted->list_room, (uint64_t)wanted->list_count + 1,
+			  sizeof(*wanted->lists)))
 		return IDM_NO_INDEX;
 	if (count)
 		memcpy(wanted->rows + wanted->row_count, rows, (size_t)count * sizeof(*rows));
@@ -149,7 +135,7 @@ int idm_lists_found(struct idm_store_of_lists *store, uint32_t slot, struct idm_
 		return 0;
 	if (place.first >= store->capacity || place.count > store->capacity - place.first)
 		return -EINVAL;
-	if (make_room((void **)&store->lists, &store->room, store->count + 1, sizeof(*store->lists)))
+	if (idm_make_room((void **)&store->lists, &store->room, (uint64_t)store->count + 1, sizeof(*store->lists)))
 		return -ENOMEM;
 	store->lists[store->count++] = (struct idm_stored_list){
 		.place = place,
@@ -359,7 +345,7 @@ int idm_lists_place(struct idm_store_of_lists *store, uint32_t slot, struct idm_
 		    uint32_t *written)
 {
 	struct placing placing = {.store = store, .wanted = wanted};
-	int r = make_room((void **)&store->lists, &store->room, store->count + wanted->list_count,
+	int r = idm_make_room((void **)&store->lists, &store->room, (uint64_t)store->count + wanted->list_count,
 			  sizeof(*store->lists));
 
 	for (uint32_t i = 0; i < wanted->list_count; i++)
