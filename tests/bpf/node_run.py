@@ -70,6 +70,11 @@ class NodeRun:
 
     def start(self) -> None:
         """Wait until it answers."""
+        self.launch()
+        eventually(self._answers, 20, "the node does not start")
+
+    def launch(self) -> None:
+        """Start it, and wait for nothing."""
         for folder in ("policies", "endpoints"):
             (self.folder / folder).mkdir(exist_ok=True)
         if not (self.folder / "endpoints/namespace.yaml").exists():
@@ -79,7 +84,6 @@ class NodeRun:
             self.process = subprocess.Popen(
                 self._command("run", *words, *self.words), env=self._environment(), stdout=log, stderr=log
             )
-        eventually(self._answers, 20, "the node does not start")
 
     def _answers(self) -> bool:
         page = read_json(self.state.status) or {}
@@ -110,6 +114,31 @@ class NodeRun:
         code, out, error = self.run("endpoint", "attach", name, *where, *given, "--json")
         assert code == 0, (error, self.log())
         return json.loads(out)
+
+    def admin(self, call: str, name: str, **fields: Any) -> Any:
+        """
+        What `idmesh endpoint attach` and `detach` ask the node for, without the command's own start.
+
+        Raises:
+            ConnectionError: It does not answer, or refuses.
+        """
+        import grpc
+
+        from ext_authz.pb.idmesh.v1 import node_pb2, node_pb2_grpc
+
+        request = node_pb2.DetachRequest(namespace="default", name=name)
+        if call == "attach":
+            labels = fields.pop("labels")
+            request = node_pb2.AttachRequest(namespace="default", name=name, interface="eth0", **fields)
+            request.labels.labels.update(labels)
+        with grpc.insecure_channel(f"unix:{self.state.admin}") as channel:
+            try:
+                reply = getattr(node_pb2_grpc.AdminStub(channel), call.capitalize())(request, timeout=120)
+            except grpc.RpcError as error:
+                raise ConnectionError(str(error)) from None
+        if reply.failure:
+            raise ConnectionError(reply.failure)
+        return reply
 
     def kill(self) -> None:
         """As the kernel's out-of-memory killer does it."""
