@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from ext_authz.state import State
@@ -69,3 +70,18 @@ def remove(cgroup: Path) -> str:
     except OSError as error:
         return f"cgroup {cgroup}: {error.strerror}"
     return ""
+
+
+@contextlib.contextmanager
+def opened(place: Path) -> Iterator[int]:
+    """
+    A descriptor of a cgroup, or of a namespace, for programs to be hung on it.
+
+    Raises:
+        OSError: It is gone.
+    """
+    descriptor = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)

@@ -8,31 +8,38 @@ identity; where the live tables say another one, nothing passes either, so the t
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
-import os
 import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ext_authz.agent.attachments import Attachment, is_stand_in
+from ext_authz.agent.cgroups import opened
 from ext_authz.datapath import Datapath, DatapathError
 from ext_authz.datapath._datapath import lib
-from ext_authz.datapath.layout import packed, row
+from ext_authz.datapath.addresses import packed
+from ext_authz.datapath.layout import row
+from ext_authz.datapath.syscall import AttachType
 from ext_authz.engine.engine import Engine
 
-# Hooks and the kernel's attach types.
-_SOCKETS = {
-    "connect4": 10,
-    "connect6": 11,
-    "sendmsg4": 14,
-    "sendmsg6": 15,
-    "recvmsg4": 19,
-    "recvmsg6": 20,
-    "getpeername4": 29,
-    "getpeername6": 30,
+_SOCKETS = (
+    "connect4",
+    "connect6",
+    "sendmsg4",
+    "sendmsg6",
+    "recvmsg4",
+    "recvmsg6",
+    "getpeername4",
+    "getpeername6",
+)
+_WORKLOAD = ("ingress", "egress", "create", "opened", "bind4", "bind6", *_SOCKETS)
+# Hooks that the kernel calls otherwise than we.
+_ATTACH_TYPES = {
+    "ingress": AttachType.CGROUP_INGRESS,
+    "egress": AttachType.CGROUP_EGRESS,
+    "create": AttachType.SOCKET_CREATE,
+    "opened": AttachType.SOCK_OPS,
 }
-_WORKLOAD = {"ingress": 0, "egress": 1, "create": 2, "opened": 3, "bind4": 8, "bind6": 9, **_SOCKETS}
 
 
 class Cgroups:
@@ -50,7 +57,7 @@ class Cgroups:
         had = any(self._kernel.is_living(name) for name in self.names(attachment))
         try:
             for hook, folder in _hooks(attachment):
-                with _opened(folder) as descriptor:
+                with opened(folder) as descriptor:
                     self._kernel.link(_link(hook, attachment), hook, descriptor, _attach_type(hook))
         except (DatapathError, OSError):
             if not had:
@@ -111,8 +118,9 @@ def _hooks(attachment: Attachment) -> Iterator[tuple[str, Path]]:
             yield hook, Path(attachment.service_cgroup)
 
 
-def _attach_type(program: str) -> int:
-    return _WORKLOAD[program.removeprefix("workload_")]
+def _attach_type(program: str) -> AttachType:
+    hook = program.removeprefix("workload_")
+    return _ATTACH_TYPES[hook] if hook in _ATTACH_TYPES else AttachType[hook.upper()]
 
 
 def _link(program: str, attachment: Attachment) -> str:
@@ -131,12 +139,3 @@ def _row(attachment: Attachment, engine: Engine) -> bytes:
         address6_bytes=packed(known[6]) if 6 in known else bytes(16),
         flags=lib.IDM_WORKLOAD_SHARED if is_stand_in(attachment.addresses[0]) else 0,
     )
-
-
-@contextlib.contextmanager
-def _opened(folder: Path) -> Iterator[int]:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)

@@ -3,18 +3,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
+from ext_authz.agent.cgroups import opened
 from ext_authz.datapath import Datapath
+from ext_authz.datapath.syscall import AttachType
 
-# The kernel's attach types.
-_EGRESS, _SOCK_OPS, _GETSOCKOPT, _SETSOCKOPT, _SK_LOOKUP = 1, 3, 21, 22, 36
 # Programs, each the only link of its name: above all cgroups, and at Envoy's.
-BASE_HOOKS = {"keep_marks": _SETSOCKOPT, "keep_packets": _EGRESS}
-CGROUP_HOOKS = {"envoy_sockets": _SOCK_OPS, "original_destination": _GETSOCKOPT}
+BASE_HOOKS = {"keep_marks": AttachType.SETSOCKOPT, "keep_packets": AttachType.CGROUP_EGRESS}
+CGROUP_HOOKS = {"envoy_sockets": AttachType.SOCK_OPS, "original_destination": AttachType.GETSOCKOPT}
 
 
 class Steering:
@@ -30,8 +27,8 @@ class Steering:
         Raises:
             DatapathError: Not there.
         """
-        with _opened(Path("/proc/thread-self/ns/net")) as namespace:
-            self._kernel.link("choose_listener", "choose_listener", namespace, _SK_LOOKUP)
+        with opened(Path("/proc/thread-self/ns/net")) as namespace:
+            self._kernel.link("choose_listener", "choose_listener", namespace, AttachType.SK_LOOKUP)
 
     def guard(self, base: Path, envoy: Path) -> None:
         """
@@ -44,15 +41,6 @@ class Steering:
             DatapathError, OSError: It is not guarded.
         """
         for folder, hooks in ((base, BASE_HOOKS), (envoy, CGROUP_HOOKS)):
-            with _opened(folder) as cgroup:
+            with opened(folder) as cgroup:
                 for program, attach_type in hooks.items():
                     self._kernel.link(program, program, cgroup, attach_type)
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[int]:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)

@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
-import platform
+import struct
 from pathlib import Path
 
+from ext_authz.datapath.syscall import bpf
+
 BTF = Path("/sys/kernel/btf/vmlinux")
-_BPF_CALLS = {"x86_64": 321, "aarch64": 280}
 _MAP_CREATE, _ARRAY = 0, 2
 
 
@@ -34,19 +34,13 @@ def _has_bpffs() -> bool:
 
 def _refused() -> str:
     """Make a map of one row, and forget it: root of a container may lack the capability."""
-    number = _BPF_CALLS.get(platform.machine())
-    if number is None:
-        return f"not tried on {platform.machine()}"
-    words = (ctypes.c_uint32 * 32)(_ARRAY, 4, 4, 1)
-    libc = ctypes.CDLL(None, use_errno=True)
-    handle = libc.syscall(number, _MAP_CREATE, words, ctypes.sizeof(words))
-    if handle >= 0:
-        os.close(handle)
-        return ""
-    code = ctypes.get_errno()
-    if code == errno.EPERM:
-        return "BPF is not permitted (CAP_BPF or CAP_SYS_ADMIN is missing)"
-    return f"the kernel refuses BPF: {os.strerror(code)}"
+    try:
+        os.close(bpf(_MAP_CREATE, struct.pack("=IIII", _ARRAY, 4, 4, 1).ljust(128, b"\0")))
+    except OSError as error:
+        if error.errno == errno.EPERM:
+            return "BPF is not permitted (CAP_BPF or CAP_SYS_ADMIN is missing)"
+        return str(error.strerror) if error.errno == errno.ENOSYS else f"the kernel refuses BPF: {error.strerror}"
+    return ""
 
 
 def _unbuilt() -> str:

@@ -9,9 +9,10 @@ from typing import Any
 
 from ext_authz.cli import Failure
 from ext_authz.commands.tables import print_rows
+from ext_authz.datapath.addresses import unpacked
 from ext_authz.datapath.pinned import PinnedMap
 from ext_authz.datapath.service_table import unpack_backend, unpack_service
-from ext_authz.datapath.services import NODE_PORTS, PROTOCOLS, Front, Wanted, address_text
+from ext_authz.datapath.services import NODE_PORTS, PROTOCOLS, Front, Wanted
 from ext_authz.logs import escape
 from ext_authz.state import State
 
@@ -59,10 +60,10 @@ def _record(front: Front, value: bytes, backends: PinnedMap, told: dict[Front, W
         row = backends.lookup(struct.pack("=I", index))
         place, owner = unpack_backend(row) if row is not None else (None, 0)
         if place is not None and owner == number:
-            places.append({"address": address_text(place.address), "port": place.port})
+            places.append({"address": unpacked(place.address), "port": place.port})
     return {
         "service": told[front].owner if front in told else "",
-        "address": "" if front.address in NODE_PORTS else address_text(front.address),
+        "address": "" if front.address in NODE_PORTS else unpacked(front.address),
         "node_port": front.address in NODE_PORTS,
         "ip_version": 4 if front.address[:12] == NODE_PORTS[0][:12] else 6,
         "port": front.port,

@@ -16,12 +16,11 @@ from typing import Any
 from ext_authz.datapath._datapath import ffi, lib
 from ext_authz.datapath.errors import DatapathError
 from ext_authz.datapath.sets import Pins
+from ext_authz.datapath.syscall import AttachType
 
-INGRESS, EGRESS = 46, 47  # the kernel's BPF_TCX_*
-SK_LOOKUP = 36
+INGRESS, EGRESS = AttachType.TCX_INGRESS, AttachType.TCX_EGRESS
 # Host side of a veth: the program of each direction.
-VETH = {INGRESS: "from_workload", EGRESS: "to_workload"}
-_TCX_LINK = 11
+VETH: dict[int, str] = {INGRESS: "from_workload", EGRESS: "to_workload"}
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from functools import cache
 from typing import Any
 
@@ -54,20 +53,3 @@ def c_layout(name: str) -> tuple[int, dict[str, int]]:
     """Size of a struct and the offset of each member, as the C compiler has them."""
     kind: Any = ffi.typeof(f"struct {name}")
     return ffi.sizeof(kind), {field: each.offset for field, each in kind.fields}
-
-
-def packed(address: str) -> bytes:
-    """
-    An address as maps have it: 16 bytes, IPv4 as ::ffff:a.b.c.d.
-
-    Raises:
-        ValueError: Not an address.
-    """
-    parsed = ipaddress.ip_address(address)
-    return parsed.packed if parsed.version == 6 else bytes(10) + b"\xff\xff" + parsed.packed
-
-
-def unpacked(data: bytes) -> str:
-    """The address as people write it."""
-    mapped = ipaddress.IPv6Address(data)
-    return str(mapped.ipv4_mapped or mapped)

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from ext_authz.datapath._datapath import ffi, lib
+from ext_authz.datapath.addresses import packed
 from ext_authz.datapath.errors import DatapathError
 from ext_authz.datapath.hooks import Hooks
-from ext_authz.datapath.layout import LAYOUT, packed, row
+from ext_authz.datapath.layout import LAYOUT, row
 from ext_authz.datapath.lock import Lock
 from ext_authz.datapath.maps import MapSet, Snapshot
 from ext_authz.datapath.mount import Mount, close_mount, kind_of, open_mount

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ext_authz.datapath._datapath import ffi, lib
+from ext_authz.datapath.addresses import unpacked
 from ext_authz.datapath.errors import DatapathError, MapFull, Refused
-from ext_authz.datapath.layout import COUNTERS, NO_INDEX, row, unpacked
+from ext_authz.datapath.layout import COUNTERS, NO_INDEX, row
 from ext_authz.datapath.objects import objects_in
 from ext_authz.datapath.results import Connection, Counter, LiveState, MapInfo, Report, Run
 from ext_authz.engine.layout import TableKind

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
 Pinned maps, read by whoever looks on: without the loader, its lock or any program, and never written.
-
-Source: bpf(2); union bpf_attr in include/uapi/linux/bpf.h.
 """
 
 from __future__ import annotations
@@ -10,18 +8,16 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import platform
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-_CALLS = {"x86_64": 321, "aarch64": 280}
-_LOOKUP, _NEXT_KEY, _OBJECT_GET, _INFO = 1, 4, 7, 15
+from ext_authz.datapath.syscall import bpf, info_of, open_pin
+
+_LOOKUP, _NEXT_KEY = 1, 4
 _READ_ONLY = 8  # BPF_F_RDONLY
 _PERCPU = (5, 6, 10, 21)
 _MAP_INFO = struct.Struct("=IIIII")
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class PinnedMap:
@@ -32,11 +28,8 @@ class PinnedMap:
         Raises:
             OSError: There is no such pin, or it is no map, or may not be read.
         """
-        name = ctypes.create_string_buffer(os.fsencode(path))
-        self._handle = _bpf(_OBJECT_GET, struct.pack("=QII", ctypes.addressof(name), 0, _READ_ONLY), path)
-        info = ctypes.create_string_buffer(88)
-        _bpf(_INFO, struct.pack("=IIQ", self._handle, len(info), ctypes.addressof(info)), path)
-        self.type, _, self.key_size, self.value_size, self.rows_max = _MAP_INFO.unpack_from(info)
+        self._handle = open_pin(path, _READ_ONLY)
+        self.type, _, self.key_size, self.value_size, self.rows_max = _MAP_INFO.unpack_from(info_of(self._handle, 88))
 
     def __enter__(self) -> PinnedMap:
         return self
@@ -52,7 +45,7 @@ class PinnedMap:
         value = ctypes.create_string_buffer(self.value_size)
         words = struct.pack("=IIQQQ", self._handle, 0, ctypes.addressof(wanted), ctypes.addressof(value), 0)
         try:
-            _bpf(_LOOKUP, words)
+            bpf(_LOOKUP, words)
         except OSError as error:
             if error.errno == errno.ENOENT:
                 return None
@@ -75,21 +68,9 @@ class PinnedMap:
         found = ctypes.create_string_buffer(self.key_size)
         place = ctypes.addressof(at) if at is not None else 0
         try:
-            _bpf(_NEXT_KEY, struct.pack("=IIQQ", self._handle, 0, place, ctypes.addressof(found)))
+            bpf(_NEXT_KEY, struct.pack("=IIQQ", self._handle, 0, place, ctypes.addressof(found)))
         except OSError as error:
             if error.errno == errno.ENOENT:
                 return None
             raise
         return found.raw
-
-
-def _bpf(command: int, words: bytes, path: Path | None = None) -> int:
-    number = _CALLS.get(platform.machine())
-    if number is None:
-        raise OSError(errno.ENOSYS, f"not tried on {platform.machine()}")
-    attributes = ctypes.create_string_buffer(words, len(words))
-    result = int(_libc.syscall(number, command, attributes, len(words)))
-    if result < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code), str(path) if path else None)
-    return result

@@ -7,12 +7,12 @@ Source: bpf/include/idmesh/datapath.h; service_table.py keeps the kernel's maps 
 
 from __future__ import annotations
 
-import ipaddress
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ext_authz.datapath.addresses import packed
 from ext_authz.model.types import Service, ServicePort
 
 PROTOCOLS = {"TCP": 6, "UDP": 17, "SCTP": 132}
@@ -57,17 +57,6 @@ class Wanted:
     owner: str
 
 
-def address_bytes(text: str) -> bytes:
-    """16 bytes, IPv4 as ::ffff:a.b.c.d."""
-    parsed = ipaddress.ip_address(text)
-    return (bytes(10) + b"\xff\xff" if parsed.version == 4 else b"") + parsed.packed
-
-
-def address_text(packed: bytes) -> str:
-    parsed = ipaddress.IPv6Address(packed)
-    return str(parsed.ipv4_mapped or parsed)
-
-
 def wanted_rows(services: Iterable[Service], node: str | None = None) -> dict[Front, Wanted]:
     """
     What the maps should say, by front.
@@ -93,7 +82,7 @@ def contested(rows: Mapping[Front, Wanted]) -> list[Front]:
 
 def _of_service(service: Service, node: str | None) -> Iterable[tuple[Front, Wanted]]:
     owner = f"{service.namespace}/{service.name}"
-    addresses = [address_bytes(text) for text in service.addresses]
+    addresses = [packed(text) for text in service.addresses]
     node_ports = [any_of for any_of in NODE_PORTS if any(_is_mapped(any_of) == _is_mapped(own) for own in addresses)]
     for port in service.ports:
         places = _places(service, port, node)
@@ -107,7 +96,7 @@ def _of_service(service: Service, node: str | None) -> Iterable[tuple[Front, Wan
 def _places(service: Service, port: ServicePort, node: str | None) -> tuple[Place, ...]:
     """Sorted, so that equal services give equal rows however their slices were cut."""
     found = {
-        Place(address_bytes(target.address), target.port)
+        Place(packed(target.address), target.port)
         for target in service.targets
         if target.port_name == port.name and target.protocol == port.protocol
         if not service.local or (node is not None and target.node == node)

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ext_authz.datapath._datapath import lib
-from ext_authz.datapath.layout import NO_INDEX, packed, row, unpacked
+from ext_authz.datapath.addresses import packed, unpacked
+from ext_authz.datapath.layout import NO_INDEX, row
 from ext_authz.datapath.pinned import PinnedMap
 from ext_authz.engine.types import Direction, VerdictCode
 

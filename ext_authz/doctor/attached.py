@@ -2,65 +2,31 @@
 """
 What else acts on a workload's packets or on the listener they are steered to, as the kernel tells it.
 
-Source: bpf(2) BPF_PROG_QUERY and BPF_OBJ_GET_INFO_BY_FD; sock_diag(7), include/uapi/linux/inet_diag.h
+Source: sock_diag(7), include/uapi/linux/inet_diag.h
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import os
-import platform
 import socket
 import struct
 from collections.abc import Iterator
 
-_CALLS = {"x86_64": 321, "aarch64": 280}
-_PROGRAM_BY_ID, _INFO, _QUERY = 13, 15, 16
-TCX = {"ingress": 46, "egress": 47}
+from ext_authz.datapath.syscall import AttachType, attached_programs, program_name
+
+TCX = {"ingress": AttachType.TCX_INGRESS, "egress": AttachType.TCX_EGRESS}
 OURS = {"ingress": "from_workload", "egress": "to_workload"}
-_NAME_AT, _NAME_SIZE = 64, 16
-_PROGRAMS_MAX = 64
 _SOCK_DIAG, _BY_FAMILY, _DUMP, _DONE, _ERROR = 4, 20, 0x301, 3, 2
 _LISTEN = 1 << 10
 _MESSAGE_SIZE, _SOCKOPT, _TRANSPARENT = 72, 22, 1 << 5
 
-_libc = ctypes.CDLL(None, use_errno=True)
-
 
 def tcx_programs(ifindex: int, way: str) -> list[str]:
     """Names of the programs on an interface of this namespace, in the order in which they run."""
-    ids = (ctypes.c_uint32 * _PROGRAMS_MAX)()
-    words = bytearray(
-        struct.pack("=IIIIQI", ifindex, TCX[way], 0, 0, ctypes.addressof(ids), _PROGRAMS_MAX).ljust(64, b"\0")
-    )
-    if _bpf(_QUERY, words) < 0:
-        return []
-    count = struct.unpack_from("=I", words, 24)[0]
-    return [_program_name(ids[index]) for index in range(count)]
-
-
-def _program_name(number: int) -> str:
-    """The kernel's name of a program, or its number."""
-    handle = _bpf(_PROGRAM_BY_ID, bytearray(struct.pack("=III", number, 0, 0)))
-    if handle < 0:
-        return f"program {number}"
     try:
-        info = ctypes.create_string_buffer(232)
-        if _bpf(_INFO, bytearray(struct.pack("=IIQ", handle, len(info), ctypes.addressof(info)))) < 0:
-            return f"program {number}"
-        name = info.raw[_NAME_AT : _NAME_AT + _NAME_SIZE].rstrip(b"\0").decode("ascii", "replace")
-        return name or f"program {number}"
-    finally:
-        os.close(handle)
-
-
-def _bpf(command: int, words: bytearray) -> int:
-    number = _CALLS.get(platform.machine())
-    if number is None:
-        return -1
-    room = (ctypes.c_char * len(words)).from_buffer(words)
-    return int(_libc.syscall(number, command, room, len(words)))
+        return [program_name(number) or f"program {number}" for number in attached_programs(ifindex, TCX[way])]
+    except OSError:
+        return []
 
 
 def is_transparent(port: int, family: int = socket.AF_INET) -> bool | None:

@@ -430,7 +430,8 @@ def _send_marked(site: Site, traffic: Traffic, token: int) -> None:
 
 def _open_as_envoy(site: Site, traffic: Traffic, token: int) -> None:
     """The row that the program at Envoy's sockets writes when Envoy connects. The victim's address is the lower one."""
-    from ext_authz.datapath.layout import packed, row
+    from ext_authz.datapath.addresses import packed
+    from ext_authz.datapath.layout import row
 
     datapath, no_index = site.kernel.datapath, 0xFFFFFFFF
     key = row("idm_connection_key").pack(

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ext_authz.datapath import Datapath
-from ext_authz.datapath.layout import NO_INDEX, packed, row
+from ext_authz.datapath.addresses import packed
+from ext_authz.datapath.layout import NO_INDEX, row
 from ext_authz.engine import Engine, Flow
 from ext_authz.engine.layout import ENDPOINT_LOCAL, IdentitiesSection, PoliciesSection, TableKind, record, section_bytes
 

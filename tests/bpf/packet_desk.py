@@ -18,7 +18,8 @@ from typing import Any
 
 from ext_authz.datapath._datapath import ffi, lib
 
-from ext_authz.datapath.layout import COUNTERS, LAYOUT, NO_INDEX, packed, row, unpacked
+from ext_authz.datapath.addresses import packed, unpacked
+from ext_authz.datapath.layout import COUNTERS, LAYOUT, NO_INDEX, row
 from ext_authz.play.network import Space
 
 ROOT = Path(__file__).resolve().parents[2]

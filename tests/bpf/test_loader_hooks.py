@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from ext_authz.datapath import Datapath, DatapathError
-from ext_authz.datapath.hooks import EGRESS, INGRESS, SK_LOOKUP
+from ext_authz.datapath.hooks import EGRESS, INGRESS
+from ext_authz.datapath.syscall import AttachType
 from tests.bpf.loader_objects import DROP, UNSPEC, build
 from tests.bpf.net import GATEWAY4, INTERFACE, End, Network, eventually
 from tests.bpf.state import difference, namespace_state
@@ -275,13 +276,13 @@ def test_other_hooks_are_pinned_replaced_and_detached(net: Network, folder: Path
     datapath = Datapath.open(folder / "bpf", passing, SIZES)
     descriptor = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY)
     before = namespace_state(net.node)
-    datapath.link("choose-node", "choose", net.node.descriptor, SK_LOOKUP)
+    datapath.link("choose-node", "choose", net.node.descriptor, AttachType.SK_LOOKUP)
     datapath.link("keep-envoy", "keep", descriptor, CGROUP_EGRESS)
     os.close(descriptor)
     assert "new: sk_lookup" in " ".join(difference(before, namespace_state(net.node)))
     found = {link.name: link for link in datapath.hooks.links()}
     assert found["keep-envoy"].target == cgroup.stat().st_ino
-    assert found["choose-node"].attach_type == SK_LOOKUP
+    assert found["choose-node"].attach_type == AttachType.SK_LOOKUP
     programs = {name: link.program for name, link in found.items()}
     assert datapath.upgrade() == 2
     assert not set(programs.values()) & {link.program for link in datapath.hooks.links()}
@@ -302,9 +303,9 @@ def test_a_link_follows_its_name_to_another_cgroup(net: Network, folder: Path, c
         (link,) = datapath.hooks.links()
         assert link.target == place.stat().st_ino
         assert datapath.living() == {"keep-1"}
-    datapath.link("choose", "choose", net.node.descriptor, SK_LOOKUP)
+    datapath.link("choose", "choose", net.node.descriptor, AttachType.SK_LOOKUP)
     other = net.add("other", "10.1.0.1")
-    datapath.link("choose", "choose", other.space.descriptor, SK_LOOKUP)
+    datapath.link("choose", "choose", other.space.descriptor, AttachType.SK_LOOKUP)
     (link,) = [one for one in datapath.hooks.links() if one.name == "choose"]
     assert link.target == os.fstat(other.space.descriptor).st_ino
     datapath.cleanup()

@@ -22,8 +22,9 @@ import yaml
 from ext_authz.casefile import Case, Document
 from ext_authz.compiler.compile import Compiler
 from ext_authz.datapath import Datapath, MapFull
+from ext_authz.datapath.addresses import packed
 from ext_authz.datapath.hooks import EGRESS
-from ext_authz.datapath.layout import NO_INDEX, packed, row
+from ext_authz.datapath.layout import NO_INDEX, row
 from ext_authz.engine import Engine
 from ext_authz.identity.allocator import MemoryAllocator
 from ext_authz.play.prepare import Prepared, prepare

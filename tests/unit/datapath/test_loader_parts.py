@@ -94,7 +94,7 @@ def test_missing_capabilities_are_named(tmp_path: Path, held: str, lacking: str)
 @pytest.mark.needs_loader
 @pytest.mark.parametrize("text", ["10.1.2.3", "::1", "fd00:1::1", "0.0.0.0", "::"])
 def test_addresses_come_back_as_they_went(text: str) -> None:
-    from ext_authz.datapath.layout import packed, unpacked
+    from ext_authz.datapath.addresses import packed, unpacked
 
     assert len(packed(text)) == 16
     assert unpacked(packed(text)) == text

@@ -7,13 +7,12 @@ import dataclasses
 
 import pytest
 
+from ext_authz.datapath.addresses import packed, unpacked
 from ext_authz.datapath.services import (
     NODE_PORTS,
     Front,
     Place,
     Wanted,
-    address_bytes,
-    address_text,
     contested,
     wanted_rows,
 )
@@ -32,11 +31,11 @@ SERVICE = Service(
 
 
 def front(address: str, port: int, protocol: int = TCP) -> Front:
-    return Front(address_bytes(address), port, protocol)
+    return Front(packed(address), port, protocol)
 
 
 def places(*texts: str, port: int = 8080) -> tuple[Place, ...]:
-    return tuple(Place(address_bytes(text), port) for text in texts)
+    return tuple(Place(packed(text), port) for text in texts)
 
 
 def changed(**fields: object) -> Service:
@@ -91,5 +90,5 @@ def test_the_order_of_targets_does_not_matter() -> None:
 
 @pytest.mark.parametrize("text", ["10.96.0.1", "fd96::1"])
 def test_addresses_come_back_as_they_went(text: str) -> None:
-    assert address_text(address_bytes(text)) == text
+    assert unpacked(packed(text)) == text
     assert Front.unpack(front(text, 80).pack()) == front(text, 80)

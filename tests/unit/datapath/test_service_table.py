@@ -14,9 +14,10 @@ from collections.abc import Iterable
 
 import pytest
 
+from ext_authz.datapath.addresses import packed
 from ext_authz.datapath.errors import DatapathError, MapFull
 from ext_authz.datapath.service_table import ServiceTable
-from ext_authz.datapath.services import Front, Place, Wanted, address_bytes
+from ext_authz.datapath.services import Front, Place, Wanted
 
 SIZE = 64
 
@@ -78,11 +79,11 @@ class Maps:
 
 
 def front(number: int) -> Front:
-    return Front(address_bytes(f"10.96.0.{number}"), 80, 6)
+    return Front(packed(f"10.96.0.{number}"), 80, 6)
 
 
 def wanted(*numbers: int, affinity_s: int = 0) -> Wanted:
-    return Wanted(tuple(Place(address_bytes(f"10.1.0.{n}"), 8080) for n in numbers), affinity_s, "shop/web")
+    return Wanted(tuple(Place(packed(f"10.1.0.{n}"), 8080) for n in numbers), affinity_s, "shop/web")
 
 
 @pytest.fixture
