@@ -33,6 +33,7 @@ TABLES = (
     "revisions",
     "packets",
     "steering",
+    "pods",
 )
 
 
