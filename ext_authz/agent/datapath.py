@@ -32,6 +32,8 @@ _FIRST_WAIT_S = 0.1
 _CALL_S = 60.0
 _LINE_MAX = 16 << 20
 _LOOK_S = 0.1
+# How often a node begins again whose process was killed while it loaded: that says nothing about its host.
+_STARTS = 5
 
 
 class Mode(StrEnum):
@@ -42,6 +44,10 @@ class Mode(StrEnum):
 
 class DatapathError(Exception):
     """The data path could not do it; what it enforced before it enforces still."""
+
+
+class Killed(DatapathError):
+    """Its process ended by a signal, and so without a word why."""
 
 
 class Datapath:
@@ -94,11 +100,15 @@ class Datapath:
             raise DatapathError(self.why_not)
         if not self.wanted:
             return
-        try:
-            await self._running()
-        except DatapathError:
-            if self._must:
-                raise
+        for start in range(1, _STARTS + 1):
+            try:
+                await self._running()
+            except DatapathError as error:
+                if self._must and isinstance(error, Killed) and start < _STARTS:
+                    continue
+                if self._must:
+                    raise
+            return
 
     async def loop(self) -> None:
         """Start it anew when it has died."""
@@ -207,7 +217,7 @@ class Datapath:
         assert process.stdout is not None
         try:
             line = await asyncio.wait_for(process.stdout.readline(), _CALL_S)
-            said = json.loads(line) if line else {"failure": f"it ended ({await process.wait()})"}
+            said = json.loads(line) if line else {"failure": f"it ended ({await process.wait()})", "unsaid": True}
         except (TimeoutError, ValueError):
             said = {"failure": "it does not answer"}
         if said.get("failure"):
@@ -217,7 +227,8 @@ class Datapath:
             self._failure = str(said["failure"])
             self._backoff.ended()
             event(log, logging.ERROR, "the data path does not start", reason=self._failure)
-            raise DatapathError(self._failure)
+            killed = "unsaid" in said and (process.returncode or 0) < 0
+            raise (Killed if killed else DatapathError)(self._failure)
         self._failure = ""
         self._process = process
         self._reader = asyncio.create_task(self._read(process))

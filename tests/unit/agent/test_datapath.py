@@ -73,6 +73,33 @@ def test_a_node_that_must_have_it_does_not_start_without(state: State) -> None:
     asyncio.run(Datapath(state, Mode.AUTO, "not root").start())
 
 
+@pytest.mark.parametrize(("deaths", "starts"), [(2, True), (9, False)])
+def test_a_process_that_is_killed_while_it_loads_is_started_again(
+    state: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deaths: int, starts: bool
+) -> None:
+    """Somebody's SIGKILL is no answer about this host; but who always dies shall not be started for ever."""
+    tally = tmp_path / "tally"
+    (tmp_path / "dies.py").write_text(
+        f"import os, sys\nwith open({str(tally)!r}, 'a') as out: out.write('.')\n"
+        f"if os.path.getsize({str(tally)!r}) <= {deaths}: os.kill(os.getpid(), 9)\n"
+        "print('{\"pid\": 1}', flush=True)\nsys.stdin.read()\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr("ext_authz.agent.datapath.MODULE", "dies")
+
+    async def begin() -> None:
+        datapath = Datapath(state, Mode.ON)
+        await datapath.start()
+        await datapath.stop()
+
+    if starts:
+        asyncio.run(begin())
+    else:
+        with pytest.raises(DatapathError, match=r"it ended \(-9\)"):
+            asyncio.run(begin())
+    assert tally.stat().st_size == min(deaths + 1, 5)
+
+
 def test_who_waits_for_every_reader_waits_for_a_kernel_whose_process_is_dead(state: State) -> None:
     write_json(state.status, {"revision": 5, "datapath": {"active": True, "pid": None}})
     write_json(state.readers / "datapath.json", {"pid": 2**22 - 1, "door": "bpf", "revision": 3})
