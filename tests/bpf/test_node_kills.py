@@ -81,14 +81,14 @@ class Killer:
 
     def turn(self, number: int) -> None:
         """One kill; the node is on its way back afterwards, and perhaps not yet there."""
-        moment = self._chance.choice(["load", "load", "load", "update", "attach", "detach"])
+        moment = self._chance.choice([*("load",) * 4, "update", "attach", "detach"])
         if moment == "load":
             time.sleep(self._chance.uniform(0, self._load_s))
         else:
             self.recover()
             self._begin(moment, number)
             time.sleep(self._chance.uniform(0, 0.3))
-        victim = self._chance.choice(["agent", "agent", "data path", "both"])
+        victim = self._chance.choice(["agent", "data path", "data path", "both"])
         self._kill(victim)
         self.kills[f"{victim} at {moment}"] += 1
 

@@ -25,7 +25,8 @@ from typing import Any
 from tests.bpf.net import ETH_ALL, INTERFACE, End
 
 Target = tuple[str, int]
-_ATTACH_FILTER, _PATIENCE_S = 26, 20.0
+_ATTACH_FILTER = 26
+_PATIENCE_S, _LATE_S = 20.0, 1.0
 
 
 class Flow(threading.Thread):
@@ -157,7 +158,7 @@ class Datagrams(Flow):
             self.arrived += 1
 
     def close(self) -> None:
-        until = time.monotonic() + _PATIENCE_S if self.arrived else 0.0
+        until = time.monotonic() + _LATE_S if self.arrived else 0.0
         self._drain()
         while self.arrived < self.sent and time.monotonic() < until:
             time.sleep(0.01)
@@ -241,6 +242,7 @@ class Watch:
         program = ctypes.create_string_buffer(_from_these(sources))
         place = struct.pack("=HxxxxxxQ", len(program) // 8, ctypes.addressof(program))
         self._socket.setsockopt(socket.SOL_SOCKET, _ATTACH_FILTER, place)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
         self._socket.bind((INTERFACE, ETH_ALL))
         self._socket.setblocking(False)
 
