@@ -8,7 +8,7 @@
  *   keep_packets   (egress, the same cgroup) drops packets that carry our marks all the same (a mark can come with a
  *                  message), and connections that Envoy opens in a client's name without its row.
  */
-#include "lookup.h"
+#include "decide.h"
 #include "steer.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
@@ -40,80 +40,6 @@ static __always_inline bool is_envoy(uint64_t cgroup)
 
 // ---- listeners ----
 
-static __always_inline bool is_loopback(const struct idm_address *address, bool ip4)
-{
-	struct idm_address wanted = {.bytes = {[15] = 1}};
-
-	if (ip4)
-		wanted = steer_mapped(bpf_htonl(0x7f000001));
-	return steer_same_address(address, &wanted);
-}
-
-static __always_inline void keep_listener(struct bpf_sock_ops *ctx, const struct steer_end *local)
-{
-	bool ip4 = ctx->family == FAMILY_IP4;
-	uint32_t row = only, slot = !ip4;
-	const struct idm_config *settings = bpf_map_lookup_elem(&config, &row);
-	uint32_t port;
-
-	if (!settings)
-		return;
-	port = ip4 || !settings->proxy_port6 ? settings->proxy_port : settings->proxy_port6;
-	if (!port || local->port != port || !is_loopback(&local->address, ip4))
-		return;
-	// Each worker has a listener of its own; whichever stands here, the kernel spreads over all of them.
-	bpf_sock_map_update(ctx, &listeners, &slot, BPF_ANY);
-}
-
-// ---- leg 1 ----
-
-// Who the server is, as the live tables say.
-static __always_inline void add_server(const struct live *live, const struct steer_end *server,
-				       struct idm_connection *ret)
-{
-	struct end end;
-
-	lookup_end(live, &server->address, packet_is_mapped(&server->address) ? PACKET_IP4 : PACKET_IP6, &end);
-	ret->destination_identity = end.identity;
-	ret->destination_endpoint = end.endpoint;
-	ret->destination_ifindex = end.ifindex;
-}
-
-/*
- * The row says REDIRECTED like its other leg's: judged again it lives on as long as L3/L4 does not deny it. Packets of
- * an Envoy that connects without a grant, or not from the grant's address, find no row and are dropped.
- */
-static __always_inline void open_leg(const struct steer_end *local, const struct steer_end *server, uint32_t mark)
-{
-	uint32_t token = IDM_MARK_TOKEN(mark);
-	struct idm_grant *grant = bpf_map_lookup_elem(&grants, &token);
-	struct idm_connection_key key;
-	struct live live;
-	struct idm_connection leg = {
-		.verdict = IDM_REDIRECTED,
-		.flags = IDM_CONNECTION_EGRESS | IDM_CONNECTION_INGRESS,
-		.egress_entry = IDM_NO_INDEX,
-		.ingress_entry = IDM_NO_INDEX,
-		.tcp = IDM_TCP_SYN,
-		.token = token,
-	};
-
-	if (!grant || !lookup_live(&live) || !steer_same_address(&grant->source, &local->address))
-		return;
-	leg.opened_ns = bpf_ktime_get_boot_ns();
-	leg.seen_s = leg.opened_ns / 1000000000;
-	leg.generation = live.generation;
-	leg.revision = live.revision;
-	leg.source_identity = grant->identity;
-	leg.source_endpoint = grant->endpoint;
-	add_server(&live, server, &leg);
-	if (steer_key(local, server, IDM_LEG_PROXY, &key))
-		leg.flags |= IDM_CONNECTION_SOURCE_HIGH;
-	bpf_map_update_elem(&connections, &key, &leg, BPF_ANY);
-}
-
-// ---- programs ----
-
 static __always_inline bool ends_of(const struct bpf_sock_ops *ctx, struct steer_end *local, struct steer_end *server)
 {
 	local->port = ctx->local_port;
@@ -132,21 +58,97 @@ static __always_inline bool ends_of(const struct bpf_sock_ops *ctx, struct steer
 	return true;
 }
 
+static __always_inline bool is_loopback(const struct idm_address *address, bool ip4)
+{
+	struct idm_address wanted = {.bytes = {[15] = 1}};
+
+	if (ip4)
+		wanted = steer_mapped(bpf_htonl(0x7f000001));
+	return steer_same_address(address, &wanted);
+}
+
+static __noinline int keep_listener(struct bpf_sock_ops *ctx)
+{
+	struct steer_end local, nobody;
+	bool ip4 = ctx->family == FAMILY_IP4;
+	uint32_t row = only, slot = !ip4;
+	const struct idm_config *settings = bpf_map_lookup_elem(&config, &row);
+	uint32_t port;
+
+	if (!settings || !ends_of(ctx, &local, &nobody))
+		return 0;
+	port = ip4 || !settings->proxy_port6 ? settings->proxy_port : settings->proxy_port6;
+	if (!port || local.port != port || !is_loopback(&local.address, ip4))
+		return 0;
+	// Each worker has a listener of its own; whichever stands here, the kernel spreads over all of them.
+	return bpf_sock_map_update(ctx, &listeners, &slot, BPF_ANY);
+}
+
+// ---- leg 1 ----
+
+static __always_inline void count(uint32_t reason)
+{
+	uint32_t index = reason * 2 + IDM_EGRESS;
+	struct idm_counter *counter = bpf_map_lookup_elem(&counters, &index);
+
+	// The table holds every reason; the verifier wants to see it asked.
+	if (counter)
+		counter->packets++;
+}
+
+// The packet that the connection begins with. A frame of its own: the stack is small.
+static __noinline int describe(struct bpf_sock_ops *ctx, struct packet *ret)
+{
+	struct steer_end local, server;
+
+	if (!ret || !ends_of(ctx, &local, &server))
+		return 0;
+	ret->source = local.address;
+	ret->destination = server.address;
+	ret->source_port = local.port;
+	ret->destination_port = server.port;
+	ret->protocol = IPPROTO_TCP;
+	ret->kind = packet_is_mapped(&server.address) ? PACKET_IP4 : PACKET_IP6;
+	ret->flags = PACKET_OPENS;
+	ret->tcp_flags = TCP_SYN;
+	return 1;
+}
+
+/*
+ * Judged by the revision in force, which Envoy need not have yet. Without a row the SYN is dropped (has_leg), so what
+ * is denied here fails at once. One that stands is another connection's, which had the same ports.
+ */
+static __noinline int open_leg(struct bpf_sock_ops *ctx, uint32_t mark)
+{
+	struct flow flow = {.now_ns = bpf_ktime_get_boot_ns()};
+	int reason;
+
+	if (!describe(ctx, &flow.packet))
+		return IDM_DROP_NOT_READY;
+	track_key(&flow, IDM_LEG_PROXY);
+	reason = lookup_live(&flow.live) ? decide_granted(&flow, IDM_MARK_TOKEN(mark)) : IDM_DROP_NOT_READY;
+	if (!reason)
+		reason = track_open(&flow);
+	if (!reason)
+		return 0;
+	bpf_map_delete_elem(&connections, &flow.key);
+	count(reason);
+	return reason;
+}
+
+// ---- programs ----
+
 SEC("sockops")
 int envoy_sockets(struct bpf_sock_ops *ctx)
 {
-	struct steer_end local, server;
-	struct bpf_sock *socket;
+	struct bpf_sock *socket = ctx->sk;
 
-	if (ctx->op != BPF_SOCK_OPS_TCP_LISTEN_CB && ctx->op != BPF_SOCK_OPS_TCP_CONNECT_CB)
-		return PASS;
-	socket = ctx->sk;
-	if (!socket || !ends_of(ctx, &local, &server))
+	if (!socket)
 		return PASS;
 	if (ctx->op == BPF_SOCK_OPS_TCP_LISTEN_CB)
-		keep_listener(ctx, &local);
-	else if ((socket->mark & IDM_MARK_MASK) == IDM_MARK_FROM_PROXY)
-		open_leg(&local, &server, socket->mark);
+		keep_listener(ctx);
+	else if (ctx->op == BPF_SOCK_OPS_TCP_CONNECT_CB && (socket->mark & IDM_MARK_MASK) == IDM_MARK_FROM_PROXY)
+		open_leg(ctx, socket->mark);
 	return PASS;
 }
 

@@ -121,7 +121,10 @@ static __always_inline int sent_packet(struct __sk_buff *skb, struct flow *flow)
 		// No row says what becomes of this packet.
 		if (!row)
 			flow->reversed = 0;
-		decide_flow(flow, row ? decide_opener(row) : 0);
+		if (row)
+			decide_again(flow, row);
+		else
+			decide_flow(flow, 0);
 		return sent_settle(skb, flow, row);
 	}
 	track_touch(flow, row);

@@ -199,7 +199,10 @@ static __always_inline int received_packet(struct __sk_buff *skb, struct flow *f
 		// No row says what becomes of this packet.
 		if (!row)
 			flow->reversed = 0;
-		decide_flow(flow, row ? decide_opener(row) : skb->ingress_ifindex ? 0 : lookup_host());
+		if (row)
+			decide_again(flow, row);
+		else
+			decide_flow(flow, skb->ingress_ifindex ? 0 : lookup_host());
 		return received_settle(skb, flow, row);
 	}
 	track_touch(flow, row);

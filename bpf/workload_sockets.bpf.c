@@ -117,7 +117,7 @@ static __always_inline int deny(void)
 static __always_inline bool has_own_source(const struct workload *own, const struct idm_address *source,
 					   const struct idm_address *destination)
 {
-	return !(own->row->flags & IDM_WORKLOAD_SHARED) && workload_is_set(source) && !workload_is_loopback(destination);
+	return !(own->row->flags & IDM_WORKLOAD_SHARED) && workload_is_set(source) && !packet_is_loopback(destination);
 }
 
 /* Connections of a workload with an address of its own come from there, also if several have the same host. */
@@ -314,7 +314,7 @@ static __noinline int open_steered(struct flow *flow, struct workload *own)
 	workload_decide_opened(flow, own);
 	flow->judged = 1;
 	if (flow->verdict != IDM_REDIRECTED || decide_settle(flow, NULL) ||
-	    !steer_grant(&flow->key, &flow->connection) || decide_write(flow, NULL))
+	    !workload_grant(flow, own) || decide_write(flow, NULL))
 		return 0;
 	if (report_wants_allowed())
 		tell(flow, 0);

@@ -92,6 +92,27 @@ static __always_inline uint32_t decide_opener(const struct idm_connection *row)
 }
 
 /*
+ * Who opened a flow, where not its address says so: a process of this host. Envoy's own connection for a workload
+ * without a namespace is judged by that workload's policy, as the tables have it now; nobody looks at it where it sends.
+ */
+static __always_inline void decide_process(const struct flow *flow, uint32_t opener, struct end *ret)
+{
+	uint32_t token = flow->connection.token;
+	const struct idm_grant *grant;
+
+	lookup_nobody(ret, opener);
+	if (flow->key.leg != IDM_LEG_PROXY || opener == lookup_host())
+		return;
+	grant = bpf_map_lookup_elem(&grants, &token);
+	// Forgotten: for whom Envoy speaks there is nobody to say, and nobody may do nothing.
+	if (!grant || grant->identity != opener) {
+		ret->identity = 0;
+		return;
+	}
+	lookup_end(&flow->live, &grant->source, packet_is_mapped(&grant->source) ? PACKET_IP4 : PACKET_IP6, ret);
+}
+
+/*
  * Judge the flow that the packet is of: fills flow->connection and the verdict that counts.
  * opener: identity of the process of this host that opened it, the host's or that of a workload without a namespace,
  * whose own programs judge what it sends; 0: whoever has the address.
@@ -106,10 +127,13 @@ PACKET_GLOBAL int decide_flow(struct flow *flow, uint32_t opener)
 	packet = &flow->packet;
 	// A process of this host is the host, whatever address it took.
 	if (opener)
-		lookup_nobody(&from, opener);
+		decide_process(flow, opener, &from);
 	else
 		lookup_end(&flow->live, flow->reversed ? &packet->destination : &packet->source, packet->kind, &from);
 	lookup_end(&flow->live, flow->reversed ? &packet->source : &packet->destination, packet->kind, &to);
+	// Only Envoy connects there for others: a workload without a namespace has the host's loopback.
+	if (flow->key.leg == IDM_LEG_PROXY && packet_is_loopback(&packet->destination))
+		lookup_nobody(&to, lookup_host());
 	decide_describe(flow, &from, &to, opener);
 	if (opener && opener != lookup_host())
 		flow->connection.flags |= IDM_CONNECTION_CGROUP;
@@ -124,6 +148,58 @@ PACKET_GLOBAL int decide_flow(struct flow *flow, uint32_t opener)
 		flow->verdict = IDM_DROPPED;
 		flow->drop_reason = IDM_DROP_NO_POLICY;
 	}
+	return 0;
+}
+
+/* Judge a connection again that stands. */
+static __always_inline void decide_again(struct flow *flow, const struct idm_connection *row)
+{
+	flow->connection.token = row->token;
+	decide_flow(flow, decide_opener(row));
+	// Whose token it will be is settled with the answer.
+	flow->connection.token = 0;
+}
+
+// Envoy has the client's address; for a workload without a namespace it may have any that such a one sends from.
+static __always_inline bool decide_may_speak(const struct flow *flow, const struct idm_grant *grant)
+{
+	const struct packet *packet = &flow->packet;
+	struct end end;
+
+	if (packet_same_address(&packet->source, &grant->source))
+		return true;
+	if (!(grant->flags & IDM_CONNECTION_CGROUP))
+		return false;
+	if (packet_is_nobody(&packet->source, packet->kind))
+		return packet_is_loopback(&packet->source);
+	lookup_end(&flow->live, &packet->source, packet->kind, &end);
+	return end.identity == grant->identity || end.identity == lookup_host();
+}
+
+/*
+ * A connection of Envoy's own that has no row: judged for the client of the token, as the revision in force has it.
+ * Returns a drop reason, or 0 with the row to be in flow->connection.
+ */
+static __always_inline int decide_granted(struct flow *flow, uint32_t token)
+{
+	const struct idm_grant *grant = bpf_map_lookup_elem(&grants, &token);
+	struct idm_connection *connection = &flow->connection;
+	uint32_t identity, flags;
+
+	// No grant: a token that was never given, or that is forgotten. Envoy speaks for nobody.
+	if (!grant || !decide_may_speak(flow, grant))
+		return IDM_DROP_UNKNOWN_SENDER;
+	identity = grant->identity;
+	flags = grant->flags;
+	connection->token = token;
+	flow->reversed = 0;
+	decide_flow(flow, flags & IDM_CONNECTION_CGROUP ? identity : flags & IDM_CONNECTION_HOST ? lookup_host() : 0);
+	flow->judged = 1;
+	if (flow->verdict == IDM_DROPPED)
+		return flow->drop_reason ? flow->drop_reason : IDM_DROP_POLICY_DENIED;
+	if (connection->source_identity != identity)
+		return IDM_DROP_INVALID_IDENTITY;
+	connection->verdict = IDM_REDIRECTED;
 	return 0;
 }
 
@@ -157,7 +233,7 @@ static __always_inline void decide_keep(struct flow *flow, const struct idm_conn
  * What a verdict means for a connection that may already stand (row, or NULL). Returns a drop reason, or 0 with the
  * verdict to carry out in flow->connection.
  */
-static __noinline int decide_settle(struct flow *flow, struct idm_connection *row)
+static __noinline __attribute__((unused)) int decide_settle(struct flow *flow, struct idm_connection *row)
 {
 	int reason = 0;
 

@@ -96,6 +96,14 @@ static __always_inline bool packet_is_link_local(const struct idm_address *addre
 	return address->bytes[0] == 0xfe && (address->bytes[1] & 0xc0) == 0x80;
 }
 
+static __always_inline bool packet_is_loopback(const struct idm_address *address)
+{
+	if (packet_is_mapped(address))
+		return address->bytes[12] == 127;
+	return !packet_word(address, 0) && !packet_word(address, 1) && !packet_word(address, 2) &&
+	       packet_word(address, 3) == bpf_htonl(1);
+}
+
 // Addresses that no single machine has on the wire: this network, loopback, groups, broadcast, none.
 static __always_inline bool packet_is_nobody(const struct idm_address *address, uint8_t kind)
 {

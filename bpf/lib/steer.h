@@ -29,7 +29,7 @@ static __always_inline bool steer_same_address(const struct idm_address *one, co
 
 static __always_inline bool steer_same_client(const struct idm_grant *one, const struct idm_grant *other)
 {
-	return one->identity == other->identity && one->endpoint == other->endpoint &&
+	return one->identity == other->identity && one->endpoint == other->endpoint && one->flags == other->flags &&
 	       steer_same_address(&one->source, &other->source);
 }
 
@@ -50,44 +50,55 @@ static __always_inline uint32_t steer_new_token(const struct idm_token_key *clie
 
 /*
  * The client's token. 0: none could be given. Not static: the kernel checks it once, whatever its callers did before.
+ * grant: what the token is to stand for.
  */
-__noinline uint32_t steer_token(const struct idm_token_key *client, uint32_t generation)
+__noinline uint32_t steer_token(const struct idm_token_key *client, const struct idm_grant *grant)
 {
-	struct idm_grant grant = {.generation = generation};
 	uint32_t *known;
 	struct idm_grant *given;
 	uint32_t token;
 
-	if (!client)
+	if (!client || !grant)
 		return 0;
-	grant.source = client->source;
-	grant.identity = client->identity;
-	grant.endpoint = client->endpoint;
 	known = bpf_map_lookup_elem(&tokens, client);
 	// Not known: the client is new, or forgotten. What Envoy still has open with an older token ends with its grant.
 	if (!known)
-		return steer_new_token(client, &grant);
+		return steer_new_token(client, grant);
 	token = *known;
 	given = bpf_map_lookup_elem(&grants, &token);
 	// The grant alone was forgotten, and perhaps its number was given to somebody else since.
-	if (!given || !steer_same_client(given, &grant))
-		return steer_new_token(client, &grant);
-	given->generation = generation;
+	if (!given || !steer_same_client(given, grant))
+		return steer_new_token(client, grant);
+	given->generation = grant->generation;
 	return token;
 }
 
-static __always_inline bool steer_grant(const struct idm_connection_key *key, struct idm_connection *connection)
+/* known: where the tables have the client, if that is not where it sends from; else NULL. */
+static __always_inline bool steer_grant_known(const struct idm_connection_key *key, struct idm_connection *connection,
+					      const struct idm_address *known)
 {
 	struct idm_token_key client = {
 		.identity = connection->source_identity,
 		.endpoint = connection->source_endpoint,
 	};
+	struct idm_grant grant = {
+		.identity = connection->source_identity,
+		.endpoint = connection->source_endpoint,
+		.generation = connection->generation,
+		.flags = connection->flags & (IDM_CONNECTION_HOST | IDM_CONNECTION_CGROUP),
+	};
 
 	if (connection->token)
 		return true;
 	client.source = connection->flags & IDM_CONNECTION_SOURCE_HIGH ? key->high : key->low;
-	connection->token = steer_token(&client, connection->generation);
+	grant.source = known ? *known : client.source;
+	connection->token = steer_token(&client, &grant);
 	return connection->token;
+}
+
+static __always_inline bool steer_grant(const struct idm_connection_key *key, struct idm_connection *connection)
+{
+	return steer_grant_known(key, connection, NULL);
 }
 
 /*

@@ -37,19 +37,17 @@ static __always_inline bool workload_is_set(const struct idm_address *address)
 	return !packet_same_address(address, &none);
 }
 
-static __always_inline bool workload_is_loopback(const struct idm_address *address)
+// Where the tables know it.
+static __always_inline const struct idm_address *workload_known(const struct idm_workload *row)
 {
-	if (packet_is_mapped(address))
-		return address->bytes[12] == 127;
-	return !packet_word(address, 0) && !packet_word(address, 1) && !packet_word(address, 2) &&
-	       packet_word(address, 3) == bpf_htonl(1);
+	return workload_is_set(&row->address4) ? &row->address4 : &row->address6;
 }
 
 /* Its row as the live tables understand it. False: it is not ready, and nothing of it may pass. */
 static __always_inline bool workload_load(const struct live *live, const struct idm_workload *row,
 					  struct workload *ret)
 {
-	const struct idm_address *known = workload_is_set(&row->address4) ? &row->address4 : &row->address6;
+	const struct idm_address *known = workload_known(row);
 
 	ret->row = row;
 	lookup_end(live, known, packet_is_mapped(known) ? PACKET_IP4 : PACKET_IP6, &ret->end);
@@ -76,7 +74,7 @@ static __noinline int workload_meet(const struct flow *flow, struct workload *ow
 	const struct idm_address *address = is_source ? &flow->packet.source : &flow->packet.destination;
 	int reason = 0;
 
-	if (workload_is_loopback(address) || (incoming && over_lo)) {
+	if (packet_is_loopback(address) || (incoming && over_lo)) {
 		lookup_nobody(&own->peer, lookup_host());
 	} else {
 		lookup_end(&flow->live, address, flow->packet.kind, &own->peer);
@@ -86,6 +84,14 @@ static __noinline int workload_meet(const struct flow *flow, struct workload *ow
 	// Where all callers know the answer, the compiler leaves an address in its register, and the kernel refuses that.
 	asm volatile("" : "+r"(reason));
 	return reason;
+}
+
+// Its token, by which Envoy speaks for it.
+static __noinline bool workload_grant(struct flow *flow, const struct workload *own)
+{
+	struct idm_address known = *workload_known(own->row);
+
+	return steer_grant_known(&flow->key, &flow->connection, &known);
 }
 
 /* Judge a flow that the workload opens, both directions that are ours to judge. Fills the verdict and the row. */

@@ -42,8 +42,8 @@ static __always_inline bool workload_may_send(const struct workload *own, const 
 {
 	const struct idm_address *source = &packet->source;
 
-	if (workload_is_loopback(source))
-		return workload_is_loopback(&packet->destination);
+	if (packet_is_loopback(source))
+		return packet_is_loopback(&packet->destination);
 	if (over_lo && packet_same_address(source, &packet->destination))
 		return true;
 	if (own->row->flags & IDM_WORKLOAD_SHARED)
@@ -114,7 +114,7 @@ static __always_inline int workload_send(struct flow *flow, struct workload *own
 		return reason;
 	if (flow->connection.verdict == IDM_REDIRECTED) {
 		// Steering begins where the socket connects; what got here on another way has to begin again.
-		if (!over_lo || !steer_grant(&flow->key, &flow->connection))
+		if (!over_lo || !workload_grant(flow, own))
 			return IDM_DROP_PROXY_UNSUPPORTED;
 	}
 	return decide_write(flow, row);

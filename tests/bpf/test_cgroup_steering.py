@@ -81,11 +81,11 @@ def site(folder: Path, cgroup: Path, addresses: tuple[str, ...]) -> Iterator[Sit
         yield made
 
 
-def start(site: Site, policies: str) -> None:
+def start(site: Site, policies: str, concurrency: int = 2) -> None:
     from ext_authz.envoy_binary import find_envoy
 
     site.apply(policies)
-    site.start(find_envoy())
+    site.start(find_envoy(), concurrency=concurrency)
 
 
 @pytest.mark.parametrize("addresses", [(UNIT, UNIT6), ()], ids=["own", "shared"])
@@ -99,6 +99,18 @@ def test_requests_are_judged_and_come_from_the_workload(site: Site, addresses: t
             assert site.request(SERVER6, "/a") == 200
     assert [one.path for one in seen.seen] == ["/a"] * (2 if addresses else 1)
     assert seen.seen[0].peer in ((UNIT,) if addresses else (HOST, "169.254.1.1"))
+
+
+@pytest.mark.parametrize("addresses", [(UNIT, UNIT6), ()], ids=["own", "shared"])
+def test_envoys_connection_to_the_server_outlives_a_revision(site: Site) -> None:
+    server = site.add("server", SERVER, SERVER6)
+    policies = allow("unit", "server", 8080, egress=True, http="/a")
+    start(site, policies, concurrency=1)
+    with http_server(server, 8080):
+        assert site.request(SERVER, "/a") == 200
+        site.wait_for(site.apply(policies))
+        assert site.request(SERVER, "/a") == 200
+    assert site.stat("cluster.upstream.upstream_cx_total") == 1
 
 
 def test_ingress_of_the_server_is_judged_by_the_workloads_identity(site: Site) -> None:

@@ -20,7 +20,7 @@ from ext_authz.xds.setup import Steering
 from tests.bpf.bare import run_in
 from tests.bpf.net import Capture, connects, eventually, serve_greeting
 from tests.bpf.steered import Steered, http_server, policy
-from tests.bpf.test_steering_http import ingress, url
+from tests.bpf.test_steering_http import egress, ingress, url
 
 TO_PROXY, FROM_PROXY, SOCKETS = 0x200, 0xA00, 0x600
 OURS = [TO_PROXY, FROM_PROXY, SOCKETS, FROM_PROXY | 0x1005, 0x80000000 | TO_PROXY]
@@ -109,6 +109,32 @@ def test_envoys_cgroup_speaks_only_for_the_client_of_its_token(site: Steered) ->
         assert attempt("10.1.0.1", mark) == 0
         assert attempt("10.1.0.3", mark) != 0  # another's address
         assert attempt("10.1.0.1", mark ^ 1) != 0  # a token that nobody has
+
+
+@pytest.mark.needs_envoy
+@pytest.mark.parametrize("target", ["10.1.0.2", "203.0.113.7"], ids=["local", "elsewhere"])
+def test_envoys_connection_is_judged_by_the_revision_in_force(site: Steered, target: str) -> None:
+    """An Envoy that has not read it yet, or cannot, connects for a client that may not any more."""
+    client, server = site.add("client", "10.1.0.1"), site.add("server", "10.1.0.2")
+    outside = site.outside("outside", "203.0.113.7")
+    peer = server if target == "10.1.0.2" else outside
+    everyone = "toEntities: [all]"
+    site.apply(egress("/a", everyone))
+    site.start(find_envoy())
+    with http_server(peer, 8080), Capture(peer) as seen:
+        assert site.get(client, url(target, "/a")).status == 200
+        ((token, _),) = site.kernel.rows("grants", 4, 32).items()
+        number = struct.unpack("=I", token)[0]
+        mark = FROM_PROXY | number & 0xFF | (number & 0xFFFF00) << 4
+
+        def attempt() -> int:
+            return int(run_in(site.envoy_cgroup, site.host, lambda: connect_as("10.1.0.1", target, mark)))
+
+        assert attempt() == 0
+        site.apply(egress("/a", everyone).replace("8080", "8081"))
+        before = len(seen.having(ip_address("10.1.0.1").packed + ip_address(target).packed))
+        assert attempt() != 0
+        assert len(seen.having(ip_address("10.1.0.1").packed + ip_address(target).packed)) == before
 
 
 def test_envoy_in_a_clients_name_is_never_taken_for_the_host(site: Steered) -> None:

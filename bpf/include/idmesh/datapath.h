@@ -199,11 +199,11 @@ struct idm_token_key {
 	uint32_t endpoint;
 };
 struct idm_grant {
-	struct idm_address source;
+	struct idm_address source; /* of a workload without a namespace: where endpoints_N knows it, whatever it sends from */
 	uint32_t identity;
 	uint32_t endpoint;
 	uint32_t generation; /* when it was last given */
-	uint32_t reserved;
+	uint32_t flags;      /* IDM_CONNECTION_HOST, IDM_CONNECTION_CGROUP: as in the rows of the client's connections */
 };
 
 /*
