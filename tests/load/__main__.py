@@ -34,6 +34,7 @@ TABLES = (
     "packets",
     "steering",
     "pods",
+    "events",
 )
 
 

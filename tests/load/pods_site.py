@@ -59,10 +59,10 @@ class Pods:
         self._client.space.sysctl("ipv4.ip_local_port_range", "1024 65000")
         self._cgroup = stack.enter_context(own_cgroup(CGROUPS, folder.name))
         with self._net.node.inside():
-            self._datapath = Datapath.open(folder / "bpf", _objects())
+            self._datapath = Datapath.open(folder / "bpf", objects())
         stack.callback(lambda: self._datapath.cleanup(self._net.node.descriptor))
         self._datapath.locals([GATEWAY4, GATEWAY6])
-        self._datapath.publish(_snapshot(endpoints))
+        self._datapath.publish(snapshot(endpoints))
         self._bare = Bare(folder / "bpf", str(build_bpf("pods", folder).with_suffix("").with_suffix("")))
         stack.callback(self._bare.close)
         for end, address in ((self._client, CLIENT), (self._server, SERVER)):
@@ -204,7 +204,8 @@ def _started(make: Callable[[], Pods]) -> Pods:
         raise machine.Missing(str(error)) from error
 
 
-def _objects() -> Path | None:
+def objects() -> Path | None:
+    """The folder of *.bpf.o, if they are not those of the package."""
     return Path(os.environ[OBJECTS_VARIABLE]) if OBJECTS_VARIABLE in os.environ else None
 
 
@@ -219,10 +220,10 @@ def _softirq_threads() -> Iterator[Path]:
                 continue
 
 
-def _snapshot(endpoints: int) -> bytes:
+def snapshot(endpoints: int) -> bytes:
     """The pods, both directions of theirs under policy, among others."""
-    objects = scale(Scale(0, endpoints, max(1, endpoints // 5)))
-    objects.append({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "pods"}})
+    found = scale(Scale(0, endpoints, max(1, endpoints // 5)))
+    found.append({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "pods"}})
     port = {"ports": [{"port": str(PORT), "endPort": PORT + 1, "protocol": "TCP"}]}
     for name, address, side, peer, word in (
         ("client", CLIENT, "egress", "server", "toEndpoints"),
@@ -230,8 +231,8 @@ def _snapshot(endpoints: int) -> bytes:
     ):
         rule = {word: [{"matchLabels": {"app": peer}}], "toPorts": [port]}
         spec = {"endpointSelector": {"matchLabels": {"app": name}}, side: [rule]}
-        objects += [_pod(name, address), _policy(name, spec)]
-    return snapshot_of(objects)
+        found += [_pod(name, address), _policy(name, spec)]
+    return snapshot_of(found)
 
 
 def _pod(name: str, address: str) -> Object:
