@@ -7,8 +7,8 @@
  * is translated is judged later, as packets to the backend: these programs open nothing. A Service without backends
  * refuses the connection, as a host where nobody listens does.
  *
- * A workload in a network namespace whose cgroup is not known gets no translation: its packets to a Service's address
- * are judged as packets to that address, which no endpoint has (world), and never leave for a backend unjudged.
+ * A workload in a network namespace whose cgroup is not known gets no translation. If it has a policy of egress, its
+ * packets to a Service's address are refused where they are judged (decide.h): a NAT of the host might lead them on.
  */
 #include "maps.h"
 #include "socket.h"

@@ -210,9 +210,10 @@ int from_workload(struct __sk_buff *skb)
 	struct flow flow = {.hook = IDM_HOOK_FROM_WORKLOAD, .direction = IDM_EGRESS, .action = STEER_PASS};
 
 	int answer = report_leave(skb, &flow, sent(skb, &flow));
+	uint8_t reason = flow.drop_reason;
 
 	// Nothing can carry it on: the client is told rather than left waiting.
-	return answer == STEER_DROP && flow.drop_reason == IDM_DROP_PROXY_UNSUPPORTED ?
+	return answer == STEER_DROP && (reason == IDM_DROP_PROXY_UNSUPPORTED || reason == DECIDE_NO_BACKEND) ?
 		       refuse(skb, (struct refuse_room *)&flow) :
 		       answer;
 }

@@ -8,7 +8,21 @@
 
 #include "judge.h"
 #include "network.h"
+#include "service.h"
 #include "track.h"
+
+#define DECIDE_NO_BACKEND 158 // Hubble's number
+
+// Of the flow, not of the packet.
+static __always_inline const struct idm_address *decide_source(const struct flow *flow)
+{
+	return flow->reversed ? &flow->packet.destination : &flow->packet.source;
+}
+
+static __always_inline const struct idm_address *decide_destination(const struct flow *flow)
+{
+	return flow->reversed ? &flow->packet.source : &flow->packet.destination;
+}
 
 // The port that policy names: the destination's; of ICMP the type, of an answered echo that of the question.
 static __always_inline uint16_t decide_port(const struct flow *flow)
@@ -129,8 +143,8 @@ PACKET_GLOBAL int decide_flow(struct flow *flow, uint32_t opener)
 	if (opener)
 		decide_process(flow, opener, &from);
 	else
-		lookup_end(&flow->live, flow->reversed ? &packet->destination : &packet->source, packet->kind, &from);
-	lookup_end(&flow->live, flow->reversed ? &packet->source : &packet->destination, packet->kind, &to);
+		lookup_end(&flow->live, decide_source(flow), packet->kind, &from);
+	lookup_end(&flow->live, decide_destination(flow), packet->kind, &to);
 	// Only Envoy connects there for others: a workload without a namespace has the host's loopback.
 	if (flow->key.leg == IDM_LEG_PROXY && packet_is_loopback(&packet->destination))
 		lookup_nobody(&to, lookup_host());
@@ -176,6 +190,34 @@ static __always_inline bool decide_may_speak(const struct flow *flow, const stru
 	return end.identity == grant->identity || end.identity == lookup_host();
 }
 
+// No policy of egress: whoever is behind an address, it may be reached.
+static __always_inline bool decide_may_all(const struct flow *flow)
+{
+	const struct idm_endpoint_row *own = lookup_endpoint(&flow->live, decide_source(flow));
+	const struct idm_side_row *side = NULL;
+
+	if (own && own->policy != IDM_NO_INDEX)
+		side = judge_side(flow->live.slot, own->policy * 2 + IDM_EGRESS);
+	// A miss: not known well enough to be let past.
+	return side && side->flags & IDM_SIDE_ROW_OPEN && !(side->flags & IDM_SIDE_ROW_ISOLATED);
+}
+
+/*
+ * A Service's own address, where sockets of a workload whose cgroup is known were given a backend's. Behind it is whom
+ * a NAT of the host chooses, and policy judged nobody but the address.
+ */
+static __noinline bool decide_is_service(const struct flow *flow)
+{
+	const struct idm_connection *connection = &flow->connection;
+	struct idm_service_key asked = {.protocol = flow->packet.protocol};
+
+	if (!connection->source_ifindex || connection->destination_endpoint != IDM_NO_INDEX)
+		return false;
+	asked.address = *decide_destination(flow);
+	asked.port = flow->reversed ? flow->packet.source_port : flow->packet.destination_port;
+	return service_is_front(&asked) && !decide_may_all(flow);
+}
+
 /*
  * A connection of Envoy's own that has no row: judged for the client of the token, as the revision in force has it.
  * Returns a drop reason, or 0 with the row to be in flow->connection.
@@ -199,6 +241,8 @@ static __always_inline int decide_granted(struct flow *flow, uint32_t token)
 		return flow->drop_reason ? flow->drop_reason : IDM_DROP_POLICY_DENIED;
 	if (connection->source_identity != identity)
 		return IDM_DROP_INVALID_IDENTITY;
+	if (decide_is_service(flow))
+		return DECIDE_NO_BACKEND;
 	connection->verdict = IDM_REDIRECTED;
 	return 0;
 }
@@ -239,6 +283,8 @@ static __noinline __attribute__((unused)) int decide_settle(struct flow *flow, s
 
 	if (flow->verdict == IDM_DROPPED)
 		reason = flow->drop_reason ? flow->drop_reason : IDM_DROP_POLICY_DENIED;
+	else if (decide_is_service(flow))
+		reason = DECIDE_NO_BACKEND;
 	// Envoy's connection was made for this client; who has its address now is somebody else.
 	else if (flow->key.leg == IDM_LEG_PROXY && (!row || row->source_identity != flow->connection.source_identity))
 		reason = IDM_DROP_INVALID_IDENTITY;

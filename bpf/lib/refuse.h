@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * The answer to a workload whose TCP segment needs Envoy where there is none: a reset, as from a closed port. The host
- * itself cannot send it: the address that it would come from is not the host's.
+ * The answer to a workload whose TCP segment needs Envoy where there is none, or names a Service that nobody translated:
+ * a reset, as from a closed port. The host itself cannot send it: the address that it would come from is not the host's.
  */
 #ifndef IDMESH_REFUSE_H
 #define IDMESH_REFUSE_H

@@ -54,6 +54,20 @@ static __always_inline struct idm_address service_any(const struct idm_address *
 	return any;
 }
 
+/* True if a service has this address and port, with or without backends. */
+static __always_inline bool service_is_front(const struct idm_service_key *asked)
+{
+	struct idm_service_key key = *asked;
+
+	if (bpf_map_lookup_elem(&services, &key))
+		return true;
+	// A miss: it may be the host's, and a NodePort there.
+	if (!bpf_map_lookup_elem(&locals, &key.address))
+		return false;
+	key.address = service_any(&asked->address);
+	return bpf_map_lookup_elem(&services, &key);
+}
+
 /* The row of a service: of the address itself, or a NodePort if the address is the host's. 0: there is none. */
 static __always_inline int service_find(const struct idm_service_key *asked, struct idm_service *ret)
 {
@@ -92,7 +106,7 @@ static __always_inline int service_backend(const struct idm_service *service, ui
 	return ret->service == service->id;
 }
 
-static long service_compare(uint32_t position, struct service_search *search)
+static __attribute__((unused)) long service_compare(uint32_t position, struct service_search *search)
 {
 	uint32_t index = search->first + position;
 	const struct idm_backend *row = bpf_map_lookup_elem(&backends, &index);

@@ -113,8 +113,8 @@ class Answer:
 
     @property
     def refused(self) -> bool:
-        """Dropped for want of Envoy, and a reset goes back in its place."""
-        return self.action == REDIRECT and any(event["drop_reason"] == 180 for event in self.events)
+        """Dropped for want of Envoy or of a backend, and a reset goes back in its place."""
+        return self.action == REDIRECT and any(event["drop_reason"] in (158, 180) for event in self.events)
 
     @property
     def steered(self) -> bool:
