@@ -18,6 +18,7 @@ from pathlib import Path
 from ext_authz.agent import cgroups
 from ext_authz.agent.attachments import AttachmentStore
 from ext_authz.agent.datapath_following import PAGE
+from ext_authz.agent.datapath_strangers import find_strangers
 from ext_authz.logs import event
 from ext_authz.process import Held
 from ext_authz.state import State
@@ -32,7 +33,7 @@ def clean_up(state: State) -> list[str]:
     To be called by who owns the state directory.
 
     Returns:
-        A line for everything that could not be put back.
+        A line for everything that could not be put back, and for what of other state directories judges here.
     """
     problems = []
     if state.datapath_pins.exists():
@@ -42,7 +43,18 @@ def clean_up(state: State) -> list[str]:
     if not problems:
         _forget(state)
         event(log, logging.INFO, "nothing of the data path is left")
-    return problems
+    return problems + [str(one) for one in find_strangers(state, cgroups.base())]
+
+
+def is_there(state: State) -> bool:
+    """Whether a state directory has anything for clean_up()."""
+    cgroup = cgroups.envoy_cgroup(state)
+    marks = [state.datapath_pins, state.datapath / "routing.json", state.datapath / "page.json", state.readers / PAGE]
+    marks += [cgroup] if cgroup else []
+    try:
+        return any(one.exists() for one in marks) or AttachmentStore(state.attached).any()
+    except PermissionError:  # whoever may not look is told when he tries
+        return True
 
 
 def _programs(state: State) -> list[str]:

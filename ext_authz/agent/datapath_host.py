@@ -16,8 +16,9 @@ from pathlib import Path
 
 from ext_authz.agent import cgroups
 from ext_authz.agent.attachments import Attachment
+from ext_authz.agent.datapath_strangers import find_strangers
 from ext_authz.agent.netlink import Netlink
-from ext_authz.datapath.errors import Locked
+from ext_authz.datapath.errors import Locked, Occupied
 from ext_authz.datapath.routing import Routing, RoutingError
 from ext_authz.state import State
 
@@ -64,6 +65,16 @@ class Host:
                     f"another node drives the data path of this {what}{_holder(handle)}: one a host; "
                     "use its state directory, or end it and run idmesh run --cleanup with that"
                 ) from None
+
+    def alone(self) -> None:
+        """
+        Nobody else's programs judge here, which a dead node with another state directory may have left.
+
+        Raises:
+            Occupied: With what was found, and how to be rid of it.
+        """
+        if found := find_strangers(self._state, self.base):
+            raise Occupied("; ".join(map(str, found)))
 
     def release(self) -> None:
         """Let go of what claim() holds."""

@@ -79,6 +79,7 @@ class Keeper:
         self._lost_due = self._host_due = 0.0
         self.host = Host(state)
         self.host.claim()
+        self.host.alone()
         self.addresses = Addresses()
         objects = os.environ.get(OBJECTS_VARIABLE)
         self._kernel = Datapath.open(state.datapath_pins, Path(objects) if objects else None, sizes, verbose=verbose)

@@ -7,6 +7,7 @@ import argparse
 import asyncio
 import grp
 import json
+import logging
 import math
 import os
 import subprocess
@@ -16,11 +17,12 @@ from typing import Any
 
 from ext_authz import logs
 from ext_authz.agent.admin import admin_of
-from ext_authz.agent.cgroups import envoy_cgroup
+from ext_authz.agent.cgroups import base, envoy_cgroup
 from ext_authz.agent.children import Children
 from ext_authz.agent.compiling import Compiling
 from ext_authz.agent.datapath import Datapath, DatapathError, Mode
 from ext_authz.agent.datapath_sizes import SizeError, parse_size
+from ext_authz.agent.datapath_strangers import find_strangers
 from ext_authz.agent.datapath_support import why_not
 from ext_authz.agent.listeners import taken_listeners
 from ext_authz.agent.node import Node
@@ -29,11 +31,13 @@ from ext_authz.agent.proxy import Proxy
 from ext_authz.cli import Failure
 from ext_authz.commands.envoy import add_tls_arguments, tls_words
 from ext_authz.envoy_binary import MODULE, EnvoyNotFound, find_envoy
-from ext_authz.logs import escape
+from ext_authz.logs import escape, event
 from ext_authz.model.settings import SettingsError, parse_settings
 from ext_authz.service.listen import AddressError, parse_address
 from ext_authz.service.pool import Pool
 from ext_authz.state import State, StateError, default_state, write_atomic
+
+log = logging.getLogger(__name__)
 
 _GROUP = "idmesh"
 _STEERED_PORT = 15001
@@ -120,19 +124,21 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _clean_up(args: argparse.Namespace) -> int:
-    """Exit: 1 if something could not be put back as it was."""
-    from ext_authz.agent.datapath_cleanup import clean_up
+    """Exit: 1 if something could not be put back as it was, or programs of another state directory judge here."""
+    from ext_authz.agent.datapath_cleanup import clean_up, is_there
 
     logs.install(_log_level())
     state = State((args.state or default_state()).absolute())
-    if not state.root.exists():
-        return 0
-    try:
-        state.prepare()
-        with state.owned():
-            problems = clean_up(state)
-    except StateError as error:
-        raise Failure(str(error)) from error
+    if not is_there(state):
+        print(escape(f"idmesh run --cleanup: {state.root}: nothing of a data path was there"), file=sys.stderr)
+        problems = [str(one) for one in find_strangers(state, base())]
+    else:
+        try:
+            state.prepare()
+            with state.owned():
+                problems = clean_up(state)
+        except StateError as error:
+            raise Failure(str(error)) from error
     for problem in problems:
         print(escape(f"idmesh run --cleanup: {problem}"), file=sys.stderr)
     return int(bool(problems))
@@ -210,6 +216,9 @@ def _make_node(args: argparse.Namespace, state: State) -> Node:
 def _make_datapath(args: argparse.Namespace, state: State) -> Datapath:
     mode = Mode(args.datapath)
     reason = "" if mode is Mode.OFF else why_not()
+    if mode is not Mode.ON:  # with that the data path's process looks, and the node does not start
+        for stranger in find_strangers(state, base()):
+            event(log, logging.WARNING, "this node follows no policy in the kernel", reason=stranger)
     words = ["--log", _log_level(), *(f"--size={text}" for text in args.map_size)]
     words += ["--verbose"] if args.verbose else []
     return Datapath(state, mode, reason, _proxy_port(args), words)

@@ -24,6 +24,10 @@ class Locked(DatapathError):
     """Another process drives this data path."""
 
 
+class Occupied(DatapathError):
+    """Programs of another data path hang on this host."""
+
+
 class MapFull(DatapathError):
     """A revision, or a row, does not fit; the revision before stays in force."""
 

@@ -12,6 +12,7 @@ import ctypes
 import errno
 import os
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,15 +104,26 @@ def kind_of(root: Path) -> str | None:
     return found[0] if found else None
 
 
+def bpf_mounts() -> list[Path]:
+    """Where a bpffs is mounted, whoever did it."""
+    return sorted({place for place, kind, _ in _mounts() if kind == "bpf"})
+
+
 def _mounted(root: Path) -> tuple[str, str] | None:
     """Type and device of the topmost mount there."""
     found = None
-    for line in _MOUNTS.read_text().splitlines():
-        words = line.split()
-        if words[4].encode().decode("unicode_escape") == str(root):
-            kind, device = words[words.index("-") + 1 :][:2]
+    for place, kind, device in _mounts():
+        if place == root:
             found = kind, device
     return found
+
+
+def _mounts() -> Iterator[tuple[Path, str, str]]:
+    """Place, type and device of everything that is mounted, the lowest first."""
+    for line in _MOUNTS.read_text().splitlines():
+        words = line.split()
+        kind, device = words[words.index("-") + 1 :][:2]
+        yield Path(words[4].encode().decode("unicode_escape")), kind, device
 
 
 def _make_folder(root: Path) -> None:

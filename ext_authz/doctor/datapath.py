@@ -12,7 +12,9 @@ import socket
 import subprocess
 from collections.abc import Iterator
 
+from ext_authz.agent import cgroups
 from ext_authz.agent.attachments import Attachment, AttachmentStore
+from ext_authz.agent.datapath_strangers import find_strangers
 from ext_authz.agent.datapath_support import why_not
 from ext_authz.doctor.attached import OURS, is_transparent, tcx_programs
 from ext_authz.doctor.registry import Finding, Patient, check, fail, ok, warn
@@ -64,14 +66,16 @@ def _interfaces(state: State) -> Iterator[str]:
 @check("datapath here")
 def here(patient: Patient) -> Iterator[Finding]:
     state = State(patient.state)
+    problems: list[Finding] = []
+    for stranger in find_strangers(state, cgroups.base()):
+        problems.append(fail(str(stranger), "a host has one data path: its programs are others to each other"))
     if not state.has_datapath:
-        yield ok("nothing is set up on this host")
+        yield from problems or [ok("nothing is set up on this host")]
         return
     from ext_authz.datapath.errors import DatapathError
     from ext_authz.datapath.mount import check_mount
     from ext_authz.datapath.routing import Routing, RoutingError
 
-    problems: list[Finding] = []
     try:
         check_mount(state.datapath_pins)
     except DatapathError as error:
