@@ -52,7 +52,13 @@ static __always_inline bool received_bypasses(const struct __sk_buff *skb, const
 	       skb->ingress_ifindex;
 }
 
-/* The packet's row: Envoy's own, the client's, or what a server elsewhere sends back to Envoy. */
+// Answers of processes of this host, and of them alone, come in nowhere.
+static __always_inline bool received_is_near(const struct __sk_buff *skb, const struct idm_connection *row)
+{
+	return !skb->ingress_ifindex == (row->destination_identity == lookup_host());
+}
+
+/* The packet's row: Envoy's own, the client's, or what a server sends back to Envoy from elsewhere or from this host. */
 static __always_inline struct idm_connection *received_find(const struct __sk_buff *skb, struct flow *flow)
 {
 	struct idm_connection *row, *proxied;
@@ -66,13 +72,13 @@ static __always_inline struct idm_connection *received_find(const struct __sk_bu
 	row = track_find(flow);
 	if (row && !received_fits(skb, flow, row))
 		row = NULL;
-	if (flow->key.protocol != IPPROTO_TCP || flow->packet.flags & PACKET_OPENS || !skb->ingress_ifindex ||
+	if (flow->key.protocol != IPPROTO_TCP || flow->packet.flags & PACKET_OPENS ||
 	    (row && !received_bypasses(skb, flow, row)))
 		return row;
 	reversed = flow->reversed;
 	flow->key.leg = IDM_LEG_PROXY;
 	proxied = track_find(flow);
-	if (proxied && flow->reversed)
+	if (proxied && flow->reversed && received_is_near(skb, proxied))
 		return proxied;
 	flow->key.leg = IDM_LEG_CLIENT;
 	flow->reversed = reversed;
@@ -93,7 +99,7 @@ static __always_inline bool received_has_way(const struct __sk_buff *skb, const 
 	if (received_is_from_cgroup(skb))
 		return !in;
 	if (flow->key.leg == IDM_LEG_PROXY)
-		return flow->reversed == !!in;
+		return flow->reversed ? received_is_near(skb, connection) : !in;
 	if (flow->reversed && connection->verdict == IDM_REDIRECTED)
 		return !in;
 	if (!flow->reversed && connection->flags & IDM_CONNECTION_HOST)

@@ -34,7 +34,8 @@ def site(folder: Path, cgroup: Path) -> Iterator[Steered]:
         for family, vip, target in (("ip", VIP, REMOTE), ("ip6", VIP6, f"[{REMOTE6}]")):
             made.host.run(["nft", f"add table {family} proxy"])
             made.host.run(["nft", f"add chain {family} proxy in {{ type nat hook prerouting priority -100; }}"])
-            made.host.run(["nft", f"add rule {family} proxy in {family} daddr {vip} tcp dport 80 dnat to {target}:8080"])
+            rule = f"{family} daddr {vip} tcp dport 80 dnat to {target}:8080"
+            made.host.run(["nft", f"add rule {family} proxy in {rule}"])
             made.kernel.update("services", service_key((vip, 80)), SERVICE.pack(16, 1, 0, 1))
         yield made
 

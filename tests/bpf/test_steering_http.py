@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ext_authz.envoy_binary import find_envoy
+from ext_authz.play.network import End
 from tests.bpf.net import eventually
 from tests.bpf.steered import Steered, http_server, policy
 
@@ -201,3 +202,20 @@ def test_whoever_was_not_steered_is_closed(site: Steered) -> None:
         answer = site.get(site.host, f"http://[{address}]:15001/a" if ":" in address else f"http://{address}:15001/a")
         assert answer.status == 0
     assert site.stat("idmesh.allowed") == site.stat("idmesh.denied") == 0
+
+
+@both_versions
+def test_a_process_of_this_host_is_a_server_as_any(addresses: tuple[str, str], site: Steered) -> None:
+    """What it answers comes in nowhere: it leaves for the client, at whose interface it turns to Envoy."""
+    client = site.add("client", addresses[0])
+    own = "fd00:9::1" if ":" in addresses[0] else "10.9.0.1"
+    site.host.ip([f"address add {own} dev lo"])
+    site.kernel.locals((own,))
+    site.apply(egress("/a", "toEntities: [host]"))
+    site.start(find_envoy())
+    with http_server(End("host", site.host, (own,), "", 0, 0, "", ""), 8080) as seen:
+        assert site.get(client, url(own, "/a")).status == 200
+        assert site.get(client, url(own, "/b")).status == 403
+        site.wait_for(site.apply(egress("/a", "toEntities: [host]")))
+        assert site.get(client, url(own, "/a")).status == 200
+    assert [(one.peer, one.path) for one in seen.seen] == [(addresses[0], "/a")] * 2
