@@ -25,9 +25,10 @@ FLOWS = 10_000
 ENTRIES = 16_000
 SPANS = 8
 POLICIES = 8
-PACKETS = 200_000  # a sample
-KEPT = 1 << 20  # connections: none is evicted within a sample
+KEPT, PACKETS = 1 << 20, 200_000  # rows of the table, packets a sample: none is evicted within one
+DEFAULT_KEPT, DEFAULT_PACKETS = 65_536, 40_000  # the same of the size that the table has where nobody says another
 _FIRST = 0x0A000000
+_KINDS = {"first": "first", "known": "known", "default": "first, default table", "full": "first, default table full"}
 _JUMPS = {"nothing": 0, "bare_first": 1, "bare_first_kept": 2, "bare_known": 3, "from_workload": 4}
 
 
@@ -37,14 +38,17 @@ def run(progress: Callable[[str], None]) -> dict:
         raise machine.Missing("not root")
     machine.pin(1)
     found: dict[str, Any] = {}
-    for endpoints in SIZES:
-        with _bench(endpoints) as bench:
-            for kind, names in (("first", ("bare_first", "bare_first_kept")), ("known", ("bare_known",))):
-                variants: dict[str, Callable[[], float | None]] = {
-                    name: (lambda name=name, kind=kind: bench.cost(name, kind)) for name in (*names, "from_workload")
-                }
-                table = measure(variants, baseline=names[0], progress=progress)
-                found[f"{kind} {endpoints}"] = table.samples
+    for kept, kinds in ((KEPT, ("first", "known")), (DEFAULT_KEPT, ("default", "full"))):
+        for endpoints in SIZES:
+            with _bench(endpoints, kept) as bench:
+                for kind in kinds:
+                    names = ("bare_known",) if kind == "known" else ("bare_first", "bare_first_kept")
+                    variants: dict[str, Callable[[], float | None]] = {
+                        name: (lambda name=name, kind=kind: bench.cost(name, kind))
+                        for name in (*names, "from_workload")
+                    }
+                    table = measure(variants, baseline=names[0], progress=progress)
+                    found[f"{kind} {endpoints}"] = table.samples
     return found
 
 
@@ -59,19 +63,26 @@ def render(data: dict) -> str:
     ]
     for key, samples in data.items():
         kind, endpoints = key.split()
-        bare = "bare_first" if kind == "first" else "bare_known"
+        bare = "bare_known" if kind == "known" else "bare_first"
         table = Table(bare, samples)
         ratio, control = table.ratio("from_workload"), table.ratio(CONTROL)
         kept, of_kept = "", ""
-        if kind == "first":
+        if kind != "known":
             kept = f"{table.median('bare_first_kept'):.0f}"
             of_kept = f"{Table('bare_first_kept', samples).ratio('from_workload').median:.2f}"
         lines.append(
-            f"| {kind} | {int(endpoints):,} | {table.median('from_workload'):.0f} | {table.median(bare):.0f} | "
+            f"| {_KINDS[kind]} | {int(endpoints):,} | {table.median('from_workload'):.0f} | {table.median(bare):.0f} | "
             f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f}) | {kept} | {of_kept} | "
             f"{control.low:.2f} to {control.high:.2f} |"
         )
-    lines += ["", f"Known: {FLOWS:,} flows in random order; the bare lookups are the word, the interface and the row."]
+    lines += [
+        "",
+        f"First: into a table of {KEPT:,} connections, empty before each sample. Default table: of {DEFAULT_KEPT:,}, and "
+        f"{DEFAULT_PACKETS:,} packets a sample, so that none is evicted; full: {PACKETS:,} packets, and each new row "
+        "takes the place of an old one.",
+        "",
+        f"Known: {FLOWS:,} flows in random order; the bare lookups are the word, the interface and the row.",
+    ]
     return "\n".join(lines)
 
 
@@ -86,9 +97,9 @@ class _Bench:
         self._endpoints = endpoints
         self._packets = {
             kind: packet("10.0.0.1", "10.0.0.2", TCP, payload=tcp(1, 2, flags=flags))
-            for kind, flags in (("first", SYN), ("known", ACK))
+            for kind, flags in (("first", SYN), ("default", SYN), ("full", SYN), ("known", ACK))
         }
-        self._opened = False
+        self._opened = self._full = False
 
     def fill(self) -> None:
         """The rows of slot 1, written straight: no revision is asked."""
@@ -126,17 +137,27 @@ class _Bench:
     def cost(self, name: str, kind: str) -> float:
         """ns a packet, without what choosing it costs."""
         flows = FLOWS if kind == "known" else 0
+        packets = DEFAULT_PACKETS if kind == "default" else PACKETS
         if kind == "known" and not self._opened:
             self._desk.forget_all()
             self._run("from_workload", kind, flows, FLOWS, walk=True)
             self._opened = True
-        if kind == "first":
+        if kind != "known":
+            self._empty(full=kind == "full")
+        took = self._run(name, kind, flows, packets)
+        # Rows that the bare insert made are nobody's.
+        if name == "bare_first_kept":
+            self._empty(full=False)
+        return took - self._run("nothing", kind, flows, packets)
+
+    def _empty(self, full: bool) -> None:
+        """The table of connections before a sample."""
+        self._opened = False
+        if not full:
             self._desk.forget_all()
-            self._opened = False
-        took = self._run(name, kind, flows, PACKETS)
-        if kind == "first" and name == "bare_first_kept":
-            self._desk.forget_all()
-        return took - self._run("nothing", kind, flows, PACKETS)
+        elif not self._full:
+            self._run("from_workload", "full", 0, 2 * DEFAULT_KEPT)
+        self._full = full
 
     def _run(self, name: str, kind: str, flows: int, packets: int, walk: bool = False) -> float:
         plan = struct.pack("=8I", self._endpoints, flows, _JUMPS[name], walk, 0, POLICIES, 0, SPANS)
@@ -145,7 +166,7 @@ class _Bench:
 
 
 @contextmanager
-def _bench(endpoints: int) -> Iterator[_Bench]:
+def _bench(endpoints: int, kept: int) -> Iterator[_Bench]:
     """Programs loaded over a bpffs of our own, in a namespace of their own."""
     from tests.bpf.net import mounted_bpffs, unmount
     from tests.bpf.packet_desk import Desk
@@ -154,7 +175,7 @@ def _bench(endpoints: int) -> Iterator[_Bench]:
     try:
         built = _compiled(folder)
         sizes = {"endpoints_1": endpoints, "peers_1": ENTRIES, "spans": ENTRIES * SPANS}
-        desk = Desk(mounted_bpffs(folder / "bpf"), ["a", "b"], connections=KEPT, sizes=sizes)
+        desk = Desk(mounted_bpffs(folder / "bpf"), ["a", "b"], connections=kept, sizes=sizes)
         try:
             desk.load(built)
             for name, place in _JUMPS.items():
