@@ -2,35 +2,31 @@
 """
 The data path of one host: objects in the kernel, one set of maps in force, programs on their hooks.
 
-Maps outlive the process and are taken up again. Where they cannot be (another layout, another size, another identity
-domain) a set is built aside, filled by the next publish(), and put in force by replacing the programs in their links.
+All of it outlives the process, and the next one takes it up.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ext_authz.datapath._datapath import ffi, lib
 from ext_authz.datapath.addresses import packed
 from ext_authz.datapath.errors import DatapathError
 from ext_authz.datapath.hooks import Hooks
-from ext_authz.datapath.layout import LAYOUT, row
+from ext_authz.datapath.layout import row
 from ext_authz.datapath.lock import Lock
 from ext_authz.datapath.maps import MapSet, Snapshot
 from ext_authz.datapath.mount import Mount, close_mount, kind_of, open_mount
 from ext_authz.datapath.objects import check, objects_in
 from ext_authz.datapath.results import Connection, Counter, LiveState, MapInfo, Report, Run
 from ext_authz.datapath.sets import Pins
+from ext_authz.datapath.succession import Succession
 
 # Objects of a wheel, and of a source tree.
 _FOLDERS = (Path(__file__).parent / "objects", Path(__file__).parents[2] / "build/bpf")
 HOST_IDENTITY = 1
-# Facts of the host that a new set takes over from the one before.
-_HOST_MAPS = ("config", "attachments", "locals", "services", "backends", "workloads")
 
 
 def default_objects() -> Path:
@@ -45,18 +41,33 @@ class Datapath:
     trouble: why the last publish() left the revision before in force, or empty.
     """
 
-    def __init__(self, mount: Mount, lock: Lock, objects: Path, sizes: Mapping[str, int], verbose: bool) -> None:
+    def __init__(
+        self,
+        mount: Mount,
+        lock: Lock,
+        objects: Path,
+        sizes: Mapping[str, int],
+        verbose: bool,
+        clsact: bool | None,
+    ) -> None:
         self._mount = mount
         self._lock = lock
-        self._objects = objects
-        self._sizes = dict(sizes)
-        self._verbose = verbose
         self._pins = Pins(mount.root)
+        self._pins.prepare()
         self._closed = False
-        self._aside = False  # the set at hand is not the one in force yet
-        self._maps: MapSet
-        self.hooks: Hooks
+        self._succession = Succession(self._pins, objects, sizes, verbose)
+        self.hooks = Hooks(self._pins, self._program, clsact)
+        self.hooks.forget_dead()
+        if not self._succession.is_aside:
+            self.hooks.upgrade()
         self.trouble = ""
+
+    @property
+    def _maps(self) -> MapSet:
+        return self._succession.maps
+
+    def _program(self, name: str) -> int:
+        return self._maps.program(name)
 
     @classmethod
     def open(
@@ -91,50 +102,12 @@ class Datapath:
         lock = Lock.take(root)
         was_there = kind_of(root) is not None
         try:
-            made = cls(open_mount(root), lock, folder, sizes or {}, verbose)
-            made._start(clsact)
+            made = cls(open_mount(root), lock, folder, sizes or {}, verbose, clsact)
         except BaseException:
             _undo(root, was_there)
             lock.release()
             raise
         return made
-
-    def _start(self, clsact: bool | None) -> None:
-        self._pins.prepare()
-        live = self._pins.live_set()
-        self._pins.drop_others(live)
-        opened = MapSet.open(live, self._objects, self._sizes, self._verbose) if live is not None else None
-        if opened is None:
-            opened = self._new_set()
-            self._aside = live is not None
-            if live is None:
-                self._pins.make_live(opened.folder)
-            else:
-                self._take_over(opened, live)
-        self._maps = opened
-        self.hooks = Hooks(self._pins, self._program, clsact)
-        self.hooks.forget_dead()
-        if not self._aside:
-            self.hooks.upgrade()
-
-    def _program(self, name: str) -> int:
-        return self._maps.program(name)
-
-    def _new_set(self) -> MapSet:
-        folder = self._pins.new_set()
-        made = MapSet.open(folder, self._objects, self._sizes, self._verbose)
-        if made is None:
-            raise DatapathError(f"{folder}: maps made anew do not fit their own objects")
-        return made
-
-    def _take_over(self, made: MapSet, before: Path) -> None:
-        """Facts of the host from another set, if it speaks our layout; else whoever attached attaches again."""
-        if _layout_of(before) != LAYOUT:
-            return
-        for name in _HOST_MAPS:
-            made.copy(name, before / name)
-        for name in ("endpoints_0", "endpoints_1"):
-            made.adopt(before / name)
 
     # ---- revisions ----
 
@@ -161,40 +134,12 @@ class Datapath:
         """
         try:
             self._mount.verify()
-            report = self._publish(snapshot)
+            report = self._succession.publish(snapshot, self.hooks.upgrade)
         except DatapathError as error:
             self.trouble = str(error)
             raise
         self.trouble = ""
         return report
-
-    def _publish(self, snapshot: Snapshot) -> Report:
-        report = self._maps.publish(snapshot)
-        if report is None:  # another identity domain: its numbers must never meet those of the one before
-            before, self._maps = self._maps, self._new_set()
-            try:
-                self._take_over(self._maps, before.folder)
-                self._maps.take_places(before)
-                report = self._maps.publish(snapshot)
-                if report is None:
-                    raise DatapathError("an empty set of maps refuses an identity domain")
-            except BaseException:
-                self._maps.close()
-                self._maps = before
-                self._pins.drop_others(before.folder)
-                raise
-            self._aside = True
-            before.close()
-        if self._aside:
-            self._switch()
-        return report
-
-    def _switch(self) -> None:
-        """The set at hand goes into force: programs first, then its name, then the one before goes."""
-        self.hooks.upgrade()
-        self._pins.make_live(self._maps.folder)
-        self._pins.drop_others(self._maps.folder)
-        self._aside = False
 
     def grace(self) -> None:
         """Return once no program reads any more what was replaced in maps before the call; some milliseconds."""
@@ -209,12 +154,11 @@ class Datapath:
         """
         from ext_authz.datapath import kernel
 
-        folder = objects or self._objects
+        folder = objects or self._succession.objects
         for path in objects_in(folder):
             check(path, kernel.has)
-        self._maps.load(folder, self._verbose)
-        self._objects = folder
-        return 0 if self._aside else self.hooks.upgrade()
+        self._succession.load(folder)
+        return 0 if self._succession.is_aside else self.hooks.upgrade()
 
     def state(self) -> LiveState:
         """What is in force."""
@@ -253,7 +197,7 @@ class Datapath:
             DatapathError: A program is not on it, or there is no room: nothing passes then.
         """
         self._mount.verify()
-        if not (self._aside and ifindex in self.hooks.attached(netns)):
+        if not (self._succession.is_aside and ifindex in self.hooks.attached(netns)):
             self.hooks.attach(ifindex, netns)
         hardware = bytes.fromhex(mac.replace(":", "")) if isinstance(mac, str) else mac
         self._maps.workload(ifindex, peer_ifindex, hardware or None, [packed(address) for address in addresses])
@@ -272,7 +216,7 @@ class Datapath:
         """
         self._mount.verify()
         # The set at hand is empty: a program that looks into it goes to work with all the others, when it is filled.
-        if not (self._aside and self.hooks.is_on(name, target, attach_type)):
+        if not (self._succession.is_aside and self.hooks.is_on(name, target, attach_type)):
             self.hooks.link(name, program, target, attach_type, netns)
 
     def unlink(self, name: str) -> None:
@@ -408,18 +352,3 @@ def _undo(root: Path, was_there: bool) -> None:
             close_mount(root)
     elif pins.sets.is_dir():
         pins.drop_others(pins.live_set())
-
-
-def _layout_of(folder: Path) -> int | None:
-    """The layout that a set was made with, or None if it cannot be told."""
-    found = lib.idm_datapath_pinned(os.fsencode(folder / "state"))
-    if found < 0:
-        return None
-    try:
-        packer = row("idm_state")
-        value = ffi.new("char[]", 4096)
-        if lib.idm_datapath_read_row(found, bytes(4), value, packer.size):
-            return None
-        return int(packer.unpack_from(ffi.buffer(value, packer.size))["layout"])
-    finally:
-        os.close(found)

@@ -6,18 +6,17 @@ from __future__ import annotations
 import errno
 import os
 import struct
-import threading
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ext_authz.datapath._datapath import ffi, lib
-from ext_authz.datapath.addresses import unpacked
 from ext_authz.datapath.errors import DatapathError, MapFull, Refused
-from ext_authz.datapath.layout import COUNTERS, NO_INDEX, row
+from ext_authz.datapath.layout import row
 from ext_authz.datapath.objects import objects_in
-from ext_authz.datapath.results import Connection, Counter, LiveState, MapInfo, Report, Run
+from ext_authz.datapath.results import LiveState, Report, Run
+from ext_authz.datapath.rows import Rows
 from ext_authz.engine.layout import TableKind
 
 if TYPE_CHECKING:
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 Snapshot: TypeAlias = "bytes | bytearray | memoryview | str | os.PathLike[str] | Engine"
 
 _LOG_SIZE = 4 << 20
-_BATCH = 4096
 # Rows for a node of ordinary size; what is not named keeps the size that its object gives it.
 SIZES = {
     "endpoints": 131072,
@@ -43,16 +41,13 @@ _CONTEXT_SIZE = {"tc": 192, "sk_lookup": 72}
 _MARK, _INGRESS_IFINDEX, _IFINDEX = 8, 36, 40
 
 
-class MapSet:
+class MapSet(Rows):
     """Maps pinned in one folder, and what is loaded over them."""
 
     def __init__(self, folder: Path, sizes: Mapping[str, int]) -> None:
+        super().__init__(ffi.gc(lib.idm_datapath_create(os.fsencode(folder)), lib.idm_datapath_destroy))
         self.folder = folder
         self.log = ""
-        self._handle = ffi.gc(lib.idm_datapath_create(os.fsencode(folder)), lib.idm_datapath_destroy)
-        self._closed = False
-        self._draining = threading.Lock()  # events are read on a thread of their own
-        self._drained: Any = b""  # room for them, kept from call to call
         self._previous: Any = ffi.NULL  # the snapshot before, whose tables the next one may share
         for name, count in (SIZES | dict(sizes)).items():
             for each in (f"{name}_0", f"{name}_1") if name in _SLOTTED else (name,):
@@ -104,16 +99,10 @@ class MapSet:
                 raise Refused(_text(error) + _hint(said, verbose), said)
 
     def close(self) -> None:
-        with self._draining:
-            self._close()
-
-    def _close(self) -> None:
         if self._previous != ffi.NULL:
             lib.idm_snapshot_unref(self._previous)
             self._previous = ffi.NULL
-        if not self._closed:
-            self._closed = True
-            ffi.release(self._handle)
+        super().close()
 
     def program(self, name: str) -> int:
         """
@@ -123,16 +112,6 @@ class MapSet:
         found: int = lib.idm_datapath_program(self._handle, name.encode())
         if found < 0:
             raise DatapathError(f"program {name}: in none of the objects")
-        return found
-
-    def descriptor(self, name: str) -> int:
-        """
-        Raises:
-            KeyError: No such map.
-        """
-        found: int = lib.idm_datapath_map(self._handle, name.encode())
-        if found < 0:
-            raise KeyError(name)
         return found
 
     def copy(self, name: str, pin: Path) -> None:
@@ -235,117 +214,6 @@ class MapSet:
             raise MapFull(_text(error))
         if code:
             raise DatapathError(_text(error) or os.strerror(-code))
-
-    # ---- rows ----
-
-    def infos(self) -> Iterator[MapInfo]:
-        info = ffi.new("struct idm_datapath_info *")
-        index = 0
-        while not lib.idm_datapath_info(self._handle, index, info):
-            name = ffi.string(info.name).decode()
-            rows = None if info.rows == NO_INDEX else info.rows
-            sizes = (info.id, info.type, info.key_size, info.value_size, info.max_rows)
-            yield MapInfo(name, *sizes, rows, info.bytes)
-            index += 1
-
-    def _info(self, name: str) -> MapInfo:
-        for info in self.infos():
-            if info.name == name:
-                return info
-        raise KeyError(name)
-
-    def rows(self, name: str) -> int:
-        """
-        Raises:
-            DatapathError: It changes faster than it can be walked, or has no keys to walk.
-        """
-        found: int = lib.idm_datapath_rows(self._handle, name.encode())
-        if found < 0:
-            raise DatapathError(f"map {name}: {os.strerror(-found)}")
-        return found
-
-    def lookup(self, name: str, key: bytes) -> bytes:
-        value = ffi.new("char[]", self._sized(name, key).value_size)
-        if lib.idm_datapath_lookup(self._handle, name.encode(), key, value):
-            raise KeyError(key)
-        return bytes(ffi.buffer(value))
-
-    def update(self, name: str, key: bytes, value: bytes) -> None:
-        if len(value) != self._sized(name, key).value_size:
-            raise ValueError(f"map {name}: a value of {len(value)} bytes")
-        code = lib.idm_datapath_update(self._handle, name.encode(), key, value)
-        if code == -errno.E2BIG:
-            raise MapFull(f"map {name}: full")
-        if code:
-            raise DatapathError(f"map {name}: {os.strerror(-code)}")
-
-    def delete(self, name: str, key: bytes) -> None:
-        self._sized(name, key)
-        code = lib.idm_datapath_delete(self._handle, name.encode(), key)
-        if code and code != -errno.ENOENT:
-            raise DatapathError(f"map {name}: {os.strerror(-code)}")
-
-    def _sized(self, name: str, key: bytes) -> MapInfo:
-        """C reads as many bytes as the map's key has: never more than there are."""
-        info = self._info(name)
-        if len(key) != info.key_size:
-            raise ValueError(f"map {name}: a key of {len(key)} bytes, it has {info.key_size}")
-        return info
-
-    def read(self, name: str) -> Iterator[tuple[bytes, bytes]]:
-        info = self._info(name)
-        cursor = ffi.new("char[]", info.key_size + 8)
-        keys, values = ffi.new("char[]", info.key_size * _BATCH), ffi.new("char[]", info.value_size * _BATCH)
-        first = 1
-        while True:
-            count = lib.idm_datapath_read(self._handle, name.encode(), first, cursor, keys, values, _BATCH)
-            if count == -errno.ENOENT:
-                return
-            if count < 0:
-                raise DatapathError(f"map {name}: {os.strerror(-count)}")
-            found_keys = bytes(ffi.buffer(keys, count * info.key_size))
-            found_values = bytes(ffi.buffer(values, count * info.value_size))
-            for at in range(count):
-                yield (
-                    found_keys[at * info.key_size : (at + 1) * info.key_size],
-                    found_values[at * info.value_size : (at + 1) * info.value_size],
-                )
-            first = 0
-
-    def connections(self) -> Iterator[Connection]:
-        keys, values = row("idm_connection_key"), row("idm_connection")
-        for key, value in self.read("connections"):
-            found = keys.unpack_from(key) | values.unpack_from(value)
-            found["low"], found["high"] = unpacked(found.pop("low_bytes")), unpacked(found.pop("high_bytes"))
-            yield found
-
-    def counters(self) -> tuple[list[Counter], int]:
-        packer = row("idm_counter")
-        values, losses = ffi.new("char[]", packer.size * COUNTERS), ffi.new("uint64_t *")
-        if code := lib.idm_datapath_counters(self._handle, values, packer.size * COUNTERS, losses):
-            raise DatapathError(f"map counters: {os.strerror(-code)}")
-        pairs = enumerate(struct.iter_unpack("<QQ", bytes(ffi.buffer(values))))
-        found = [Counter(index >> 1, index & 1, packets, size) for index, (packets, size) in pairs if packets]
-        return found, losses[0]
-
-    def events(self, limit: int, timeout_ms: int) -> bytes:
-        size = row("idm_event").size * limit
-        with self._draining:
-            if self._closed:
-                return b""
-            if len(self._drained) < size:
-                self._drained = ffi.new("char[]", size)
-            written = lib.idm_datapath_events(self._handle, self._drained, size, timeout_ms)
-            data = bytes(ffi.buffer(self._drained, max(0, written)))
-        if written < 0 and written != -errno.EINTR:
-            raise DatapathError(f"map events: {os.strerror(-written)}")
-        return data
-
-    def events_fd(self) -> int:
-        found: int = lib.idm_datapath_events_fd(self._handle)
-        if found < 0:
-            raise DatapathError(f"map events: {os.strerror(-found)}")
-        return found
 
     # ---- tests ----
 

@@ -4,6 +4,7 @@ What is pinned where.
 
     ROOT/sets/N/MAP      maps that belong together: one layout, one identity domain, one size each
     ROOT/live            link to the set that programs in force read; switched by one rename
+    ROOT/next            the same while the programs are replaced: the set that is filled and will be `live`
     ROOT/links/NAME      links that hold programs on their hooks
     ROOT/clsact/N-M      interfaces with filters instead of links; M is 1 if the qdisc is ours
 """
@@ -27,6 +28,10 @@ class Pins:
     @property
     def live(self) -> Path:
         return self.root / "live"
+
+    @property
+    def next(self) -> Path:
+        return self.root / "next"
 
     @property
     def links(self) -> Path:
@@ -59,13 +64,16 @@ class Pins:
         made.mkdir(mode=0o700)
         return made
 
-    def make_live(self, chosen: Path) -> None:
-        """Point `live` at a set, at once for whoever opens maps by that name."""
-        staged = self.root / "next"
+    def stage(self, chosen: Path) -> None:
+        """Write down that a set is to follow: from here on there is no way back, whoever dies."""
         with contextlib.suppress(FileNotFoundError):
-            staged.unlink()
-        staged.symlink_to(chosen.relative_to(self.root))
-        os.replace(staged, self.live)
+            self.next.unlink()
+        self.next.symlink_to(chosen.relative_to(self.root))
+
+    def go_on(self) -> None:
+        """Point `live` at the set that is to follow, at once for whoever opens maps by that name; if there is one."""
+        if self.next.is_dir():
+            os.replace(self.next, self.live)
 
     def drop_others(self, keep: Path | None) -> None:
         """Unpin every set but one; what programs still use lives until they are gone."""
@@ -98,6 +106,6 @@ class Pins:
         for folder in (self.links, self.clsact, self.sets):
             if folder.is_dir():
                 shutil.rmtree(folder)
-        for link in (self.live, self.root / "next"):
+        for link in (self.live, self.next):
             with contextlib.suppress(FileNotFoundError):
                 link.unlink()

@@ -310,6 +310,37 @@ def test_killed_at_any_moment_a_whole_revision_is_in_force(folder: Path, objects
         datapath.cleanup()
 
 
+class Killed(BaseException):
+    """Here the process would be gone."""
+
+
+def test_killed_between_programs_and_name_the_newer_revision_stays(
+    folder: Path, objects: Path, net: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The programs are over the new set already: whoever comes next must not put them back over the one before."""
+    end, first = net.add("client", "10.2.0.1"), Datapath.open(folder / "bpf", objects, SIZES)
+    with net.node.inside():
+        first.publish(World(1).snapshot())
+        first.attach(end.ifindex, end.addresses)
+        upgrade = first.hooks.upgrade
+
+        def upgrade_and_die() -> int:
+            upgrade()
+            raise Killed
+
+        monkeypatch.setattr(first.hooks, "upgrade", upgrade_and_die)
+        snapshot = World(2).snapshot(pods=5)
+        with pytest.raises(Killed):
+            first.publish(snapshot)
+        in_force = ids(first)
+        first.close()
+        with Datapath.open(folder / "bpf", objects, SIZES) as second:
+            assert ids(second) == in_force
+            assert agrees(second, snapshot)
+            assert [one.name for one in second.pins.parent.iterdir() if one.name == "next"] == []
+            second.cleanup()
+
+
 # ---- sets that must not be used again ----
 
 

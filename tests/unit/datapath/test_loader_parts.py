@@ -29,15 +29,31 @@ def test_the_live_set_is_the_one_that_was_made_live(pins: Pins) -> None:
     assert pins.live_set() is None
     first, second = pins.new_set(), pins.new_set()
     for chosen in (first, second, first):
-        pins.make_live(chosen)
+        pins.stage(chosen)
+        pins.go_on()
         assert pins.live_set() == chosen
         assert pins.live.resolve() == chosen.resolve()
+
+
+def test_who_finds_a_set_that_was_to_follow_goes_on_to_it(pins: Pins) -> None:
+    first, second = pins.new_set(), pins.new_set()
+    pins.stage(first)
+    pins.go_on()
+    pins.stage(second)
+    assert pins.live_set() == first
+    pins.go_on()
+    assert pins.live_set() == second
+    pins.stage(first)
+    first.rmdir()
+    pins.go_on()  # what is gone follows nobody
+    assert pins.live_set() == second
 
 
 def test_sets_that_are_not_live_go(pins: Pins) -> None:
     first, second = pins.new_set(), pins.new_set()
     (first / "state").touch()
-    pins.make_live(second)
+    pins.stage(second)
+    pins.go_on()
     pins.drop_others(second)
     assert list(pins.sets.iterdir()) == [second]
     assert pins.new_set().name == "3"
@@ -53,7 +69,8 @@ def test_filters_are_remembered_with_whose_qdisc_it_is(pins: Pins) -> None:
 
 
 def test_clearing_leaves_nothing_of_ours(pins: Pins) -> None:
-    pins.make_live(pins.new_set())
+    pins.stage(pins.new_set())
+    pins.go_on()
     pins.add_filter(7, True)
     (pins.root / "foreign").mkdir()
     pins.clear()
