@@ -14,6 +14,7 @@ import contextlib
 import itertools
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from enum import StrEnum
@@ -209,7 +210,7 @@ class Datapath:
 
     async def _spawn(self) -> asyncio.subprocess.Process:
         self._backoff.started()
-        words = (sys.executable, "-m", MODULE, *self._arguments)
+        words = (sys.executable, "-m", MODULE, *self._arguments, "--agent", str(os.getpid()))
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(
             *words, stdin=pipe, stdout=pipe, limit=_LINE_MAX, start_new_session=True

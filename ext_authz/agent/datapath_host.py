@@ -12,6 +12,7 @@ import fcntl
 import os
 import socket
 import subprocess
+import time
 from pathlib import Path
 
 from ext_authz.agent import cgroups
@@ -20,7 +21,11 @@ from ext_authz.agent.datapath_strangers import find_strangers
 from ext_authz.agent.netlink import Netlink
 from ext_authz.datapath.errors import Locked, Occupied
 from ext_authz.datapath.routing import Routing, RoutingError
+from ext_authz.process import command_line
 from ext_authz.state import State
+
+# The longest a process takes to be gone that was killed.
+_DYING_S, _LOOK_S = 5.0, 0.02
 
 
 class Host:
@@ -58,13 +63,25 @@ class Host:
                 continue
             handle = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
             self._claims.append(handle)
+            if not self._lock(handle):
+                holder = _holder(handle)
+                raise Locked(
+                    f"another node drives the data path of this {what}{f' (process {holder})' if holder else ''}: "
+                    "one a host; use its state directory, or end it and run idmesh run --cleanup with that"
+                )
+
+    def _lock(self, handle: int) -> bool:
+        """The process of an agent that was killed lets go as soon as the kernel has ended it, and is waited for."""
+        root, until = os.fsencode(self._state.root), time.monotonic() + _DYING_S
+        while True:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
             except BlockingIOError:
-                raise Locked(
-                    f"another node drives the data path of this {what}{_holder(handle)}: one a host; "
-                    "use its state directory, or end it and run idmesh run --cleanup with that"
-                ) from None
+                words = command_line(holder) if (holder := _holder(handle)) else []
+                if (words and root not in words) or time.monotonic() > until:
+                    return False
+            time.sleep(_LOOK_S)
 
     def alone(self) -> None:
         """
@@ -153,17 +170,17 @@ class Host:
         return problems
 
 
-def _holder(handle: int) -> str:
-    """Who holds the lock of an open file, as the kernel lists it."""
+def _holder(handle: int) -> int:
+    """Who holds the lock of an open file, as the kernel lists it; 0: nobody that we see."""
     inode = os.fstat(handle).st_ino
     try:
         lines = Path("/proc/locks").read_text().splitlines()
     except OSError:
-        return ""
+        return 0
     for words in map(str.split, lines):
         if "FLOCK" in words and len(words) > 5 and words[5].rpartition(":")[2] == str(inode):
-            return f" (process {words[4]})"
-    return ""
+            return int(words[4]) if words[4].isdigit() else 0
+    return 0
 
 
 class Addresses:

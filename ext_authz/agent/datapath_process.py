@@ -316,14 +316,15 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="idmesh-datapath")
     parser.add_argument("--state", type=Path, required=True)
     parser.add_argument("--proxy-port", type=int, default=0)
+    parser.add_argument("--agent", type=int, default=os.getppid(), metavar="PID", help="whom it ends with")
     parser.add_argument("--size", action="append", default=[], metavar="MAP=ROWS")
     parser.add_argument("--verbose", action="store_true", help="the verifier's log with a refusal")
     parser.add_argument("--log", default="INFO")
     return parser.parse_args(arguments)
 
 
-def _end_with_agent() -> None:
-    agent = os.getppid()
+def _end_with_agent(agent: int) -> None:
+    """An agent that was killed before we asked to be told is nobody's parent any more: the next one must find no us."""
     ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
     if os.getppid() != agent:
         sys.exit(1)
@@ -332,7 +333,7 @@ def _end_with_agent() -> None:
 def main(arguments: list[str]) -> int:
     args = parse(arguments)
     logs.install(args.log)
-    _end_with_agent()
+    _end_with_agent(args.agent)
     os.umask(0o077)
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever prints must not speak on our channel

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from ext_authz.agent.attachments import Attachment, AttachmentStore
-from ext_authz.agent.datapath import Datapath, DatapathError, Mode
+from ext_authz.agent.datapath import MODULE, Datapath, DatapathError, Mode
 from ext_authz.agent.datapath_sizes import SizeError, parse_size
 from ext_authz.agent.status import Reader, read_status
 from ext_authz.agent.waiting import readers_behind
@@ -98,6 +100,16 @@ def test_a_process_that_is_killed_while_it_loads_is_started_again(
         with pytest.raises(DatapathError, match=r"it ended \(-9\)"):
             asyncio.run(begin())
     assert tally.stat().st_size == min(deaths + 1, 5)
+
+
+@pytest.mark.needs_loader
+def test_a_process_whose_agent_is_gone_already_touches_nothing(state: State) -> None:
+    """Killed while its child began, the agent leaves one that would stand in the next agent's way."""
+    before = sorted(state.root.rglob("*"))
+    words = [sys.executable, "-m", MODULE, "--state", str(state.root), "--agent", str(2**22 - 1)]
+    done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert sorted(state.root.rglob("*")) == before
 
 
 def test_who_waits_for_every_reader_waits_for_a_kernel_whose_process_is_dead(state: State) -> None:
