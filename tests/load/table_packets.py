@@ -77,7 +77,7 @@ def render(data: dict) -> str:
         )
     lines += [
         "",
-        f"First: into a table of {KEPT:,} connections, empty before each sample. Default table: of {DEFAULT_KEPT:,}, and "
+        f"First: into a table of {KEPT:,} rows, empty before each sample. Default table: of {DEFAULT_KEPT:,}, and "
         f"{DEFAULT_PACKETS:,} packets a sample, so that none is evicted; full: {PACKETS:,} packets, and each new row "
         "takes the place of an old one.",
         "",
