@@ -74,8 +74,8 @@ class Killer:
     def __init__(self, node: NodeRun, chance: random.Random) -> None:
         self._node, self._chance = node, chance
         self._asking: list[threading.Thread] = []
-        self._load_s = 1.5  # how long it takes to begin, as it was seen last
-        self._launched = time.monotonic()
+        self._began: tuple[bool, float] = True, time.monotonic()
+        self._load_s = {True: 1.5, False: 0.7}  # how long agent or process takes to begin, as it was seen last
         self.kills: Counter[str] = Counter()
         self.recoveries = 0
 
@@ -83,12 +83,12 @@ class Killer:
         """One kill; the node is on its way back afterwards, and perhaps not yet there."""
         moment = self._chance.choice([*("load",) * 4, "update", "attach", "detach"])
         if moment == "load":
-            time.sleep(self._chance.uniform(0, self._load_s))
+            time.sleep(self._chance.uniform(0, self._load_s[self._began[0]]))
         else:
             self.recover()
             self._begin(moment, number)
             time.sleep(self._chance.uniform(0, 0.3))
-        victim = self._chance.choice(["agent", "data path", "data path", "both"])
+        victim = self._chance.choice(["agent", *("data path",) * 4, "both"])
         self._kill(victim)
         self.kills[f"{victim} at {moment}"] += 1
 
@@ -120,12 +120,13 @@ class Killer:
         if victim != "data path":
             self._node.kill()
             self._node.launch()
-        self._launched = time.monotonic()
+        self._began = victim != "data path", time.monotonic()
 
     def recover(self) -> None:
         """Wait until it has come back by itself, and follows the newest policy."""
         eventually(self._is_back, RECOVERY_S, f"it does not come back: {self._node.log()}")
-        self._load_s = min(3.0, 0.1 + time.monotonic() - self._launched)
+        whole, since = self._began
+        self._load_s[whole] = min(3.0, 0.1 + time.monotonic() - since)
         self.recoveries += 1
 
     def _is_back(self) -> bool:
