@@ -12,6 +12,7 @@
 #include "neighbour.h"
 #include "refuse.h"
 #include "report.h"
+#include "restore.h"
 #include "steer.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
@@ -91,6 +92,21 @@ static __noinline int sent_settle(struct __sk_buff *skb, struct flow *flow, stru
 	return reason ? reason : decide_write(flow, row);
 }
 
+/* A server's answer to Envoy without a row: judged for the client of the token, and its row written anew. */
+static __noinline int sent_restore(struct __sk_buff *skb, struct flow *flow, uint32_t token)
+{
+	int reason;
+
+	flow->reversed = 1;
+	reason = restore_judge(flow, token);
+	if (reason)
+		return reason;
+	if (flow->connection.destination_ifindex != skb->ifindex)
+		return IDM_PACKET_INVALID_SOURCE_IP;
+	skb->mark = IDM_MARK_TO_PROXY;
+	return track_open(flow);
+}
+
 static __always_inline bool sent_is_known(const struct __sk_buff *skb, const struct flow *flow,
 					  const struct idm_connection *row)
 {
@@ -116,6 +132,12 @@ static __always_inline int sent_packet(struct __sk_buff *skb, struct flow *flow)
 		reason = error_restore(skb, flow);
 		if (reason)
 			return reason;
+	}
+	if (!row) {
+		uint32_t token = restore_token(skb, flow);
+
+		if (token)
+			return sent_restore(skb, flow, token);
 	}
 	if (!row || !sent_is_known(skb, flow, row)) {
 		// No row says what becomes of this packet.

@@ -10,6 +10,7 @@
 #include "error.h"
 #include "neighbour.h"
 #include "report.h"
+#include "restore.h"
 #include "steer.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
@@ -154,6 +155,35 @@ static __noinline int received_settle(struct __sk_buff *skb, struct flow *flow, 
 	return reason ? reason : decide_write(flow, row);
 }
 
+// The token of a connection that Envoy has, though no row knows it; 0: it is none of Envoy's.
+static __noinline uint32_t received_token(struct __sk_buff *skb, struct flow *flow)
+{
+	flow->reversed = !received_is_from_proxy(skb);
+	if (flow->reversed)
+		return restore_token(skb, flow);
+	// Its first segment has a row, or is not let past the program that did not write it.
+	return skb->ingress_ifindex || flow->error || flow->packet.protocol != IPPROTO_TCP ||
+			       flow->packet.flags & PACKET_OPENS ?
+		       0 :
+		       IDM_MARK_TOKEN(skb->mark);
+}
+
+/* Envoy's connection without a row: judged for the client of the token, and its row written anew. */
+static __noinline int received_restore(struct __sk_buff *skb, struct flow *flow, uint32_t token)
+{
+	int reason = restore_judge(flow, token);
+
+	if (reason)
+		return reason;
+	if (!received_is_mine(skb, flow, &flow->connection))
+		return IDM_DROP_NO_POLICY;
+	if (!received_has_way(skb, flow, &flow->connection))
+		return IDM_PACKET_INVALID_SOURCE_IP;
+	if (flow->reversed)
+		flow->action = steer_back(skb);
+	return track_open(flow);
+}
+
 static __always_inline bool received_is_known(const struct __sk_buff *skb, const struct flow *flow,
 					      const struct idm_connection *row)
 {
@@ -188,6 +218,12 @@ static __always_inline int received_packet(struct __sk_buff *skb, struct flow *f
 		reason = error_restore(skb, flow);
 		if (reason)
 			return reason;
+	}
+	if (!row) {
+		uint32_t token = received_token(skb, flow);
+
+		if (token)
+			return received_restore(skb, flow, token);
 	}
 	// Envoy speaks for the client whose token its packet carries, and only forward.
 	if (received_is_from_proxy(skb) && (!row || flow->reversed || skb->ingress_ifindex ||

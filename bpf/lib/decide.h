@@ -175,18 +175,18 @@ static __always_inline void decide_again(struct flow *flow, const struct idm_con
 }
 
 // Envoy has the client's address; for a workload without a namespace it may have any that such a one sends from.
-static __always_inline bool decide_may_speak(const struct flow *flow, const struct idm_grant *grant)
+static __noinline __attribute__((unused)) bool decide_may_speak(const struct flow *flow, const struct idm_grant *grant)
 {
-	const struct packet *packet = &flow->packet;
+	const struct idm_address *source = decide_source(flow);
 	struct end end;
 
-	if (packet_same_address(&packet->source, &grant->source))
+	if (packet_same_address(source, &grant->source))
 		return true;
 	if (!(grant->flags & IDM_CONNECTION_CGROUP))
 		return false;
-	if (packet_is_nobody(&packet->source, packet->kind))
-		return packet_is_loopback(&packet->source);
-	lookup_end(&flow->live, &packet->source, packet->kind, &end);
+	if (packet_is_nobody(source, flow->packet.kind))
+		return packet_is_loopback(source);
+	lookup_end(&flow->live, source, flow->packet.kind, &end);
 	return end.identity == grant->identity || end.identity == lookup_host();
 }
 
@@ -220,7 +220,7 @@ static __noinline bool decide_is_service(const struct flow *flow)
 
 /*
  * A connection of Envoy's own that has no row: judged for the client of the token, as the revision in force has it.
- * Returns a drop reason, or 0 with the row to be in flow->connection.
+ * Returns a drop reason, or 0 with the row to be in flow->connection. flow->reversed is the caller's to set.
  */
 static __always_inline int decide_granted(struct flow *flow, uint32_t token)
 {
@@ -234,7 +234,6 @@ static __always_inline int decide_granted(struct flow *flow, uint32_t token)
 	identity = grant->identity;
 	flags = grant->flags;
 	connection->token = token;
-	flow->reversed = 0;
 	decide_flow(flow, flags & IDM_CONNECTION_CGROUP ? identity : flags & IDM_CONNECTION_HOST ? lookup_host() : 0);
 	flow->judged = 1;
 	if (flow->verdict == IDM_DROPPED)

@@ -128,6 +128,15 @@ static __always_inline bool steer_turn(struct __sk_buff *skb)
 	return !bpf_skb_store_bytes(skb, 0, now, sizeof(now), 0);
 }
 
+// To a socket of Envoy's from where it would leave for the workload: it comes in again at this interface, marked.
+static __always_inline int steer_back(struct __sk_buff *skb)
+{
+	if (!steer_turn(skb))
+		return STEER_DROP;
+	skb->mark = IDM_MARK_TO_PROXY;
+	return bpf_redirect(skb->ifindex, BPF_F_INGRESS);
+}
+
 /*
  * The same for a packet on its way to the workload (or to a client: a reply on leg 1 that came from outside): it comes
  * in again at this interface, marked, where from_workload lets it pass to the stack.
@@ -135,10 +144,7 @@ static __always_inline bool steer_turn(struct __sk_buff *skb)
 static __always_inline int steer_hairpin(struct __sk_buff *skb, struct idm_connection_key *key,
 					 struct idm_connection *connection)
 {
-	if (!steer_grant(key, connection) || !steer_turn(skb))
-		return STEER_DROP;
-	skb->mark = IDM_MARK_TO_PROXY;
-	return bpf_redirect(skb->ifindex, BPF_F_INGRESS);
+	return steer_grant(key, connection) ? steer_back(skb) : STEER_DROP;
 }
 
 // ---- rows by what sockets know of themselves ----

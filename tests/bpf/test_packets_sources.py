@@ -336,6 +336,35 @@ def test_envoy_speaks_for_the_client_of_its_token(place: Place, version: int) ->
 
 
 @VERSIONS
+def test_a_forgotten_row_is_written_anew_for_the_client_of_the_token(place: Place, version: int) -> None:
+    place.version = version
+    place.desk.config(proxy_port=15001)
+    place.publish(b_ingress=HTTP)
+    assert place.send("a", "b").steered
+    token = place.desk.connection()["token"]
+
+    def segment(flags: int, **how: object) -> int:
+        return from_envoy(place, token, payload=tcp(5000, 80, flags), **how)
+
+    place.desk.forget()
+    assert segment(SYN) == 172, "the program that lets Envoy connect would have written it"
+    assert segment(ACK, came="up") == 172
+    assert place.receive("c", "b", TCP, sport=5000, came="", mark=mark_of(token), payload=BACK).drop == 172
+    assert from_envoy(place, token ^ 1, payload=BACK) == 172
+    place.publish(b_ingress=NOTHING)
+    assert segment(ACK) == 133
+    rows = place.endpoints()
+    rows[place.address("a")] = Endpoint(999, 0, place.desk.ifindex["a"], 50, True)
+    place.publish(b_ingress=HTTP, endpoints=rows)
+    assert segment(ACK) == 171, "the address is another's by now"
+    assert not place.desk.connections()
+    place.publish(b_ingress=HTTP)
+    assert segment(ACK) == 0
+    assert place.desk.connection()["token"] == token
+    assert place.send("b", "a", TCP, sport=80, dport=5000, payload=tcp(80, 5000, ACK)).steered
+
+
+@VERSIONS
 def test_without_its_mark_envoy_is_a_process_of_the_host(place: Place, version: int) -> None:
     place.version = version
     open_leg(place)

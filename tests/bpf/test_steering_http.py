@@ -205,6 +205,30 @@ def test_whoever_was_not_steered_is_closed(site: Steered) -> None:
 
 
 @both_versions
+@pytest.mark.parametrize("where", ["local", "elsewhere", "host"])
+def test_envoys_connection_to_a_server_goes_on_without_its_row(
+    addresses: tuple[str, str], where: str, site: Steered
+) -> None:
+    """Forgotten, or idle for longer than rows live."""
+    client, server = site.add("client", addresses[0]), site.add("server", addresses[1])
+    outside = site.outside("outside", "203.0.113.7", "2001:db8::7")
+    own = "fd00:9::1" if ":" in addresses[0] else "10.9.0.1"
+    site.host.ip([f"address add {own} dev lo"])
+    site.kernel.locals((own,))
+    ends = {"local": server, "elsewhere": outside, "host": End("host", site.host, (own,), "", 0, 0, "", "")}
+    target = ends[where].address(6 if ":" in addresses[0] else 4)
+    site.apply(egress("/[ab]", "toEntities: [all]"))
+    site.start(find_envoy(), concurrency=1)
+    with http_server(ends[where], 8080):
+        for path in ("/a", "/b"):
+            assert site.get(client, url(target, path)).status == 200
+            for key in site.kernel.rows("connections", 40, 72):
+                site.kernel.delete("connections", key)
+        assert site.get(client, url(target, "/a")).status == 200
+    assert site.stat("cluster.upstream.upstream_cx_total") == 1
+
+
+@both_versions
 def test_a_process_of_this_host_is_a_server_as_any(addresses: tuple[str, str], site: Steered) -> None:
     """What it answers comes in nowhere: it leaves for the client, at whose interface it turns to Envoy."""
     client = site.add("client", addresses[0])
