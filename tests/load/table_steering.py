@@ -158,6 +158,7 @@ def _start(site: Steered) -> None:
 def _answer_alone(config: dict[str, Any]) -> None:
     listener = config["staticResources"]["listeners"][0]
     chain = next(one for one in listener["filterChains"] if one["name"] == "http")
+    chain["filters"] = chain["filters"][-1:]
     manager = chain["filters"][0]["typedConfig"]
     manager["httpFilters"] = manager["httpFilters"][-1:]
     answer = {"match": {"prefix": "/"}, "directResponse": {"status": 200}}
