@@ -30,12 +30,14 @@ from ext_authz.agent.attachments import (
 from ext_authz.agent.compiling import BuilderGone
 from ext_authz.agent.datapath import Datapath, DatapathError
 from ext_authz.agent.places import Veth, cgroup_of, find_cgroup, find_veth, gone
+from ext_authz.agent.presence import Presence
 from ext_authz.boot import boot_id
 from ext_authz.logs import event
 
 log = logging.getLogger(__name__)
 
 _LOOK_S = 1.0
+_AGAIN_S = 10.0
 _MOST_ADDRESSES = 16
 
 
@@ -80,6 +82,8 @@ class Attaching:
         self._datapath = datapath
         self._rebuilt = rebuilt
         self._changing = asyncio.Lock()
+        self._presence = Presence()
+        self._half: dict[str, str] = {}  # why an endpoint is half attached, by its name
 
     async def attach(self, wanted: Wanted) -> Attached:
         """
@@ -119,24 +123,47 @@ class Attaching:
             return await self._remove(found)
 
     async def resume(self) -> None:
-        """Finish what a node before us had begun; once, when the data path runs."""
-        async with self._changing:
-            for found in await asyncio.to_thread(self._store.all):
-                try:
-                    if found.stage is Stage.COMING:
-                        await self._datapath.attach(found)
-                        ready = replace(found, stage=Stage.ATTACHED)
-                        await self._put(ready)
-                        await self._confirm(ready)
-                    elif found.stage is Stage.LEAVING:
-                        await self._remove(found)
-                except (AttachError, DatapathError, BuilderGone) as error:
-                    event(log, logging.ERROR, "an endpoint stays half attached", name=found.key, reason=error)
+        """Finish what a node before us had begun, or what failed half-way; said once for each reason."""
+        for found in await asyncio.to_thread(self._store.all):
+            if found.stage is Stage.ATTACHED:
+                continue
+            async with self._changing:
+                reason = await self._finish(found.key)
+            if self._half.pop(found.key, "") != reason and reason:
+                event(log, logging.ERROR, "an endpoint stays half attached", name=found.key, reason=reason)
+            if reason:
+                self._half[found.key] = reason
+
+    async def _finish(self, key: str) -> str:
+        """Why an endpoint is still half attached; empty: it is attached, or gone."""
+        found = await asyncio.to_thread(self._store.find, key)  # as it is now: somebody else may have been faster
+        try:
+            if found is not None and found.stage is Stage.COMING:
+                await self._datapath.attach(found)
+                await self._come(found)
+            elif found is not None and found.stage is Stage.LEAVING:
+                await self._remove(found)
+        except (AttachError, DatapathError) as error:
+            return str(error)
+        return ""
+
+    async def _come(self, found: Attachment) -> None:
+        ready = replace(found, stage=Stage.ATTACHED)
+        await self._put(ready)
+        try:
+            await self._confirm(ready)
+        except AttachError:
+            await self._put(found)  # without its addresses it is denied, and not attached either
+            raise
 
     async def loop(self) -> None:
-        """Let go of workloads that are gone: their address may become somebody else's."""
+        """Let go of workloads that are gone: their address may become somebody else's. Finish what is half done."""
+        again = time.monotonic() + _AGAIN_S
         while True:
             await asyncio.sleep(_LOOK_S)
+            if time.monotonic() >= again:
+                await self.resume()
+                again = time.monotonic() + _AGAIN_S
             for found, reason in await asyncio.to_thread(self._gone):
                 event(log, logging.INFO, "endpoint is gone, detaching it", name=found.key, reason=reason)
                 try:
@@ -146,7 +173,9 @@ class Attaching:
                     event(log, logging.WARNING, "endpoint cannot be detached", name=found.key, reason=error)
 
     def _gone(self) -> list[tuple[Attachment, str]]:
-        return [(found, reason) for found in self._store.all() if (reason := gone(found))]
+        attached = self._store.all()
+        reasons = self._presence.gone(attached)
+        return [(one, reasons[one.key]) for one in attached if one.key in reasons]
 
     def _examine(self, wanted: Wanted) -> Attachment:
         """Everything that can be said before anything is done."""

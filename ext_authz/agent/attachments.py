@@ -13,6 +13,7 @@ import hashlib
 import ipaddress
 import json
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
@@ -24,6 +25,7 @@ from ext_authz.model.context import is_computed
 from ext_authz.model.selector import bad_key, bad_value, is_subdomain
 
 _FORMAT = 1
+_TICK_NS = 1_000_000_000
 _K8S = "k8s:"
 # Stands for a workload that sends from the host's own addresses; nobody routes there.
 _STAND_IN = ipaddress.ip_network("fd1d:6d65:7368::/96")
@@ -104,10 +106,13 @@ class AttachmentFile:
 
 
 class AttachmentStore:
-    """All of them. One writer, the agent; the compiling process and the data path read."""
+    """All of them. One writer, the agent; the compiling process and the data path read, a file only when it is new."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._seen: tuple[int, ...] = ()
+        self._files: list[AttachmentFile] = []
+        self._read: dict[str, tuple[tuple[int, ...], AttachmentFile]] = {}
 
     def any(self) -> bool:
         """True if there is one, readable or not. Cheap: for whoever asks all the time."""
@@ -119,12 +124,26 @@ class AttachmentStore:
 
     def files(self) -> list[AttachmentFile]:
         """By rising number. Never raises for what is damaged."""
+        begun, seen = time.time_ns(), _signature(self.folder)
+        if not seen or seen != self._seen:
+            self._files = sorted(self._look(begun), key=_rank)
+            self._seen = seen if _is_old(seen, begun) else ()
+        return list(self._files)
+
+    def _look(self, begun: int) -> list[AttachmentFile]:
+        """Every file is replaced, never written to: one of the same signature is the same."""
+        found: dict[str, tuple[tuple[int, ...], AttachmentFile]] = {}
         try:
             paths = [path for path in self.folder.glob("*.json") if not path.name.startswith(".")]
         except OSError:
             paths = []
-        found = [_read(path) for path in paths]
-        return sorted(found, key=lambda file: (file.attachment.number if file.attachment else 0, file.path))
+        for path in paths:
+            seen = _signature(path)
+            known = self._read.get(path.name)
+            made = known[1] if known and seen and known[0] == seen else _read(path)
+            found[path.name] = (seen if _is_old(seen, begun) else (), made)
+        self._read = found
+        return [file for _, file in found.values()]
 
     def all(self) -> list[Attachment]:
         return [file.attachment for file in self.files() if file.attachment is not None]
@@ -294,6 +313,24 @@ def read_record(record: Mapping[str, Any]) -> Attachment:
         number=int(made.number),
         stage=Stage(made.stage),
     )
+
+
+def _signature(path: Path) -> tuple[int, ...]:
+    """Changes with what lies there; empty: nothing does. The time of the change comes first."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_size
+
+
+def _is_old(signature: tuple[int, ...], now_ns: int) -> bool:
+    """Within a tick of the clock two changes have one time: what is younger may change unseen."""
+    return bool(signature) and now_ns - signature[0] > _TICK_NS
+
+
+def _rank(file: AttachmentFile) -> tuple[int, str]:
+    return file.attachment.number if file.attachment else 0, file.path
 
 
 def _read(path: Path) -> AttachmentFile:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from ext_authz.agent.attachments import Attachment
+from ext_authz.datapath.results import Enforced
 from ext_authz.logs import event
 
 log = logging.getLogger(__name__)
@@ -20,9 +21,7 @@ log = logging.getLogger(__name__)
 class Kernel(Protocol):
     """What a Datapath tells of its hooks."""
 
-    def attached(self) -> set[int]: ...
-
-    def living(self) -> set[str]: ...
+    def enforced(self) -> Enforced: ...
 
 
 class Lost:
@@ -59,13 +58,13 @@ class Lost:
         Returns:
             A line for everything that is not judged any more; and which of `hooks` are lost.
         """
-        interfaces, living = self._kernel.attached(), self._kernel.living()
+        found = self._kernel.enforced()
         problems = []
         for attachment in attachments:
-            is_on = not attachment.ifindex or attachment.ifindex in interfaces
-            if not is_on or not self._names(attachment) <= living:
+            is_on = not attachment.ifindex or attachment.ifindex in found.interfaces
+            if not is_on or not self._names(attachment) <= found.links:
                 problems += self._put_back(attachment)
-        return problems, hooks - living
+        return problems, hooks - found.links
 
     def _put_back(self, attachment: Attachment) -> list[str]:
         if attachment.key not in self._down:

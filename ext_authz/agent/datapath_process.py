@@ -35,7 +35,7 @@ from ext_authz.agent.datapath_page import Page
 from ext_authz.agent.datapath_services import read_services
 from ext_authz.agent.datapath_sizes import parse_size
 from ext_authz.agent.datapath_steering import BASE_HOOKS, CGROUP_HOOKS, Steering
-from ext_authz.agent.places import gone
+from ext_authz.agent.presence import Presence
 from ext_authz.datapath import Datapath, DatapathError, Refused
 from ext_authz.datapath._datapath import lib
 from ext_authz.datapath.routing import RoutingError
@@ -54,7 +54,7 @@ OBJECTS_VARIABLE = "IDMESH_BPF_OBJECTS"
 _TICK_S = 1.0
 _LOOK_S = 0.1  # without inotify
 # How often it is looked after programs, and after rules, routes and sysctls; both may take a part of the time only.
-_LOST_S, _HOST_S, _SHARE = 1.0, 5.0, 20
+_LOST_S, _HOST_S, _SHARE = 1.0, 5.0, 200
 _FLAGS: int = lib.IDM_CONFIG_EVENTS_ALLOWED | lib.IDM_CONFIG_PEER_REDIRECT
 FAILURES = (DatapathError, RoutingError, OSError)
 
@@ -74,6 +74,7 @@ class Keeper:
         self._troubles: dict[str, str] = {}
         self._locals: frozenset[str] = frozenset()
         self._unjudged: list[str] = []
+        self._presence = Presence()
         self._gone: dict[str, str] = {}
         self._problems: list[str] = []
         self._lost_due = self._host_due = 0.0
@@ -132,8 +133,10 @@ class Keeper:
 
     def _reattach(self) -> None:
         """What the store says shall be; programs of this version take the place of others without a gap."""
-        for attachment in self._store.all():
-            if gone(attachment) or attachment.stage is Stage.COMING:
+        attached = self._store.all()
+        self._gone = self._presence.gone(attached)
+        for attachment in attached:
+            if attachment.key in self._gone or attachment.stage is Stage.COMING:
                 continue
             try:
                 self._attach(attachment)
@@ -237,7 +240,7 @@ class Keeper:
 
     def _find_lost(self) -> None:
         attached = self._store.all()
-        self._gone = {one.key: reason for one in attached if (reason := gone(one))}
+        self._gone = self._presence.gone(attached)
         there = [one for one in attached if one.stage is Stage.ATTACHED and one.key not in self._gone]
         own = {"choose_listener"} | set(BASE_HOOKS) | set(CGROUP_HOOKS) if self.host.base else {"choose_listener"}
         self._unjudged, hooks = self._lost.look(there, own)
@@ -270,6 +273,7 @@ class Keeper:
         """Everything in the kernel stays."""
         self.events.stop()
         self.addresses.close()
+        self._presence.close()
         self._kernel.close()
         self.host.release()
 

@@ -21,7 +21,7 @@ from typing import TypeVar
 
 _T = TypeVar("_T")
 
-_GETLINK, _GETADDR, _GETNSID = 18, 22, 90
+_NEWLINK, _DELLINK, _GETLINK, _GETADDR, _GETNSID = 16, 17, 18, 22, 90
 _ERROR, _DONE = 2, 3
 _REQUEST, _DUMP = 1, 0x300
 _HEADER, _LINK, _ADDRESS = struct.Struct("=IHHII"), struct.Struct("=BxHiII"), struct.Struct("=BBBBI")
@@ -29,6 +29,7 @@ _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_LINK, _IFLA_LINKINFO, _IFLA_LINK_NETNSID = 1,
 _INFO_KIND = 1
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _NETNSA_NSID, _NETNSA_FD = 1, 2, 4, 1, 3
 _SCOPE_UNIVERSE = 0
+_LINKS = 1  # RTMGRP_LINK
 _GROUPS = 0x10 | 0x100  # RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR
 _EVERYWHERE = ("255.255.255.255",)
 _CLONE_NEWNET = 0x40000000
@@ -169,6 +170,40 @@ class Netlink:
                 yield body
             if not flags & _DUMP:
                 return
+
+
+class LinkChanges:
+    """Of which interfaces of this namespace the kernel has told since it was last asked."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+        self._socket.bind((0, _LINKS))
+        self._socket.setblocking(False)
+
+    def since(self) -> set[int] | None:
+        """Their numbers; None: of more than it could keep for us, so that any may have changed."""
+        found: set[int] | None = set()
+        while True:
+            try:
+                data = self._socket.recv(1 << 16)
+            except BlockingIOError:
+                return found
+            except OSError:  # ENOBUFS
+                found = None
+                continue
+            if found is not None:
+                found |= set(_told_of(data))
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def _told_of(data: bytes) -> Iterator[int]:
+    while len(data) >= _HEADER.size:
+        size, kind, _, _, _ = _HEADER.unpack_from(data)
+        if kind in (_NEWLINK, _DELLINK):
+            yield _LINK.unpack_from(data, _HEADER.size)[2]
+        data = data[(size + 3) & ~3 :]
 
 
 def _read_link(message: bytes) -> Link:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from ext_authz.datapath._datapath import ffi, lib
 from ext_authz.datapath.errors import DatapathError
+from ext_authz.datapath.results import Enforced
 from ext_authz.datapath.sets import Pins
 from ext_authz.datapath.syscall import AttachType
 
@@ -123,9 +125,13 @@ class Hooks:
         with self._opened(name) as found:
             return found is not None and not _describe(name, found).is_dead
 
-    def living(self) -> set[str]:
-        """Names of the links whose program is on its hook, as the kernel says now."""
-        return {link.name for link in self.links() if not link.is_dead}
+    def enforced(self, netns: int | None = None) -> Enforced:
+        """What is on its hook, as the kernel says now."""
+        living = [link for link in self.links() if not link.is_dead]
+        found = Counter(link.ifindex for link in living if link.attach_type in VETH)
+        whole = {ifindex for ifindex, count in found.items() if count == len(VETH)}
+        whole |= {ifindex for ifindex in self._pins.filters() if self._has_filters(ifindex, netns)}
+        return Enforced({link.name for link in living}, whole)
 
     @contextlib.contextmanager
     def _opened(self, name: str) -> Any:
@@ -221,9 +227,7 @@ class Hooks:
 
     def attached(self, netns: int | None = None) -> set[int]:
         """Interfaces that both our programs are on, as the kernel says now."""
-        found = [link.ifindex for link in self.links() if link.attach_type in VETH and link.ifindex]
-        whole = {ifindex for ifindex in found if found.count(ifindex) == len(VETH)}
-        return whole | {ifindex for ifindex in self._pins.filters() if self._has_filters(ifindex, netns)}
+        return self.enforced(netns).interfaces
 
     @staticmethod
     def _has_filters(ifindex: int, netns: int | None) -> bool:

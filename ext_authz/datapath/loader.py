@@ -20,7 +20,7 @@ from ext_authz.datapath.lock import Lock
 from ext_authz.datapath.maps import MapSet, Snapshot
 from ext_authz.datapath.mount import Mount, close_mount, kind_of, open_mount
 from ext_authz.datapath.objects import check, objects_in
-from ext_authz.datapath.results import Connection, Counter, LiveState, MapInfo, Report, Run
+from ext_authz.datapath.results import Connection, Counter, Enforced, LiveState, MapInfo, Report, Run
 from ext_authz.datapath.sets import Pins
 from ext_authz.datapath.succession import Succession
 
@@ -253,9 +253,9 @@ class Datapath:
         """True if our link of this name holds its program on a hook."""
         return self.hooks.is_living(name)
 
-    def living(self) -> set[str]:
-        """Names of the links whose program is on its hook, as the kernel says now."""
-        return self.hooks.living()
+    def enforced(self) -> Enforced:
+        """What is on its hook, as the kernel says now."""
+        return self.hooks.enforced()
 
     # ---- reading ----
 

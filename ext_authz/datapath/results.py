@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +80,13 @@ class Counter:
     direction: int
     packets: int
     bytes: int
+
+
+class Enforced(NamedTuple):
+    """What is on its hook: links by name, interfaces that both our programs are on."""
+
+    links: set[str]
+    interfaces: set[int]
 
 
 @dataclass(frozen=True, slots=True)

@@ -302,7 +302,7 @@ def test_a_link_follows_its_name_to_another_cgroup(net: Network, folder: Path, c
         os.close(descriptor)
         (link,) = datapath.hooks.links()
         assert link.target == place.stat().st_ino
-        assert datapath.living() == {"keep-1"}
+        assert datapath.enforced().links == {"keep-1"}
     datapath.link("choose", "choose", net.node.descriptor, AttachType.SK_LOOKUP)
     other = net.add("other", "10.1.0.1")
     datapath.link("choose", "choose", other.space.descriptor, AttachType.SK_LOOKUP)

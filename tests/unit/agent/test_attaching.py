@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ext_authz.agent.attaching import Attaching, Wanted
-from ext_authz.agent.attachments import AttachError, Attachment, AttachmentStore
+from ext_authz.agent.attachments import AttachError, Attachment, AttachmentStore, Stage
 from ext_authz.agent.datapath import DatapathError
 
 
@@ -30,6 +31,8 @@ class Kernel:
 
     async def detach(self, attachment: Attachment) -> None:
         self.asked.append(("detach", attachment.addresses[0]))
+        if self.asked[-1] == self.refused:
+            raise DatapathError("busy")
 
     async def publish(self, revision: int) -> None:
         self.asked.append(("publish", str(revision)))
@@ -114,3 +117,34 @@ def test_what_is_gone_is_detached_before_its_name_is_attached_elsewhere(place: P
     place.attach(second, "10.0.0.10")
     assert place.kernel.asked[3:5] == [("detach", "10.0.0.9"), ("coming", "10.0.0.10")]
     assert place.kept == ["10.0.0.10 attached"]
+
+
+def test_what_a_node_before_us_had_begun_is_tried_until_it_is_done(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    cgroup = place.cgroup("unit")
+    place.attach(cgroup, "10.0.0.9")
+    (one,) = place.store.all()
+    place.store.put(replace(one, stage=Stage.COMING))
+    for step in (("coming", "10.0.0.9"), ("attached", "10.0.0.9")):
+        place.kernel.refused = step
+        asyncio.run(place.attaching.resume())
+        assert place.kept == ["10.0.0.9 coming"]  # it has no identity, so that it is denied
+    asyncio.run(place.attaching.resume())
+    assert len([record for record in caplog.records if "half attached" in record.getMessage()]) == 2
+    place.kernel.refused = ("", "")
+    asyncio.run(place.attaching.resume())
+    assert place.kept == ["10.0.0.9 attached"]
+    assert place.kernel.asked[-1] == ("attached", "10.0.0.9")
+
+
+def test_programs_that_did_not_come_off_are_tried_again(place: Place) -> None:
+    place.attach(place.cgroup("unit"), "10.0.0.9")
+    place.kernel.refused = ("detach", "10.0.0.9")
+    with pytest.raises(AttachError, match="its programs stay"):
+        asyncio.run(place.attaching.detach("default", "unit"))
+    asyncio.run(place.attaching.resume())
+    assert place.kept == ["10.0.0.9 leaving"]
+    place.kernel.refused = ("", "")
+    asyncio.run(place.attaching.resume())
+    assert place.kept == []

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -173,3 +175,24 @@ def test_the_cgroup_in_which_the_node_runs_is_no_workload(tmp_path: Path, monkey
         with pytest.raises(AttachError, match="itself runs in it"):
             find_cgroup(str(tmp_path / name))
     assert find_cgroup(str(tmp_path / "slice/unit"))[0] == str(tmp_path / "slice/unit")
+
+
+def test_a_file_is_read_again_only_when_it_is_another_one(
+    store: AttachmentStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thousand of them are asked for every second."""
+    for number in (1, 2, 3):
+        store.put(replace(ONE, name=f"web{number}", number=number))
+    long_ago = time.time() - 60
+    for path in (*store.folder.iterdir(), store.folder):
+        os.utime(path, (long_ago, long_ago))
+    assert len(store.all()) == 3
+    monkeypatch.setattr("ext_authz.agent.attachments._read", lambda path: pytest.fail(f"{path} was read"))
+    assert [one.number for one in store.all()] == [1, 2, 3]
+    monkeypatch.undo()
+    store.put(replace(ONE, name="web2", number=9))
+    assert [one.number for one in store.all()] == [1, 3, 9]
+    store.put(replace(ONE, name="web2", number=8))  # in the same tick of the clock
+    assert [one.number for one in store.all()] == [1, 3, 8]
+    assert store.remove("default/web1")
+    assert [one.number for one in store.all()] == [3, 8]

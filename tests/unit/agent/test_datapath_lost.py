@@ -7,6 +7,7 @@ import pytest
 
 from ext_authz.agent.attachments import Attachment
 from ext_authz.agent.datapath_lost import Lost
+from ext_authz.datapath.results import Enforced
 
 WEB = Attachment("default", "web", ("10.0.0.3",), 1, ifindex=7)
 UNIT = Attachment("default", "unit", ("fd00::9",), 2, cgroup="/unit", cgroup_id=9)
@@ -22,11 +23,8 @@ class Host:
         self.up: dict[str, bool] = {}
         self.lost = Lost(self, self.names, self.attach, self.set_link, (RuntimeError, OSError))
 
-    def attached(self) -> set[int]:
-        return self.on
-
-    def living(self) -> set[str]:
-        return self.links
+    def enforced(self) -> Enforced:
+        return Enforced(self.links, self.on)
 
     def names(self, attachment: Attachment) -> set[str]:
         return {"workload_egress-2"} if attachment.cgroup else set()
