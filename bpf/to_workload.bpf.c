@@ -131,6 +131,22 @@ static __always_inline int received_carry(struct __sk_buff *skb, struct flow *fl
 	return flow->action == STEER_DROP ? IDM_PACKET_MAP_FULL : 0;
 }
 
+// Envoy ends a connection that policy denies by now: a segment without data, or its client would wait for hours.
+static __noinline bool received_ends(struct __sk_buff *skb, const struct flow *flow, const struct idm_connection *row)
+{
+	const struct packet *packet = &flow->packet;
+	// What is not plain is not ended here: Envoy's segments are.
+	uint32_t at = PACKET_ETHERNET + (packet->kind == PACKET_IP4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr));
+	uint8_t words;
+
+	if (!row || !row->token || flow->error || skb->ingress_ifindex || packet->protocol != IPPROTO_TCP ||
+	    !(packet->tcp_flags & (TCP_FIN | TCP_RST)))
+		return false;
+	if (bpf_skb_load_bytes(skb, at + 12, &words, sizeof(words)))
+		return false;
+	return at + (words >> 4) * 4 == skb->len;
+}
+
 /* Policy was asked (decide_flow): carry out its answer. A function of its own for its stack. */
 static __noinline int received_settle(struct __sk_buff *skb, struct flow *flow, struct idm_connection *row)
 {
@@ -138,8 +154,8 @@ static __noinline int received_settle(struct __sk_buff *skb, struct flow *flow, 
 
 	if (!received_is_mine(skb, flow, &flow->connection))
 		return IDM_DROP_NO_POLICY;
-	// Before it is known whether Envoy holds the connection, its row says so.
-	flow->connection.verdict = row ? row->verdict : 0;
+	// Before it is known whether Envoy holds the connection, its row says so, a denied one by its token.
+	flow->connection.verdict = !row ? 0 : row->token ? IDM_REDIRECTED : row->verdict;
 	if (!received_has_way(skb, flow, &flow->connection)) {
 		// Whatever policy would have said of the flow: it is refused here.
 		flow->direction = IDM_INGRESS;
@@ -147,6 +163,10 @@ static __noinline int received_settle(struct __sk_buff *skb, struct flow *flow, 
 	}
 	flow->judged = 1;
 	reason = decide_settle(flow, row);
+	if (reason && received_ends(skb, flow, row)) {
+		flow->judged = 0;
+		return 0;
+	}
 	// Steered as of now, and this is the server's own answer.
 	if (!reason && received_bypasses(skb, flow, &flow->connection))
 		reason = IDM_DROP_UNKNOWN_SENDER;
@@ -219,7 +239,9 @@ static __always_inline int received_packet(struct __sk_buff *skb, struct flow *f
 		if (reason)
 			return reason;
 	}
-	if (!row) {
+	if (received_slipped(skb))
+		return IDM_DROP_UNKNOWN_SENDER;
+	if (!row && !received_is_from_cgroup(skb)) {
 		uint32_t token = received_token(skb, flow);
 
 		if (token)
@@ -228,8 +250,6 @@ static __always_inline int received_packet(struct __sk_buff *skb, struct flow *f
 	// Envoy speaks for the client whose token its packet carries, and only forward.
 	if (received_is_from_proxy(skb) && (!row || flow->reversed || skb->ingress_ifindex ||
 					    row->token != IDM_MARK_TOKEN(skb->mark)))
-		return IDM_DROP_UNKNOWN_SENDER;
-	if (received_slipped(skb))
 		return IDM_DROP_UNKNOWN_SENDER;
 	// Its row says who it is; without one it must not be taken for the host.
 	if (received_is_from_cgroup(skb) && !row)

@@ -133,6 +133,14 @@ def tcp_filters(setup: Setup) -> list[Filter]:
     return [*filters, Filter(name="envoy.filters.network.tcp_proxy", typed_config=Any.pack(proxy))]
 
 
+def follow_filter(setup: Setup) -> Filter:
+    """Before a connection manager: ends a connection that a new policy denies altogether, with what it carries."""
+    follow = DynamicModuleNetworkFilter(
+        dynamic_module_config=module_of(setup), filter_name=f"{NAME}.follow", filter_config=struct(door_config(setup))
+    )
+    return Filter(name=f"{NAME}.follow", typed_config=Any.pack(follow))
+
+
 # ---- requests ----
 
 

@@ -29,7 +29,7 @@ from envoy_data_plane.xds.type.matcher.v3 import (
 )
 
 from ext_authz.xds.clusters import UPSTREAM, http_options
-from ext_authz.xds.listeners import connection_manager, peer_filter, tcp_filters
+from ext_authz.xds.listeners import connection_manager, follow_filter, peer_filter, tcp_filters
 from ext_authz.xds.parts import NAME, address, seconds
 from ext_authz.xds.setup import Setup, Steering, Target, UpstreamHttp
 
@@ -45,7 +45,7 @@ def listener(setup: Setup, steering: Steering) -> Listener:
         transparent=True,
         listener_filters=_listener_filters(setup),
         filter_chains=[
-            FilterChain(name=HTTP, filters=[connection_manager(setup)]),
+            FilterChain(name=HTTP, filters=[follow_filter(setup), connection_manager(setup)]),
             FilterChain(name=TCP, filters=tcp_filters(setup)),
         ],
         filter_chain_matcher=_matcher(),

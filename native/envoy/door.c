@@ -250,8 +250,8 @@ static bool resolve_destination(struct door *door, const struct idm_snapshot *sn
 }
 
 // One direction. True if the flow may go on.
-static bool judge(const struct idm_snapshot *snapshot, struct idm_flow *flow, uint32_t direction, const struct end *subject,
-		  const struct idm_peer *peer, struct decision *ret)
+static bool judge(const struct door *door, const struct idm_snapshot *snapshot, struct idm_flow *flow,
+		  uint32_t direction, const struct end *subject, const struct idm_peer *peer, struct decision *ret)
 {
 	struct idm_verdict *verdict = &ret->verdicts[ret->count];
 
@@ -270,6 +270,8 @@ static bool judge(const struct idm_snapshot *snapshot, struct idm_flow *flow, ui
 		door_refuse(IDM_DROP_POLICY_DENIED, true, ret);
 		return false;
 	}
+	if (verdict->verdict == IDM_REDIRECTED && door->requests_follow)
+		return true;
 	// What is left to another proxy has none here: pass it and nobody would judge it. A server name alone, which
 	// the client chooses, settles nothing about the requests that follow it.
 	if (verdict->verdict == IDM_REDIRECTED || verdict->left) {
@@ -305,15 +307,15 @@ static struct directions directions_of(const struct door *door, const struct idm
 	return (struct directions){egress, door->ingress && !(egress && destination->endpoint == IDM_NONE)};
 }
 
-static bool judge_directions(const struct idm_snapshot *snapshot, struct idm_flow *flow, struct directions directions,
-			     const struct end *source, const struct idm_peer *peer, const struct end *destination,
-			     struct decision *ret)
+static bool judge_directions(const struct door *door, const struct idm_snapshot *snapshot, struct idm_flow *flow,
+			     struct directions directions, const struct end *source, const struct idm_peer *peer,
+			     const struct end *destination, struct decision *ret)
 {
 	const struct idm_peer target = {.identity = destination->identity, .evidence = IDM_EVIDENCE_ADDRESS};
 
-	if (directions.egress && !judge(snapshot, flow, IDM_EGRESS, source, &target, ret))
+	if (directions.egress && !judge(door, snapshot, flow, IDM_EGRESS, source, &target, ret))
 		return false;
-	return !directions.ingress || judge(snapshot, flow, IDM_INGRESS, destination, peer, ret);
+	return !directions.ingress || judge(door, snapshot, flow, IDM_INGRESS, destination, peer, ret);
 }
 
 static uint64_t now_ms(void)
@@ -418,7 +420,7 @@ void door_decide(struct door *door, const struct idm_snapshot *snapshot, const s
 		flow.flags |= IDM_FLOW_SNI;
 		flow.sni = (struct idm_bytes){connection->sni, connection->sni_size};
 	}
-	ret->allowed = judge_directions(snapshot, &flow,
+	ret->allowed = judge_directions(door, snapshot, &flow,
 					directions_of(door, snapshot, &connection->steered, &source, &destination),
 					&source, &peer, &destination, ret);
 }

@@ -44,6 +44,7 @@ struct door {
 	char *body;
 	char *trust_domain;
 	struct idm_peer_rules rules; /* borrows trust_domain */
+	bool requests_follow; /* set by who asks about connections whose requests another filter judges one by one */
 };
 
 /**

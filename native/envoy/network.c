@@ -5,6 +5,9 @@
 // tcp_proxy, which connects upstream only after this filter let the connection on. Open connections are judged
 // again with each new policy.
 //
+// The filter name "idmesh.follow" stands before an HTTP connection manager: requests are judged by the HTTP filter, one
+// by one, and here a connection that a new policy denies altogether is closed, whatever is under way in it.
+//
 // The filter name "idmesh.handshake" judges nothing: it holds the filters behind it back until the TLS handshake is
 // complete, so that set_filter_state behind it can report the client's certificate before anybody is judged.
 
@@ -17,10 +20,12 @@
 #include "record.h"
 #include "tally.h"
 
-#define HANDSHAKE "idmesh.handshake"
+#define HANDSHAKE IDM_TEXT("idmesh.handshake")
+#define FOLLOW IDM_TEXT("idmesh.follow")
 
 struct network_config {
-	bool waits; // for the handshake, nothing else
+	bool waits;   // for the handshake, nothing else
+	bool follows; // judges only what a new policy says of an open connection
 	struct door door;
 	size_t counters[COUNTS];
 };
@@ -49,6 +54,11 @@ IDM_HOOK void ON(network_filter_config_destroy)(struct network_config *self)
 	free(self);
 }
 
+static bool is_named(struct idm_bytes a, struct idm_bytes b)
+{
+	return a.size == b.size && !memcmp(a.ptr, b.ptr, a.size);
+}
+
 IDM_HOOK void *ON(network_filter_config_new)(struct envoy_network_config *envoy, struct idm_bytes name,
 					     struct idm_bytes config)
 {
@@ -57,13 +67,15 @@ IDM_HOOK void *ON(network_filter_config_new)(struct envoy_network_config *envoy,
 
 	if (!self)
 		return NULL;
-	self->waits = name.size == strlen(HANDSHAKE) && !memcmp(name.ptr, HANDSHAKE, name.size);
+	self->waits = is_named(name, HANDSHAKE);
+	self->follows = is_named(name, FOLLOW);
 	if (!door_init(&self->door, config, false, &why) || !mesh_required(&why) || !define_counters(self, envoy)) {
 		mesh_log(ENVOY_ERROR, "network filter refused: %s",
 			 why.message[0] ? why.message : "Envoy gave no stats");
 		ON(network_filter_config_destroy)(self);
 		return NULL;
 	}
+	self->door.requests_follow = self->follows;
 	return self;
 }
 
@@ -214,7 +226,7 @@ IDM_HOOK enum envoy_filter_status ON(network_filter_new_connection)(struct envoy
 	self->scheduler = CALLBACK(network_filter_scheduler_new)(envoy);
 	if (self->scheduler)
 		mesh_open_add(&self->open, again, self);
-	if (self->scheduler && judge(self, true))
+	if (self->scheduler && (self->config->follows || judge(self, true)))
 		return ENVOY_CONTINUE;
 	deny(self);
 	return ENVOY_STOP;

@@ -289,6 +289,34 @@ def test_envoys_answers_reach_the_client_and_the_servers_own_do_not(place: Place
         place.publish(b_ingress=HTTP)
 
 
+@VERSIONS
+def test_envoy_may_end_a_denied_connection_and_say_nothing_more(place: Place, version: int) -> None:
+    """Its client would wait for hours else."""
+    place.version = version
+    place.desk.config(proxy_port=15001)
+    place.publish(b_ingress=HTTP)
+    assert place.send("a", "b").steered
+    place.publish(b_ingress=NOTHING)
+    for _ in range(2):
+        for flags in (RST, RST | ACK, FIN | ACK):
+            end = tcp(80, 4000, flags)
+            assert place.receive("b", "a", TCP, sport=80, dport=4000, payload=end, came="").passed
+            assert place.receive("b", "a", TCP, sport=80, dport=4000, payload=end + b"x", came="").drop == 133
+            assert place.receive("b", "a", TCP, sport=80, dport=4000, payload=end, came="b").drop, (
+                "not the server itself"
+            )
+            assert place.send("b", "a", TCP, sport=80, dport=4000, payload=end).drop
+        assert place.receive("b", "a", TCP, sport=80, dport=4000, payload=tcp(80, 4000, ACK), came="").drop == 133
+        assert place.send("a", "b", payload=tcp(4000, 80, FIN | ACK)).drop == 133, "the client is denied"
+
+
+def test_nobody_ends_a_denied_connection_that_envoy_never_had(place: Place) -> None:
+    assert place.send("a", "b").passed
+    place.publish(b_ingress=NOTHING)
+    end = tcp(80, 4000, RST)
+    assert place.receive("b", "a", TCP, sport=80, dport=4000, payload=end, came="").drop
+
+
 def test_a_direct_connection_that_must_be_steered_now_has_to_begin_again(place: Place) -> None:
     place.desk.config(proxy_port=15001)
     assert place.send("a", "b").passed

@@ -79,12 +79,13 @@ def test_no_other_file_of_the_module_reads_fields() -> None:
 
 def test_every_name_of_a_filter_is_described() -> None:
     text = (NATIVE / "http.c").read_text() + (NATIVE / "network.c").read_text()
-    assert set(re.findall(r'"(idmesh\.(?:upstream|empty|handshake))"', text)) == {
+    assert set(re.findall(r'"(idmesh\.(?:upstream|empty|handshake|follow))"', text)) == {
         "idmesh.upstream",
         "idmesh.empty",
         "idmesh.handshake",
+        "idmesh.follow",
     }
-    for name in ("idmesh", "idmesh.upstream", "idmesh.empty", "idmesh.handshake"):
+    for name in ("idmesh", "idmesh.upstream", "idmesh.empty", "idmesh.handshake", "idmesh.follow"):
         assert f"| `{name}` |" in section(_DOORS)
 
 

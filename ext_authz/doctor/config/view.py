@@ -17,8 +17,9 @@ from ext_authz.doctor.config.node import Node, camel
 
 NAME = "idmesh"
 MANAGER = "HttpConnectionManager"
-# Filters of the module that let everything on: one that benchmarks compare with, one that only waits for TLS.
-_NO_JUDGES = (f"{NAME}.empty", f"{NAME}.handshake")
+# Filters of the module that let new connections on: one that benchmarks compare with, one that only waits for TLS, one
+# that leaves requests to another.
+_NO_JUDGES = (f"{NAME}.empty", f"{NAME}.handshake", f"{NAME}.follow")
 _LISTENER = ("filter_chains", "listener_filters", "default_filter_chain")
 _CLUSTER = ("load_assignment", "typed_extension_protocol_options", "lb_policy", "eds_cluster_config")
 
