@@ -86,7 +86,7 @@ def _add_doors(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes: PATH.0..N-1 or PORT..PORT+N-1")
     parser.add_argument(
-        "--direction", choices=("ingress", "egress", "both"), default="ingress", help="if Envoy's filter does not say"
+        "--direction", choices=("ingress", "egress", "both"), help="if Envoy's filter does not say (ingress)"
     )
     envoy = parser.add_mutually_exclusive_group()
     envoy.add_argument("--envoy", type=Path, metavar="FILE", help="also run Envoy with this configuration")
@@ -100,7 +100,7 @@ def _add_doors(parser: argparse.ArgumentParser) -> None:
         help="what is behind it (--door); without, --datapath on steers connections to it (module)",
     )
     parser.add_argument("--destination", default="", metavar="WHOSE", help="whose policy judges (--door; see envoy)")
-    parser.add_argument("--mode", choices=("http", "tcp"), default="http", help="(--door)")
+    parser.add_argument("--mode", choices=("http", "tcp"), help="whether requests are judged (http; --door)")
     add_tls_arguments(parser.add_argument_group("TLS of that Envoy's listener (--door)"))
     parser.add_argument("--concurrency", type=int, metavar="N", help="Envoy's worker threads")
     parser.add_argument("--envoy-arg", action="append", default=[], metavar="ARG", help="one more word for Envoy")
@@ -154,8 +154,7 @@ def _check(args: argparse.Namespace) -> None:
         raise Failure("--door needs --listen and --upstream")
     if _is_steered(args) and _proxy_port(args) == 0:
         raise Failure("--listen must be 127.0.0.1:PORT where connections are steered")
-    if not args.door and (args.listen or args.upstream or args.destination):
-        raise Failure("--listen, --upstream and --destination need --door")
+    _check_words_of_doors(args)
     if not args.door and (words := tls_words(args)):
         raise Failure(f"{words[0].partition('=')[0]} needs --door")
     if args.flows not in ("", "-") and not Path(args.flows).absolute().parent.is_dir():
@@ -184,6 +183,35 @@ def _check(args: argparse.Namespace) -> None:
         raise Failure(str(error)) from error
 
 
+def _check_words_of_doors(args: argparse.Namespace) -> None:
+    """A word that would say nothing is refused: whoever gave it believes that it does."""
+    if not args.door and (args.listen or args.upstream or args.destination or args.mode):
+        raise Failure("--listen, --upstream, --destination and --mode need --door")
+    if args.direction and not (args.door or args.grpc):
+        raise Failure("--direction needs --door or --grpc; --envoy FILE has its own")
+    if _is_steered(args):
+        # The services of --grpc go by a direction, whatever else is steered.
+        direction = None if args.grpc else args.direction
+        given = {"--mode": args.mode, "--destination": args.destination, "--direction": direction}
+        for option in filter(given.get, given):
+            raise Failure(
+                f"{option}: says nothing where connections are steered to Envoy (--door module without --upstream, "
+                "--datapath on): the kernel tells of each one whose policies judge it, in which directions, and "
+                "whether its requests too"
+            )
+
+
+def _unsteered(args: argparse.Namespace) -> str:
+    """Why --datapath on finds no Envoy for what must be judged by one; empty: it does, or none was asked for."""
+    if args.datapath != Mode.ON or _is_steered(args) or not (args.envoy or args.door):
+        return ""
+    option = "--envoy" if args.envoy else "--upstream" if args.door == "module" else f"--door {args.door}"
+    return (
+        f"{option}: --datapath on steers no connection to such an Envoy; what only one can judge is refused "
+        "(180). --door module without --upstream runs one for it"
+    )
+
+
 def _is_steered(args: argparse.Namespace) -> bool:
     """
     Connections come to Envoy from the data path, each with its own destination. Only where that is asked for by name:
@@ -206,7 +234,7 @@ def _make_node(args: argparse.Namespace, state: State) -> Node:
         args.grpc = f"unix:{state.root}/authz.sock"
     if args.grpc:
         address = parse_address(args.grpc)
-        pool = Pool(state, address, args.workers, args.direction, _group(), args.grace, _log_level())
+        pool = Pool(state, address, args.workers, args.direction or "ingress", _group(), args.grace, _log_level())
     paths = [Path(path).absolute() for path in [*args.policies, *args.endpoints]]
     observer = Observing(state, args.flows, args.metrics, _log_level())
     children = Children(pool, _make_proxy(args, state), observer)
@@ -216,6 +244,8 @@ def _make_node(args: argparse.Namespace, state: State) -> Node:
 def _make_datapath(args: argparse.Namespace, state: State) -> Datapath:
     mode = Mode(args.datapath)
     reason = "" if mode is Mode.OFF else why_not()
+    if unsteered := _unsteered(args):
+        event(log, logging.WARNING, "the data path has no Envoy", reason=unsteered)
     if mode is not Mode.ON:  # with that the data path's process looks, and the node does not start
         for stranger in find_strangers(state, base()):
             event(log, logging.WARNING, "this node follows no policy in the kernel", reason=stranger)
@@ -278,7 +308,8 @@ def _write_config(args: argparse.Namespace, state: State) -> Path:
         words = ["--door", args.door, "--listen", f"127.0.0.1:{_proxy_port(args)}"]
         words += ["--steered", str(state.datapath_pins / "live")]
     else:
-        words = ["--door", args.door, "--listen", args.listen, "--mode", args.mode, "--direction", args.direction]
+        words = ["--door", args.door, "--listen", args.listen, "--mode", args.mode or "http"]
+        words += ["--direction", args.direction or "ingress"]
         words += [f"--upstream={upstream}" for upstream in args.upstream]
     words += tls_words(args)
     words += ["--state", str(state.root), "--admin", f"unix:{state.root}/envoy-admin.sock"]
