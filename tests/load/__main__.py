@@ -35,6 +35,7 @@ TABLES = (
     "steering",
     "pods",
     "events",
+    "sidecars",
 )
 
 

@@ -16,6 +16,7 @@ from tests.load import machine
 
 START_S = 120.0
 _NAMES = (("flow.observer", "observer"), ("agent.builder", "builder"), ("service.worker", "worker"), ("_bin", "envoy"))
+_NAMES += (("agent.datapath_process", "datapath"),)
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
