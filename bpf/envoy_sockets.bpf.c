@@ -15,6 +15,7 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 #define FAMILY_IP4 2
 #define FAMILY_IP6 10
+#define SOCKET_STREAM 1 /* SOCK_STREAM */
 #define SOCKET_LEVEL 1  /* SOL_SOCKET */
 #define SOCKET_MARK 36  /* SO_MARK */
 #define PAGE_BYTES 4096 /* of options longer than a page programs see a part, and must say that they left it alone */
@@ -220,22 +221,25 @@ static __always_inline bool is_own(const struct idm_address *address)
 	return loopback4 || is_loopback(address, false) || bpf_map_lookup_elem(&locals, address);
 }
 
-static __always_inline bool is_established(struct __sk_buff *skb)
+// From a TCP socket that sends no first segment any more, or none ever (a listener's answers). Raw sockets may have the
+// same protocol and state, and send what they like.
+static __always_inline bool is_under_way(struct __sk_buff *skb)
 {
 	struct bpf_sock *socket = skb->sk;
 
 	socket = socket ? bpf_sk_fullsock(socket) : NULL;
-	return socket && socket->protocol == IPPROTO_TCP && socket->state == BPF_TCP_ESTABLISHED;
+	return socket && socket->type == SOCKET_STREAM && socket->protocol == IPPROTO_TCP &&
+	       socket->state != BPF_TCP_SYN_SENT && socket->state != BPF_TCP_CLOSE;
 }
 
-// Established connections are judged packet by packet where the server is; here only that none begins unknown.
+// Connections under way are judged packet by packet where the server is; here only that none begins unknown.
 static __always_inline int judge_envoy(struct __sk_buff *skb)
 {
 	uint32_t mark = skb->mark;
 	struct segment segment;
 	bool marked = (mark & IDM_MARK_MASK) == IDM_MARK_FROM_PROXY;
 
-	if (is_established(skb))
+	if (is_under_way(skb))
 		return PASS;
 	if (!read_segment(skb, &segment))
 		return marked ? REFUSE : PASS;
@@ -261,6 +265,9 @@ static __always_inline bool is_workload(struct __sk_buff *skb)
 SEC("cgroup_skb/egress")
 int keep_packets(struct __sk_buff *skb)
 {
+	// What nearly every packet is, of Envoy or of anybody.
+	if (!is_ours(skb->mark) && is_under_way(skb))
+		return PASS;
 	if (is_envoy(bpf_skb_cgroup_id(skb)))
 		return judge_envoy(skb);
 	// A program at the workload's own cgroup, which ran before this one, sees to it that its mark is deserved.
