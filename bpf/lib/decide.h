@@ -117,7 +117,7 @@ static __always_inline void decide_process(const struct flow *flow, uint32_t ope
 	lookup_nobody(ret, opener);
 	if (flow->key.leg != IDM_LEG_PROXY || opener == lookup_host())
 		return;
-	grant = bpf_map_lookup_elem(&grants, &token);
+	grant = steer_find_grant(token);
 	// Forgotten: for whom Envoy speaks there is nobody to say, and nobody may do nothing.
 	if (!grant || grant->identity != opener) {
 		ret->identity = 0;
@@ -224,7 +224,7 @@ static __noinline bool decide_is_service(const struct flow *flow)
  */
 static __always_inline int decide_granted(struct flow *flow, uint32_t token)
 {
-	const struct idm_grant *grant = bpf_map_lookup_elem(&grants, &token);
+	const struct idm_grant *grant = steer_find_grant(token);
 	struct idm_connection *connection = &flow->connection;
 	uint32_t identity, flags;
 

@@ -51,6 +51,8 @@ IDM_MAP(connections, BPF_MAP_TYPE_LRU_HASH, struct idm_connection_key, struct id
 IDM_MAP(fragments, BPF_MAP_TYPE_LRU_HASH, struct idm_fragment_key, uint32_t, 8192, 0);
 IDM_MAP(tokens, BPF_MAP_TYPE_LRU_HASH, struct idm_token_key, uint32_t, 16384, 0);
 IDM_MAP(grants, BPF_MAP_TYPE_LRU_HASH, uint32_t, struct idm_grant, 16384, 0);
+IDM_MAP(tokens_outside, BPF_MAP_TYPE_LRU_HASH, struct idm_token_key, uint32_t, 16384, 0);
+IDM_MAP(grants_outside, BPF_MAP_TYPE_LRU_HASH, uint32_t, struct idm_grant, 16384, 0);
 IDM_MAP(affinity, BPF_MAP_TYPE_LRU_HASH, struct idm_affinity_key, struct idm_affinity, 16384, 0);
 IDM_MAP(translations, BPF_MAP_TYPE_LRU_HASH, struct idm_translation_key, struct idm_translation, 16384, 0);
 

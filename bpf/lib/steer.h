@@ -14,7 +14,7 @@
 
 #define STEER_PASS (-1) /* TC_ACT_UNSPEC: to the stack, and other programs still see it */
 #define STEER_DROP 2    /* TC_ACT_SHOT */
-#define STEER_TRIES 8   /* at a free token: even with a million of them given, all fail once in 10^9 */
+#define STEER_TRIES 8   /* at a free token: even with a million of each kind given, all fail once in 10^7 */
 #define STEER_MACS 12   /* bytes of both addresses of an Ethernet header */
 
 static __always_inline bool steer_same_address(const struct idm_address *one, const struct idm_address *other)
@@ -33,17 +33,54 @@ static __always_inline bool steer_same_client(const struct idm_grant *one, const
 	       steer_same_address(&one->source, &other->source);
 }
 
+// Neither an endpoint nor a process of this host: of such clients there may be any number.
+static __always_inline bool steer_is_outside(const struct idm_grant *grant)
+{
+	return grant->endpoint == IDM_NO_INDEX && !(grant->flags & (IDM_CONNECTION_HOST | IDM_CONNECTION_CGROUP));
+}
+
+/* For whom a token was given, or NULL: it never was, or was forgotten. */
+static __always_inline struct idm_grant *steer_find_grant(uint32_t token)
+{
+	if (token & IDM_TOKEN_OUTSIDE)
+		return bpf_map_lookup_elem(&grants_outside, &token);
+	return bpf_map_lookup_elem(&grants, &token);
+}
+
+static __always_inline uint32_t *steer_find_token(const struct idm_token_key *client, bool outside)
+{
+	if (outside)
+		return bpf_map_lookup_elem(&tokens_outside, client);
+	return bpf_map_lookup_elem(&tokens, client);
+}
+
+// True if nobody has the token yet. Two processors may each give one to the same client: both hold, the later one is
+// given again.
+static __always_inline bool steer_give(uint32_t token, const struct idm_token_key *client,
+				       const struct idm_grant *grant)
+{
+	if (token & IDM_TOKEN_OUTSIDE) {
+		if (bpf_map_update_elem(&grants_outside, &token, grant, BPF_NOEXIST))
+			return false;
+		bpf_map_update_elem(&tokens_outside, client, &token, BPF_ANY);
+	} else {
+		if (bpf_map_update_elem(&grants, &token, grant, BPF_NOEXIST))
+			return false;
+		bpf_map_update_elem(&tokens, client, &token, BPF_ANY);
+	}
+	return true;
+}
+
 // A token that nobody has: given to this client. 0: none was found.
 static __always_inline uint32_t steer_new_token(const struct idm_token_key *client, const struct idm_grant *grant)
 {
-	for (int i = 0; i < STEER_TRIES; i++) {
-		uint32_t token = bpf_get_prandom_u32() & IDM_TOKEN_MAX;
+	uint32_t kind = steer_is_outside(grant) ? IDM_TOKEN_OUTSIDE : 0;
 
-		if (!token || bpf_map_update_elem(&grants, &token, grant, BPF_NOEXIST))
-			continue;
-		// Two processors may each give one to the same client: both hold, the later one is given again.
-		bpf_map_update_elem(&tokens, client, &token, BPF_ANY);
-		return token;
+	for (int i = 0; i < STEER_TRIES; i++) {
+		uint32_t token = (bpf_get_prandom_u32() & (IDM_TOKEN_OUTSIDE - 1)) | kind;
+
+		if (token && steer_give(token, client, grant))
+			return token;
 	}
 	return 0;
 }
@@ -60,12 +97,12 @@ __noinline uint32_t steer_token(const struct idm_token_key *client, const struct
 
 	if (!client || !grant)
 		return 0;
-	known = bpf_map_lookup_elem(&tokens, client);
+	known = steer_find_token(client, steer_is_outside(grant));
 	// Not known: the client is new, or forgotten. What Envoy still has open with an older token ends with its grant.
 	if (!known)
 		return steer_new_token(client, grant);
 	token = *known;
-	given = bpf_map_lookup_elem(&grants, &token);
+	given = steer_find_grant(token);
 	// The grant alone was forgotten, and perhaps its number was given to somebody else since.
 	if (!given || !steer_same_client(given, grant))
 		return steer_new_token(client, grant);

@@ -13,6 +13,8 @@ NAMES = (
     "connections",
     "tokens",
     "grants",
+    "tokens_outside",
+    "grants_outside",
     "attachments",
     "locals",
     "fragments",

@@ -31,6 +31,8 @@ static const struct {
 	{"connections", sizeof(struct idm_connection_key), sizeof(struct idm_connection)},
 	{"tokens", sizeof(struct idm_token_key), 4},
 	{"grants", 4, sizeof(struct idm_grant)},
+	{"tokens_outside", sizeof(struct idm_token_key), 4},
+	{"grants_outside", 4, sizeof(struct idm_grant)},
 	{"attachments", 4, sizeof(struct idm_attachment)},
 	{"locals", sizeof(struct idm_address), 4},
 	{"fragments", sizeof(struct idm_fragment_key), 4},

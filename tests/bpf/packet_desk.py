@@ -34,7 +34,7 @@ WORLD4, WORLD6, HOST = 9, 10, 1
 _TCX_INGRESS, _TCX_EGRESS = 46, 47
 TCP, UDP, SCTP, ICMP, ICMP6 = 6, 17, 132, 1, 58
 SMALL = dict.fromkeys(("tokens", "grants", "affinity", "translations", "services", "backends", "workloads"), 256)
-SMALL |= {"attachments": 64, "locals": 64}
+SMALL |= {"attachments": 64, "locals": 64, "tokens_outside": 256, "grants_outside": 256}
 for _slot in "01":
     SMALL |= {f"endpoints_{_slot}": 1024, f"prefixes_{_slot}": 1024, f"sides_{_slot}": 256, f"peers_{_slot}": 1024}
 

@@ -37,6 +37,8 @@ MAPS: dict[str, tuple[str | None, str | None]] = {
     "fragments": ("idm_fragment_key", None),
     "tokens": ("idm_token_key", None),
     "grants": (None, "idm_grant"),
+    "tokens_outside": ("idm_token_key", None),
+    "grants_outside": (None, "idm_grant"),
     "affinity": ("idm_affinity_key", "idm_affinity"),
     "translations": ("idm_translation_key", "idm_translation"),
     "attachments": (None, "idm_attachment"),

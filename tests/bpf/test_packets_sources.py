@@ -487,3 +487,20 @@ def test_envoys_answer_without_its_row_opens_no_way_past_envoy(place: Place, ver
 def test_the_hosts_own_connection_goes_on_without_its_row(place: Place, version: int) -> None:
     place.version = version
     assert place.receive("host", "a", payload=tcp(4000, 80, ACK)).passed
+
+
+def test_sources_from_outside_do_not_use_up_the_tokens_of_workloads(place: Place) -> None:
+    """As many as they like: each has a token, and there is no end of IPv6 addresses."""
+    place.version = 6
+    place.desk.config(proxy_port=15001)
+    place.publish(b_ingress=HTTP)
+    assert place.send("a", "b").steered
+    assert place.receive("r", "b").action == REDIRECT
+    before = {value["source_identity"]: value["token"] for value in place.desk.connections().values()}
+    for number in range(600):
+        frame = packet(f"2600::1:{number:x}", B6, TCP)
+        assert place.desk.receives("b", frame, came="up").action == REDIRECT
+    place.desk.forget()
+    assert place.send("a", "b", sport=4001).steered
+    assert place.receive("r", "b", sport=4001).action == REDIRECT
+    assert {value["source_identity"]: value["token"] for value in place.desk.connections().values()} == before

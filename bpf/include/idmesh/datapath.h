@@ -190,7 +190,12 @@ struct idm_connection {
 #define IDM_LIFE_CLOSING_S 10
 #define IDM_LIFE_OTHER_S 60
 
-/* ---- tokens: LRU_HASH idm_token_key to uint32_t; grants: LRU_HASH uint32_t token to idm_grant ---- */
+/*
+ * ---- tokens: LRU_HASH idm_token_key to uint32_t; grants: LRU_HASH uint32_t token to idm_grant ----
+ * tokens_outside and grants_outside are the same for clients that are no endpoints and come from outside: there may be
+ * any number of them, and what they use up is theirs alone. Their tokens have IDM_TOKEN_OUTSIDE.
+ */
+#define IDM_TOKEN_OUTSIDE 0x800000u
 
 /* One token per client, so that Envoy may share upstream connections among connections of one client. */
 struct idm_token_key {
