@@ -71,7 +71,7 @@ class NodeRun:
     def start(self) -> None:
         """Wait until it answers."""
         self.launch()
-        eventually(self._answers, 20, "the node does not start")
+        eventually(self._answers, 60, "the node does not start")
 
     def launch(self) -> None:
         """Start it, and wait for nothing."""
