@@ -19,6 +19,7 @@ from ext_authz.envoy_binary import find_envoy
 from ext_authz.xds.setup import Steering
 from tests.bpf.bare import run_in
 from tests.bpf.net import Capture, connects, eventually, serve_greeting
+from tests.bpf.packet_forms import ip4, tcp
 from tests.bpf.steered import Steered, http_server, policy
 from tests.bpf.test_steering_http import egress, ingress, url
 
@@ -149,6 +150,28 @@ def test_envoy_in_a_clients_name_is_never_taken_for_the_host(site: Steered) -> N
         assert run_in(site.envoy_cgroup, site.host, lambda: connect_as("10.9.0.1", "10.1.0.2", 0)) == 0
         assert run_in(site.envoy_cgroup, site.host, lambda: connect_as("10.1.0.1", "10.1.0.2", 0)) != 0
         assert seen.having(forged) == []
+
+
+def send_raw(source: str, target: str) -> bool:
+    """Send a first segment in somebody's name from a connected socket that writes its own headers; false if refused."""
+    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP) as line:
+        line.setsockopt(socket.SOL_IP, socket.IP_HDRINCL, 1)
+        line.connect((target, 0))
+        try:
+            line.send(ip4(source, target, socket.IPPROTO_TCP, tcp(40000, 8080)))
+        except PermissionError:
+            return False
+        return True
+
+
+def test_a_raw_socket_is_no_established_connection(site: Steered) -> None:
+    """Connected, it has the protocol and the state of one, and sends what it likes."""
+    server = site.add("server", "10.1.0.2")
+    site.add("client", "10.1.0.1")
+    site.apply(policy("ingress:\n- fromEntities: [host]"))
+    with Capture(server) as seen:
+        assert not run_in(site.envoy_cgroup, site.host, lambda: send_raw("10.1.0.1", "10.1.0.2"))
+        assert seen.having(ip_address("10.1.0.1").packed + ip_address("10.1.0.2").packed) == []
 
 
 def test_a_mark_that_slips_past_the_guard_opens_nothing(site: Steered) -> None:
