@@ -82,8 +82,11 @@ class State:
 
     @property
     def has_datapath(self) -> bool:
-        """Something of ours stands in the kernel. The folder alone may be that of an earlier boot."""
-        return os.path.ismount(self.datapath_pins)
+        """
+        Something of ours stands in the kernel. The folder alone may be that of an earlier boot, and an empty file
+        system one that a service manager mounts before us.
+        """
+        return os.path.ismount(self.datapath_pins) and os.path.isdir(self.datapath_pins / "sets")
 
     @property
     def admin(self) -> Path:

@@ -49,10 +49,10 @@ def clean_up(state: State) -> list[str]:
 def is_there(state: State) -> bool:
     """Whether a state directory has anything for clean_up()."""
     cgroup = cgroups.envoy_cgroup(state)
-    marks = [state.datapath_pins, state.datapath / "routing.json", state.datapath / "page.json", state.readers / PAGE]
+    marks = [state.datapath / "routing.json", state.datapath / "page.json", state.readers / PAGE]
     marks += [cgroup] if cgroup else []
     try:
-        return any(one.exists() for one in marks) or AttachmentStore(state.attached).any()
+        return state.has_datapath or any(one.exists() for one in marks) or AttachmentStore(state.attached).any()
     except PermissionError:  # whoever may not look is told when he tries
         return True
 

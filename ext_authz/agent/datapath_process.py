@@ -56,6 +56,10 @@ _LOOK_S = 0.1  # without inotify
 # How often it is looked after programs, and after rules, routes and sysctls; both may take a part of the time only.
 _LOST_S, _HOST_S, _SHARE = 1.0, 5.0, 200
 _FLAGS: int = lib.IDM_CONFIG_EVENTS_ALLOWED | lib.IDM_CONFIG_PEER_REDIRECT
+_PRIVATE = (
+    "its BPF file system is mounted for this process alone (PrivateTmp, ProtectSystem and their kin do that): what is "
+    "enforced ends with it; have the host mount it before, as the units of idmesh systemd do"
+)
 FAILURES = (DatapathError, RoutingError, OSError)
 
 
@@ -84,6 +88,7 @@ class Keeper:
         self.addresses = Addresses()
         objects = os.environ.get(OBJECTS_VARIABLE)
         self._kernel = Datapath.open(state.datapath_pins, Path(objects) if objects else None, sizes, verbose=verbose)
+        self._is_private = self._kernel.is_private
         self._cgroups = Cgroups(self._kernel)
         room = next(info.max_rows for info in self._kernel.maps() if info.name == "backends")
         self._services = ServiceTable(self._kernel, room, self._kernel.grace)
@@ -264,6 +269,7 @@ class Keeper:
         self.following.write_page(counts, flows)
         problems = [*self._unjudged, *self._problems, *self._troubles.values()]
         problems += [self.events.trouble] if self.events.trouble else []
+        problems += [_PRIVATE] if self._is_private else []
         self._page.write(self.following, self._store.all(), self._gone, problems, self._port)
 
     def address_change(self) -> None:

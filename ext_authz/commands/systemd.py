@@ -14,6 +14,7 @@ from ext_authz.files import replace_file
 # Name in the package, and where systemd looks for it.
 FILES = {
     "idmesh.service": "etc/systemd/system/idmesh.service",
+    "run-idmesh-datapath-bpf.mount": "etc/systemd/system/run-idmesh-datapath-bpf.mount",
     "tmpfiles.conf": "etc/tmpfiles.d/idmesh.conf",
     "sysusers.conf": "etc/sysusers.d/idmesh.conf",
 }

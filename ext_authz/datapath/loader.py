@@ -18,7 +18,7 @@ from ext_authz.datapath.hooks import Hooks
 from ext_authz.datapath.layout import row
 from ext_authz.datapath.lock import Lock
 from ext_authz.datapath.maps import MapSet, Snapshot
-from ext_authz.datapath.mount import Mount, close_mount, kind_of, open_mount
+from ext_authz.datapath.mount import Mount, close_mount, is_private, kind_of, open_mount
 from ext_authz.datapath.objects import check, objects_in
 from ext_authz.datapath.results import Connection, Counter, Enforced, LiveState, MapInfo, Report, Run
 from ext_authz.datapath.sets import Pins
@@ -115,6 +115,11 @@ class Datapath:
     def pins(self) -> Path:
         """The folder in which the maps in force are pinned by name."""
         return self._pins.live
+
+    @property
+    def is_private(self) -> bool:
+        """True if only mounts of this process's own hold the pins: what is enforced ends with them."""
+        return is_private(self._mount.root)
 
     @property
     def log(self) -> str:

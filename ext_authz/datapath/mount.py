@@ -19,7 +19,7 @@ from pathlib import Path
 from ext_authz.datapath.errors import MountError, Unsupported
 from ext_authz.state import folder_problem
 
-_MOUNTS = Path("/proc/self/mountinfo")
+_MOUNTS, _FIRST_MOUNTS = Path("/proc/self/mountinfo"), Path("/proc/1/mountinfo")
 _NOSUID_NODEV_NOEXEC = 2 | 4 | 8
 _DETACH = 2
 # What the mount calls its device, so that whoever cleans up knows whether to unmount.
@@ -102,6 +102,17 @@ def kind_of(root: Path) -> str | None:
     """Type of the file system that is mounted right there, topmost, or None."""
     found = _mounted(root)
     return found[0] if found else None
+
+
+def is_private(root: Path) -> bool:
+    """True if the host's first process does not see this file system: pins end with the mounts of this one then."""
+    device = root.stat().st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        lines = _FIRST_MOUNTS.read_text().splitlines()
+    except OSError:  # who may not look at it is not told
+        return False
+    return not any(line.split()[2] == number for line in lines)
 
 
 def bpf_mounts() -> list[Path]:

@@ -191,8 +191,8 @@ def test_the_unit_is_what_systemd_takes(tmp_path: Path) -> None:
         pytest.skip("systemd-analyze is missing (package systemd)")
     command = [sys.executable, "-m", "ext_authz.cli", "systemd", "install", "--root", str(tmp_path)]
     subprocess.run(command, env=environment(), check=True, capture_output=True)
-    unit = tmp_path / FILES["idmesh.service"]
-    done = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, check=False)
+    units = [tmp_path / place for name, place in FILES.items() if name.endswith((".service", ".mount"))]
+    done = subprocess.run(["systemd-analyze", "verify", *units], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert all((tmp_path / place).stat().st_mode & 0o777 == 0o644 for place in FILES.values())
 

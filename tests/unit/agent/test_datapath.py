@@ -43,6 +43,8 @@ def test_what_an_earlier_node_left_must_follow_or_be_told_of(state: State, monke
     assert not Datapath(state, Mode.AUTO).wanted
     assert Datapath(state, Mode.OFF).trouble == ""
     monkeypatch.setattr("os.path.ismount", lambda path: path == state.datapath_pins)
+    assert not Datapath(state, Mode.AUTO).wanted  # mounted before us, by a service manager
+    (state.datapath_pins / "sets").mkdir()
     assert Datapath(state, Mode.AUTO).wanted
     assert "--datapath off" in Datapath(state, Mode.OFF).trouble
     assert "not root" in Datapath(state, Mode.AUTO, "not root").trouble
