@@ -82,7 +82,8 @@ def machine_state(mark: str = f"{PREFIX}{os.getpid()}-") -> State:
     return {
         "mounts": frozenset(marked),
         "pins": frozenset(str(pin) for mount in marked for pin in Path(mount).rglob("*") if _is_bpf(mount)),
-        "cgroups": frozenset(str(found) for found in CGROUPS.glob("**/") if mark in str(found)),
+        # Those of others come and go meanwhile, which walk() takes as it comes.
+        "cgroups": frozenset(found for found, _, _ in os.walk(CGROUPS) if mark in found),
         "named namespaces": frozenset(one.name for one in named.glob("*") if mark in one.name),
         "folders": frozenset(str(one) for one in Path("/tmp").glob(f"{mark}*")),
     }
