@@ -110,9 +110,13 @@ fuzz: setup ## Every fuzzer until interrupted
 
 check: setup lint types native-asan native-tsan fuzz-short test ## All of it: what CI runs
 
-soak: setup ## The full counts: 100,000 paths, 1,000,000 flows, 1,000 kills, 10 minutes of each fuzzer
+soak: setup ## The full counts: 100,000 paths, 1,000,000 flows, 10,000 swaps, 1,000 starts and kills, 10 minutes of each fuzzer
 	@IDMESH_SOAK=1 IDMESH_AGREEMENT_FLOWS=1000000 IDMESH_BPF_AGREEMENT_FLOWS=500000 IDMESH_HISTORY_EDITS=20000 IDMESH_PATHS=100000 $(BIN)/python -m pytest -q tests/agreement tests/envoy
 	@IDMESH_KILLS=1000 $(BIN)/python -m pytest -q tests/service/test_kills.py
+	@IDMESH_STARTS=1000 $(BIN)/python -m pytest -q -s tests/bpf/test_workload_starts.py
+	@IDMESH_SWAPS=10000 IDMESH_UPGRADES=100 $(BIN)/python -m pytest -q -s tests/bpf/test_swaps.py tests/bpf/test_loader_hooks.py
+	@IDMESH_ENVOY_KILLS=100 $(BIN)/python -m pytest -q -s tests/bpf/test_envoy_kills.py
+	@IDMESH_KILLS=1000 $(BIN)/python -m pytest -q -s tests/bpf/test_node_kills.py
 	@PYTHON=$(CURDIR)/$(BIN)/python tests/fuzz/run.sh 600
 
 bench: setup ## Measure and rewrite tests/load/RESULTS.md (needs wrk, hey and nginx-light; ONLY=name for one table)

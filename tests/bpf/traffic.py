@@ -234,6 +234,32 @@ class Requests(Flow):
         self._line.close()
 
 
+class Asking(Flow):
+    """A GET after the other, each on a connection of its own. answers: how many of each status; 0: none came."""
+
+    def __init__(self, client: End, target: Target, path: str) -> None:
+        super().__init__()
+        self._from, self._target, self._path = client, target, path
+        self.answers: Counter[int] = Counter()
+
+    def step(self) -> None:
+        self.answers[self._ask()] += 1
+
+    def _ask(self) -> int:
+        line = http.client.HTTPConnection(*self._target)
+        with contextlib.closing(line):
+            try:
+                line.sock = self._from.socket(socket.AF_INET)
+                line.sock.settimeout(_PATIENCE_S)
+                line.sock.connect(self._target)
+                line.request("GET", self._path)
+                answer = line.getresponse()
+                answer.read()
+            except (OSError, http.client.HTTPException):
+                return 0
+            return answer.status
+
+
 class Watch:
     """Counts what arrives at an end from these IPv4 addresses, whatever it is: packets that somebody let pass."""
 
@@ -293,9 +319,14 @@ def pages(end: End, target: Target) -> Iterator[Counter[str]]:
         def log_message(self, *_: Any) -> None:
             pass
 
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+
+        def handle_error(self, *_: Any) -> None:
+            """Whoever asked has gone away: that is its own affair."""
+
     with end.space.inside():
-        server = ThreadingHTTPServer(target, Handler)
-    server.daemon_threads = True
+        server = Server(target, Handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     try:
