@@ -17,6 +17,7 @@ from envoy_backend import Backend, http_backend  # noqa: E402
 from envoy_harness import MODULE, NEWEST, Node, envoy_of, missing  # noqa: E402
 
 from ext_authz.envoy_binary import EnvoyBinary  # noqa: E402
+from tests.attack.attacker import attacker, capture, place, site  # noqa: E402, F401
 
 
 @pytest.fixture(scope="session", autouse=True)
