@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import platform
 import shutil
 from pathlib import Path
+from types import ModuleType
 
 
 class Missing(Exception):
@@ -19,6 +21,16 @@ def need(program: str, package: str) -> str:
     if found is None:
         raise Missing(f"{program} is not installed (Debian package {package})")
     return found
+
+
+def datapath(name: str) -> ModuleType:
+    """A module that needs root, libbpf and the loader of the data path, or Missing; imported where it is measured."""
+    if os.geteuid() != 0:
+        raise Missing("root")
+    try:
+        return importlib.import_module(name)
+    except (ImportError, OSError) as error:
+        raise Missing(str(error)) from error
 
 
 def describe() -> dict[str, str]:

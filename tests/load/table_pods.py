@@ -13,10 +13,13 @@ import os
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tests.load.pods_site import Pods, pods
+from tests.load import machine
 from tests.load.rounds import CONTROL, Ratio, Table, measure
+
+if TYPE_CHECKING:
+    from tests.load.pods_site import Pods
 
 TITLE = "Pod to pod: judged, and without any policy"
 SECONDS = 1.0
@@ -60,7 +63,7 @@ KINDS = {
 def run(progress: Callable[[str], None]) -> dict:
     """Rates by kind of load and way, in rounds, and CPU beside."""
     found: dict[str, Any] = {}
-    with pods(ENDPOINTS) as site:
+    with machine.datapath("tests.load.pods_site").pods(ENDPOINTS) as site:
         _check(site)
         for name, kind in KINDS.items():
             cpu: dict[str, list[float]] = {way: [] for way in WAYS if way != CONTROL}
