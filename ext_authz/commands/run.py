@@ -53,7 +53,9 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     _add_sources(parser)
     _add_doors(parser)
     parser.add_argument(
-        "--cleanup", action="store_true", help="take everything of the data path off this host, and end"
+        "--cleanup",
+        action="store_true",
+        help="take everything of the data path off this host, and end (1: some is left)",
     )
     parser.add_argument("--grace", type=float, default=5.0, metavar="S", help="how long to drain at SIGTERM (5)")
     parser.set_defaults(run=run)
