@@ -18,6 +18,7 @@ from tests.bpf.conftest import lacks_bpf
 from tests.bpf.net import Network, Space, connects, eventually, own_cgroup, serve_greeting, unmount
 from tests.bpf.node_run import NodeRun, settled
 from tests.bpf.state import CGROUPS, PREFIX, difference, namespace_state
+from tests.conftest import missing
 
 ENDS = {"client": ("10.0.0.1", "fd00::1"), "other": ("10.0.0.2", "fd00::2"), "web": ("10.0.0.3", "fd00::3")}
 WEB = ("10.0.0.3", 80)
@@ -59,8 +60,8 @@ def attached(node: NodeRun) -> NodeRun:
 @pytest.fixture(scope="module")
 def shared() -> Iterator[NodeRun]:
     """One node for all that change nothing."""
-    if lacks_bpf():
-        pytest.skip(lacks_bpf())  # a test itself fails for it where CI decides
+    if reason := lacks_bpf():
+        missing(reason)
     folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
     try:
         with Network() as net, own_cgroup(CGROUPS, f"{folder.name}-cgroup") as cgroup:
