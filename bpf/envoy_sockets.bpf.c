@@ -5,6 +5,7 @@
  *   envoy_sockets  (sock_ops, Envoy's cgroup) keeps the transparent listeners where sk_lookup.bpf.c finds them, and
  *                  writes the row of leg 1 when Envoy connects with a token: for the client of that token alone.
  *   keep_marks     (setsockopt, a cgroup above all) refuses our marks to everybody else. CAP_NET_RAW would be enough.
+ *                  It only says so early: the kernel does not ask it of 32-bit programs. keep_packets is the guard.
  *   keep_packets   (egress, the same cgroup) drops packets that carry our marks all the same (a mark can come with a
  *                  message), and connections that Envoy opens in a client's name without its row.
  */
@@ -157,12 +158,18 @@ SEC("cgroup/setsockopt")
 int keep_marks(struct bpf_sockopt *ctx)
 {
 	uint32_t *mark = ctx->optval;
+	bool is_long = ctx->optlen > PAGE_BYTES;
 
-	if (ctx->level != SOCKET_LEVEL || ctx->optname != SOCKET_MARK || (void *)(mark + 1) > ctx->optval_end) {
-		if (ctx->optlen > PAGE_BYTES)
+	if (ctx->level != SOCKET_LEVEL || ctx->optname != SOCKET_MARK) {
+		if (is_long)
 			ctx->optlen = 0;
 		return PASS;
 	}
+	// Of a long one the kernel reads the caller's memory again, where another thread may have put something else.
+	if (is_long)
+		return REFUSE;
+	if ((void *)(mark + 1) > ctx->optval_end)
+		return PASS;
 	return is_ours(*mark) && !is_envoy(bpf_get_current_cgroup_id()) ? REFUSE : PASS;
 }
 

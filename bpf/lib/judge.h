@@ -181,6 +181,7 @@ PACKET_GLOBAL int judge_direction(const struct question *question, struct verdic
 	if (side->flags & IDM_SIDE_ROW_OPEN) {
 		verdict->code = IDM_FORWARDED;
 		verdict->drop_reason = 0;
+		verdict->match_type = IDM_MATCH_ALL;
 		return 0;
 	}
 	listed = LOOKUP_SLOT(peers, question->slot, &peer);

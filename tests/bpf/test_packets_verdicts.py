@@ -106,8 +106,10 @@ def test_a_denial_by_demanded_authentication_keeps_its_reason(place: Place) -> N
 
 
 def test_an_open_side_reads_nothing_else(place: Place) -> None:
+    place.desk.config(flags=EVENTS_ALLOWED)
     place.publish(a_egress=Side(flags=USED | OPEN), b_ingress=Side(flags=USED | OPEN))
-    assert place.send("a", "b").passed
+    (event,) = place.send("a", "b").events
+    assert (event["verdict"], event["match_type"]) == (FORWARDED, 4), "as the engine says: everything matches"
 
 
 def test_an_isolated_side_denies_everything(place: Place) -> None:

@@ -35,11 +35,11 @@ def site(folder: Path, cgroup: Path) -> Iterator[Steered]:
         yield made
 
 
-def set_mark(mark: int) -> int:
-    """The error of setting it, 0 if it is set."""
+def set_mark(mark: int, size: int = 4) -> int:
+    """The error of setting it, 0 if it is set. size: bytes of the option, of which the kernel reads four."""
     with socket.socket() as line:
         try:
-            line.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, struct.pack("=I", mark))
+            line.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, struct.pack("=I", mark) + bytes(size - 4))
         except OSError as error:
             return error.errno or -1
         return 0
@@ -53,6 +53,14 @@ def test_only_envoys_cgroup_may_set_our_marks(site: Steered) -> None:
         assert run_in(site.envoy_cgroup, site.host, lambda mark=mark: set_mark(mark)) == 0
     for mark in FOREIGN:
         assert run_in(other, site.host, lambda mark=mark: set_mark(mark)) == 0
+
+
+def test_a_mark_longer_than_a_page_is_refused_whatever_it_is(site: Steered) -> None:
+    """The kernel reads it once more after the program has: another thread could have changed it meanwhile."""
+    other = site.guard / "other"
+    other.mkdir()
+    assert run_in(other, site.host, lambda: set_mark(FOREIGN[0], 4096)) == 0
+    assert run_in(other, site.host, lambda: set_mark(FOREIGN[0], 4097)) == errno.EPERM
 
 
 def send_marked(target: str, mark: int) -> bool:
