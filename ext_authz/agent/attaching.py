@@ -164,13 +164,20 @@ class Attaching:
             if time.monotonic() >= again:
                 await self.resume()
                 again = time.monotonic() + _AGAIN_S
-            for found, reason in await asyncio.to_thread(self._gone):
+            if await asyncio.to_thread(self._gone):
+                await self.let_go()
+
+    async def let_go(self) -> None:
+        """Of all who are gone, in one revision. Looked for again: by now a name may be another workload's."""
+        async with self._changing:
+            gone = await asyncio.to_thread(self._gone)
+            for found, reason in gone:
                 event(log, logging.INFO, "endpoint is gone, detaching it", name=found.key, reason=reason)
-                try:
-                    async with self._changing:
-                        await self._remove(found)
-                except AttachError as error:
-                    event(log, logging.WARNING, "endpoint cannot be detached", name=found.key, reason=error)
+            try:
+                if gone:
+                    await self._remove(*(found for found, _ in gone))
+            except AttachError as error:
+                event(log, logging.WARNING, "not every endpoint that is gone can be detached", reason=error)
 
     def _gone(self) -> list[tuple[Attachment, str]]:
         attached = self._store.all()
@@ -225,20 +232,29 @@ class Attaching:
             raise AttachError(f"{found.key}: {error}") from None
         return Attached(found, revision, int(known[0]["identity"]) if known else 0)
 
-    async def _remove(self, found: Attachment) -> int:
-        await self._put(replace(found, stage=Stage.LEAVING))
+    async def _remove(self, *leaving: Attachment) -> int:
+        names = ", ".join(found.key for found in leaving)
+        for found in leaving:
+            await self._put(replace(found, stage=Stage.LEAVING))
         try:
             revision = int((await self._rebuilt(time.time()))["revision"])
             await self._datapath.publish(revision)
         except (BuilderGone, DatapathError) as error:
             # Denying goes on; who it was is still known there.
-            raise AttachError(f"{found.key}: is still attached: {error}") from None
+            raise AttachError(f"{names}: is still attached: {error}") from None
+        failures = [failure for found in leaving if (failure := await self._take_off(found))]
+        if failures:
+            raise AttachError(failures[0])
+        return revision
+
+    async def _take_off(self, found: Attachment) -> str:
+        """Of one whose identity is gone. Why it is not done, or empty."""
         try:
             await self._datapath.detach(found)
         except DatapathError as error:
-            raise AttachError(f"{found.key}: has no identity any more, but its programs stay: {error}") from None
+            return f"{found.key}: has no identity any more, but its programs stay: {error}"
         await self._do(self._store.remove, found.key)
-        return revision
+        return ""
 
     async def _undo(self, found: Attachment, before: Attachment | None) -> None:
         if before is None:

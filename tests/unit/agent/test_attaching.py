@@ -23,6 +23,7 @@ class Kernel:
         self.asked: list[tuple[str, str]] = []
         self.refused = ("", "")
         self.stranger = ""
+        self.names: dict[str, str] = {}
 
     async def attach(self, attachment: Attachment) -> None:
         self.asked.append((str(attachment.stage), attachment.addresses[0]))
@@ -38,7 +39,11 @@ class Kernel:
         self.asked.append(("publish", str(revision)))
 
     async def resolve(self, addresses: Sequence[str]) -> list[dict[str, Any]]:
-        return [{"identity": 500, "endpoint": "" if one == self.stranger else "default/unit"} for one in addresses]
+        names = {address: f"default/{name}" for name, address in self.names.items()}
+        return [
+            {"identity": 500, "endpoint": "" if one == self.stranger else names.get(one, "default/unit")}
+            for one in addresses
+        ]
 
 
 class Place:
@@ -60,9 +65,15 @@ class Place:
             (made / file).touch()
         return made
 
-    def attach(self, cgroup: Path, address: str) -> None:
-        wanted = Wanted("default", "unit", cgroup=str(cgroup), addresses=(address,), labels={"app": "unit"})
+    def attach(self, cgroup: Path, address: str, name: str = "unit") -> None:
+        wanted = Wanted("default", name, cgroup=str(cgroup), addresses=(address,), labels={"app": "unit"})
         asyncio.run(self.attaching.attach(wanted))
+
+    def remove(self, cgroup: Path) -> None:
+        """As it goes when its workload has ended."""
+        for file in cgroup.iterdir():
+            file.unlink()
+        cgroup.rmdir()
 
     @property
     def kept(self) -> list[str]:
@@ -111,11 +122,38 @@ def test_what_is_gone_is_detached_before_its_name_is_attached_elsewhere(place: P
     first = place.cgroup("first")
     place.attach(first, "10.0.0.9")
     second = place.cgroup("second")
-    for file in first.iterdir():
-        file.unlink()
-    first.rmdir()
+    place.remove(first)
     place.attach(second, "10.0.0.10")
     assert place.kernel.asked[3:5] == [("detach", "10.0.0.9"), ("coming", "10.0.0.10")]
+    assert place.kept == ["10.0.0.10 attached"]
+
+
+def test_all_who_are_gone_are_let_go_in_one_revision(place: Place) -> None:
+    """One after the other they would be known long after they were gone, where many come and go."""
+    places = {name: place.cgroup(name) for name in ("first", "second", "third")}
+    for number, (name, cgroup) in enumerate(places.items()):
+        place.kernel.names[name] = f"10.0.0.{number}"
+        place.attach(cgroup, place.kernel.names[name], name)
+    place.remove(places["first"])
+    place.remove(places["third"])
+    place.kernel.asked.clear()
+    asyncio.run(place.attaching.let_go())
+    assert place.kernel.asked == [("publish", "7"), ("detach", "10.0.0.0"), ("detach", "10.0.0.2")]
+    assert place.kept == ["10.0.0.1 attached"]
+
+
+def test_a_name_that_is_anothers_by_now_is_not_let_go(place: Place) -> None:
+    """Who was seen to be gone may have come back under its name before its turn comes."""
+    first, second = place.cgroup("first"), place.cgroup("second")
+    place.attach(first, "10.0.0.9")
+    place.remove(first)
+
+    async def late() -> None:
+        attaching = place.attaching
+        wanted = Wanted("default", "unit", cgroup=str(second), addresses=("10.0.0.10",), labels={"app": "unit"})
+        await asyncio.gather(attaching.attach(wanted), attaching.let_go())
+
+    asyncio.run(late())
     assert place.kept == ["10.0.0.10 attached"]
 
 
