@@ -174,7 +174,8 @@ class Packer:
         return good if all(selector in selectors for selector in _selectors_of(good)) else ISOLATED
 
     def _is_bloated(self) -> bool:
-        return self._size() > 2 * self._fresh_size + _SLACK
+        size, free = self._size(), self._policies.free_size
+        return size > 2 * self._fresh_size + _SLACK or free > 2 * size + _SLACK
 
     def _size(self) -> int:
         return self._policies.size
