@@ -65,6 +65,10 @@ class Runs:
             if self._blank:
                 self._write(first * self.item_size, self._blank * count)
 
+    def place(self, items: bytes) -> int:
+        """Where a run that somebody took stands."""
+        return self._known[items]
+
     def _write(self, at: int, items: bytes) -> None:
         self.data[at : at + len(items)] = items
         self._blocks.touch(at, at + len(items))
@@ -74,3 +78,30 @@ class Runs:
 
     def digests(self) -> bytes:
         return self._blocks.digests(self.data)
+
+
+class Texts:
+    """The strings of one table that come and go: (offset, size) of each, stored once."""
+
+    __slots__ = ("_runs", "data")
+
+    def __init__(self) -> None:
+        self._runs = Runs(1)
+        self.data = self._runs.data
+
+    def __call__(self, text: str) -> tuple[int, int]:
+        raw = text.encode()
+        return (self._runs.take(raw), len(raw)) if raw else (0, 0)
+
+    def give_back(self, text: str) -> None:
+        """One that asked for this string uses it no more."""
+        raw = text.encode()
+        if raw:
+            self._runs.give_back(self._runs.place(raw), len(raw))
+
+    @property
+    def used_size(self) -> int:
+        return len(self._runs.data) - self._runs.free_size
+
+    def digests(self) -> bytes:
+        return self._runs.digests()

@@ -20,6 +20,7 @@ from ext_authz.compiler.blocks import Blocks, Section
 from ext_authz.compiler.entries import PROTOCOLS
 from ext_authz.compiler.pools import Pool, Strings, numbers, packer
 from ext_authz.compiler.resolved import Address, EndpointRow, HostRow, HostRows, IdentityRow, RangeRow, Resolved
+from ext_authz.compiler.runs import Texts
 from ext_authz.compiler.slots import Slots
 from ext_authz.engine import layout
 from ext_authz.model.types import NamedPort
@@ -70,15 +71,29 @@ class _Column:
         self._blocks = Blocks()
         self.data = bytearray()
 
-    def set(self, rows: Sequence[Row], make: Callable[[Row], bytes]) -> None:
-        """Make these the rows."""
-        size, data = self._size, self.data
-        for index in compress(count(), map(is_not, rows, self._rows)):
+    def set(
+        self,
+        rows: Sequence[Row],
+        make: Callable[[Row], bytes],
+        forget: Callable[[Row], object] = lambda row: None,
+    ) -> None:
+        """
+        Make these the rows.
+
+        Args:
+            forget: Told of what was packed for a place that is gone, or is another row's.
+        """
+        size, data, before = self._size, self.data, self._rows
+        gone: list[Row] = list(before[len(rows) :])
+        for index in compress(count(), map(is_not, rows, before)):
             data[index * size : index * size + size] = make(rows[index])
             self._blocks.touch(index * size, index * size + size)
+            gone.append(before[index])
         del data[len(rows) * size :]
-        data += b"".join(make(row) for row in rows[len(self._rows) :])
+        data += b"".join(make(row) for row in rows[len(before) :])
         self._rows = rows
+        for row in gone:
+            forget(row)
 
     def digests(self) -> bytes:
         return self._blocks.digests(self.data)
@@ -127,7 +142,7 @@ class IdentityPools:
     """Everything table 1 is made of, kept between compilations."""
 
     def __init__(self) -> None:
-        self._strings = Strings()
+        self._strings = Texts()
         self._labels = Pool(layout.record("idm_string").size)
         self._named = Pool(layout.record("idm_named_port").size)
         self._identities = _Remembered()
@@ -143,7 +158,7 @@ class IdentityPools:
         return self._fresh_size > 0 and self._size() > 2 * self._fresh_size + _SLACK
 
     def _size(self) -> int:
-        return len(self._strings.data) + len(self._labels.data) + len(self._named.data)
+        return self._strings.used_size + len(self._labels.data) + len(self._named.data)
 
     def table(self, resolved: Resolved, previous: Table | None, revision: int) -> Table:
         """Table 1."""
@@ -154,7 +169,7 @@ class IdentityPools:
         slots = self._hosts.set(resolved.hosts)
         if not self._last or resolved.identities is not self._last[0]:
             self._packed = b"".join(self._identities.make(resolved.identities, self._pack_identity))
-        self._endpoints.set(resolved.endpoints, self._pack_endpoint)
+        self._endpoints.set(resolved.endpoints, self._pack_endpoint, self._forget_endpoint)
         sections: list[bytes | Section] = [
             _meta(resolved.world4, resolved.world6, slots.longest),
             self._packed,
@@ -178,6 +193,10 @@ class IdentityPools:
     def _pack_endpoint(self, row: EndpointRow) -> bytes:
         flags = layout.ENDPOINT_LOCAL * row.local | layout.ENDPOINT_AUDIT * row.audit
         return _endpoint(row.identity, flags, *self._strings(row.name), *self._port_list(row.named_ports))
+
+    def _forget_endpoint(self, row: EndpointRow) -> None:
+        # Of all that is written only names come and go by the hundred a second.
+        self._strings.give_back(row.name)
 
     def _port_list(self, ports: Sequence[NamedPort]) -> tuple[int, int]:
         packed = [_named_port(*self._strings(port.name), port.port, PROTOCOLS[port.protocol]) for port in ports]

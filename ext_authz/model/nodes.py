@@ -175,6 +175,8 @@ def _place(text: str, position: int) -> tuple[int, int]:
 
 
 def _is_idle(part: str) -> bool:
+    if part[4:5].isalnum() and part.startswith("---\n"):  # as most do
+        return False
     body = part[3:] if part.startswith("---") else part
     if not body.strip():
         return True

@@ -16,7 +16,8 @@ from ext_authz.model.nodes import Mapping, Scalar, Sequence
 _WORD = r"[A-Za-z0-9_/.][A-Za-z0-9_/.:@%+=-]*(?<!:)"
 _QUOTED = r"\"[ !#-\[\]-~]*\"|'[ -&(-~]*'"
 _LINE = re.compile(
-    rf"( *)(- )?(?:([A-Za-z_][A-Za-z0-9_./-]{{0,127}}):(?: ({_WORD}|{_QUOTED}))?|((?<=- )(?:{_WORD}|{_QUOTED})))(?:\n|\Z)"
+    rf"( *)(- )?(?:([A-Za-z_][A-Za-z0-9_./-]{{0,127}}):(?: ({_WORD}|{_QUOTED}))?"
+    rf"|((?<=- )(?:{_WORD}|{_QUOTED})))(?:\n|\Z)"
 )
 _START = "---\n"
 _TEXT_MAX = 1 << 20

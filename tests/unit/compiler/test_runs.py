@@ -8,7 +8,7 @@ import random
 import pytest
 
 from ext_authz.compiler.blocks import digests_of
-from ext_authz.compiler.runs import Runs
+from ext_authz.compiler.runs import Runs, Texts
 
 SIZE = 4
 
@@ -55,3 +55,17 @@ def test_whatever_comes_and_goes_runs_in_use_keep_their_items() -> None:
             used = sum(map(len, {items: None for _, items in held}))
             assert len(runs.data) == used + runs.free_size
     assert used
+
+
+def test_strings_that_come_and_go_take_no_more_room_than_those_there_are() -> None:
+    texts = Texts()
+    places = {text: texts(text) for text in ("stays", "")}
+    for number in range(1000):
+        offset, size = texts(f"pod-{number:04}")
+        assert bytes(texts.data[offset : offset + size]).decode() == f"pod-{number:04}"
+        texts.give_back(f"pod-{number:04}")
+        texts("")
+        texts.give_back("")
+    assert len(texts.data) == len("stays") + len("pod-0000")
+    assert texts.used_size == len("stays")
+    assert texts("stays") == places["stays"]
