@@ -296,7 +296,8 @@ class _State:
     def _prune(self) -> None:
         """Let go of policies of rules that are gone, now and then."""
         self._merger.forget()
-        if len(self._computed) > 2 * len(self._subjects) + 1000:
+        # Low enough that what a policy for everybody leaves behind goes at once.
+        if len(self._computed) > 1.25 * len(self._subjects) + 1000:
             live = {id(policy): policy for policy in self._subjects.values()}
             self._computed = {key: value for key, value in self._computed.items() if id(value[0]) in live}
             self._enforcer.keep_only(live.values())

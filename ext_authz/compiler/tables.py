@@ -127,7 +127,8 @@ class _Hosts:
             key, hash64, packed, family = self._hash(row.address)
             endpoint = layout.NONE if row.endpoint is None else row.endpoint
             self.slots.put(key, hash64, _host(packed, row.identity, endpoint, family))
-        if len(self._hashed) > 2 * len(self._rows) + 1000:
+        # A thousand addresses may come and go in a second; to keep many more than there are would only cost memory.
+        if len(self._hashed) > 1.1 * len(self._rows) + 1000:
             self._hashed.clear()
         return self.slots
 
