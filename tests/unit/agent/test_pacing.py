@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import pytest
+
 from ext_authz.agent.pacing import REST_MAX_S, Pace
 
 
@@ -35,7 +36,7 @@ def test_builds_without_end_take_less_than_half_a_core(cost_s: float) -> None:
 
 def test_builds_that_take_less_than_their_share_never_rest() -> None:
     pace = Pace()
-    _, now = run(pace, 0.008, 60, pause_s=0.018)
+    run(pace, 0.008, 60, pause_s=0.018)
     assert pace.rest_s() == 0
 
 
