@@ -281,11 +281,12 @@ class _State:
 
     def _compute(self, kind: SubjectKind, rules: Rules, base: _Base | None) -> _Computed:
         """base: The subject's last policy, if it had no errors and was of this kind, and what differs since."""
-        found = self._computed.get((kind, rules))
+        key = kind, rules
+        found = self._computed.get(key)
         if found is None:
             revised = self._enforcer.revised(kind, rules, *base) if base else None
             found = (revised, ()) if revised is not None else self._compute_anew(kind, rules)
-            self._computed[kind, rules] = found
+            self._computed[key] = found
         return found
 
     def _compute_anew(self, kind: SubjectKind, rules: Rules) -> _Computed:

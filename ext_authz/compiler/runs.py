@@ -14,7 +14,7 @@ from ext_authz.compiler.blocks import Blocks
 class Runs:
     """Runs of items of one size. `data` is the section; `free_size`: how much of it nobody uses."""
 
-    __slots__ = ("_blank", "_blocks", "_free", "_known", "_uses", "data", "free_size", "item_size")
+    __slots__ = ("_blank", "_blocks", "_free", "_held", "_known", "_uses", "data", "free_size", "item_size")
 
     def __init__(self, item_size: int, blank: bytes = b"") -> None:
         """
@@ -28,6 +28,7 @@ class Runs:
         self.free_size = 0
         self._blocks = Blocks()
         self._known: dict[bytes, int] = {}
+        self._held: dict[int, bytes] = {}  # the same the other way round
         self._uses: dict[bytes, int] = {}
         self._free: dict[int, list[int]] = {}  # by size: where runs were
 
@@ -49,17 +50,18 @@ class Runs:
             at = len(self.data)
             self.data += items
         self._known[items] = first = at // self.item_size
+        self._held[first] = items
         self._uses[items] = 1
         return first
 
     def give_back(self, first: int, count: int) -> None:
         """One that took this run uses it no more."""
-        items = self.read(first, count)
-        if self._known.get(items) != first:
+        items = self._held.get(first)
+        if items is None or len(items) != count * self.item_size:
             raise ValueError("not a run that somebody took")
         self._uses[items] -= 1
         if not self._uses[items]:
-            del self._known[items], self._uses[items]
+            del self._held[first], self._known[items], self._uses[items]
             self._free.setdefault(len(items), []).append(first)
             self.free_size += len(items)
             if self._blank:
@@ -74,6 +76,9 @@ class Runs:
         self._blocks.touch(at, at + len(items))
 
     def read(self, first: int, count: int) -> bytes:
+        held = self._held.get(first)
+        if held is not None and len(held) == count * self.item_size:
+            return held
         return bytes(self.data[first * self.item_size : (first + count) * self.item_size])
 
     def digests(self) -> bytes:
