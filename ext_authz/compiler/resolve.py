@@ -115,6 +115,7 @@ class _State:
         self._selection = Selection()
         self._policies: dict[int, Policy] = {}
         self._expanded: dict[int, tuple[ExpandedRule, ...]] = {}
+        self._rule_warnings: list[PolicyError] = []
         self._used: Counter[Selector] = Counter({HOST_SELECTOR: 1})
         self._uses = UseCounter()
         self._kept: set[Selector] = set()
@@ -162,6 +163,7 @@ class _State:
                 rules = by_value.get(policy)
             expanded[id(policy)] = rules if rules is not None else expand_policy(policy, context)
         last, self._expanded = self._expanded, expanded
+        self._rule_warnings = [warning for rules in expanded.values() for rule in rules for warning in rule.warnings]
         self._policies = {id(policy): policy for policy in world.policies}
         # What stands under another policy now is in both.
         before = {rule: None for number, held in last.items() if expanded.get(number) is not held for rule in held}
@@ -328,7 +330,7 @@ class _State:
         if isolated:
             subjects = subjects | dict.fromkeys(isolated, ISOLATED)
         errors = [error for errors in self._failed.values() for error in errors]
-        warnings = [warning for rules in self._expanded.values() for rule in rules for warning in rule.warnings]
+        warnings = [*self._rule_warnings, *places.warnings]
         return Resolved(
             domain=self._allocator.domain,
             world4=reserved.world_identity(self._settings, 4),
@@ -343,7 +345,7 @@ class _State:
             membership=self._membership.rows(),
             subjects=subjects,
             errors=unique_errors(errors),
-            warnings=unique_errors([*warnings, *places.warnings]),
+            warnings=unique_errors(warnings),
             closed=world.closed,
             generation=generation,
             lineage=self._lineage,
