@@ -101,16 +101,16 @@ class PolicyPools:
     def forget(self, live: Iterable[SubjectPolicy]) -> None:
         """Drop what was remembered for policies that are gone. Their bytes stay until the pools are replaced."""
         before, self._live = self._live, {id(policy): policy for policy in live}
-        uses = self._side_uses
+        uses, unused = self._side_uses, []
         for key in self._live.keys() - before.keys():
-            for side in (self._live[key].ingress, self._live[key].egress):
+            for side in self._live[key]:
                 uses[id(side)] = uses.get(id(side), 0) + 1
-        unused = []
-        for key in before.keys() - self._live.keys():
-            self._drop((key,))
-            for side in (before[key].ingress, before[key].egress):
-                uses[id(side)] -= 1
-                if not uses[id(side)]:
+        gone = before.keys() - self._live.keys()
+        self._drop(gone)
+        for key in gone:
+            for side in before[key]:
+                left = uses[id(side)] = uses[id(side)] - 1
+                if not left:
                     del uses[id(side)]
                     unused.append(id(side))
         self._sides.forget(unused)

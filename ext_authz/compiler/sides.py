@@ -73,11 +73,11 @@ class SidePools:
         self._fresh.add(id(side))
         return found
 
-    def forget(self, sides: Iterable[int]) -> None:
+    def forget(self, sides: Collection[int]) -> None:
         """These sides, by id(), are gone. Their rows may be others' from now on."""
-        for number in sides:
-            self._short_of.pop(number, None)
-            self._drop((number,))
+        for number in self._short_of.keys() & sides:
+            del self._short_of[number]
+        self._drop(sides)
 
     def keep_only(self, sides: Collection[int]) -> None:
         """As forget, of all but these."""

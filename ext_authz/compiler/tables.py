@@ -9,7 +9,7 @@ Source: native/include/idmesh/snapshot.h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from ipaddress import IPv6Address
 from itertools import compress, count
 from operator import is_not
@@ -40,6 +40,8 @@ _selected = packer("idm_selected", "identity", "first", "count")
 
 # Unused bytes that are never worth a fresh start.
 _SLACK = 1 << 18
+# Rows that are compared at once, which costs a tenth of looking at each.
+_STEP = 256
 
 Row = TypeVar("Row")
 Packed = TypeVar("Packed")
@@ -86,7 +88,7 @@ class _Column:
         """
         size, data, before = self._size, self.data, self._rows
         gone: list[Row] = list(before[len(rows) :])
-        for index in compress(count(), map(is_not, rows, before)):
+        for index in _others(rows, before):
             data[index * size : index * size + size] = make(rows[index])
             self._blocks.touch(index * size, index * size + size)
             gone.append(before[index])
@@ -98,6 +100,14 @@ class _Column:
 
     def digests(self) -> bytes:
         return self._blocks.digests(self.data)
+
+
+def _others(rows: Sequence[Row], before: Sequence[Row]) -> Iterator[int]:
+    """Where these rows are other objects. Equal ones may be passed over: they are packed to the same."""
+    for start in range(0, min(len(rows), len(before)), _STEP):
+        now, then = rows[start : start + _STEP], before[start : start + _STEP]
+        if now != then:
+            yield from compress(count(start), map(is_not, now, then))
 
 
 class _Hosts:
