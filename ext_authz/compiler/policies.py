@@ -44,8 +44,9 @@ class PolicyPools:
     def __init__(self, cache: MatcherCache) -> None:
         self._entries = EntryPools(cache)
         self._sides = SidePools(self._entries)
-        nothing = (0, layout.NONE, 0, 0, 0)
-        self._policies = Runs(layout.record("idm_policy").size, blank=_policy(*nothing, *nothing))
+        # A record without flags would let everything pass; whoever should come upon a place nobody has is denied.
+        denied = (layout.SIDE_ENFORCED | layout.SIDE_ISOLATED, layout.NONE, 0, 0, 0)
+        self._policies = Runs(layout.record("idm_policy").size, blank=_policy(*denied, *denied))
         # By id(); the object is kept with its number, so that the id stays its own.
         self._policy_of: dict[int, tuple[SubjectPolicy, int]] = {}
         self._live: dict[int, SubjectPolicy] = {}  # as forget() was told last
@@ -99,7 +100,7 @@ class PolicyPools:
         return pack_table(layout.TableKind.POLICIES, sections, previous, revision)
 
     def forget(self, live: Iterable[SubjectPolicy]) -> None:
-        """Drop what was remembered for policies that are gone. Their bytes stay until the pools are replaced."""
+        """Drop what was remembered for policies that are gone. Their places go to what is packed next."""
         before, self._live = self._live, {id(policy): policy for policy in live}
         uses, unused = self._side_uses, []
         for key in self._live.keys() - before.keys():

@@ -108,5 +108,10 @@ class Texts:
     def used_size(self) -> int:
         return len(self._runs.data) - self._runs.free_size
 
+    @property
+    def free_size(self) -> int:
+        """Bytes that wait for strings as long as those that were there."""
+        return self._runs.free_size
+
     def digests(self) -> bytes:
         return self._runs.digests()

@@ -167,7 +167,8 @@ class IdentityPools:
     @property
     def is_bloated(self) -> bool:
         """Most of what is held may be of rows long gone: better begin anew."""
-        return self._fresh_size > 0 and self._size() > 2 * self._fresh_size + _SLACK
+        size, free = self._size(), self._strings.free_size
+        return self._fresh_size > 0 and (size > 2 * self._fresh_size + _SLACK or free > 2 * size + _SLACK)
 
     def _size(self) -> int:
         return self._strings.used_size + len(self._labels.data) + len(self._named.data)

@@ -131,8 +131,17 @@ def parse_document(text: str) -> Node | None:
     """
     if len(text) > MAX_TEXT:
         raise SyntaxProblem(0, 0, f"is longer than {MAX_TEXT >> 20} MiB; split it into several documents")
-    if "\\ud" in text or "\\uD" in text:
-        text = _SURROGATES.sub(_join_surrogates, text)
+    try:
+        return _parse(text)
+    except SyntaxProblem:
+        # Only where YAML cannot read it: in single quotes, plain text and blocks the same letters are no escapes.
+        joined = _SURROGATES.sub(_join_surrogates, text) if "\\ud" in text or "\\uD" in text else text
+        if joined == text:
+            raise
+    return _parse(joined)
+
+
+def _parse(text: str) -> Node | None:
     try:
         return _Composer(CParser(text)).document()
     except yaml.MarkedYAMLError as error:

@@ -71,6 +71,16 @@ def test_strings_are_stored_once_and_read_back(texts):
     assert len(strings.data) == sum(len(text.encode()) for text in set(texts))
 
 
+def test_names_that_are_gone_do_not_pile_up_though_none_that_comes_is_as_long():
+    packer, sizes = Packer(), []
+    for size in range(200, 240):
+        names = (f"default/{number}".ljust(size, "x") for number in range(2000))
+        endpoints = tuple(EndpointRow(name, 300, True, False) for name in names)
+        found = Snapshot(packer.pack(changed(WORLD, endpoints=endpoints, hosts=())).snapshot)
+        sizes.append(len(identities(found, "STRINGS")))
+    assert max(sizes) < 8 * sizes[0]
+
+
 def test_identities_and_endpoints_are_read_back():
     ports = (NamedPort("http", 80, "TCP"), NamedPort("dns", 53, "UDP"))
     rows = (IdentityRow(2, ("reserved:world",), world=True), IdentityRow(300, ("k8s:app=x", "k8s:b"), ports))

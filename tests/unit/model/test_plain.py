@@ -53,6 +53,7 @@ _ODD: tuple[str, ...] = (
     "---",
     "%",
     "@a",
+    "'\\ud83d\\ude00'",
 )
 _ODD += ('"', "'", '"a\\n"', "'it''s'", '"# no"', "'a: b'", '"a: b"', "a,b", "a\t", "\ta", "?", "? a", "-a", "<<", "=")
 _KEYS = ("a", "b", "c-d", "e/f", "g.h", "_i", "yes", "null", "1", "<<", '"q"', "k:v", "a b", "x" * 130)
@@ -114,7 +115,8 @@ def _shape(node: Node | None) -> Any:
     if isinstance(node, Sequence):
         return [node.line, node.column, *map(_shape, node.items)]
     assert isinstance(node, Mapping)
-    return node.line, node.column, {name: (_shape(key), _shape(value)) for name, (key, value) in node.fields.items()}
+    fields = [(name, _shape(key), _shape(value)) for name, (key, value) in node.fields.items()]  # in their order
+    return node.line, node.column, fields
 
 
 def _text(source: random.Random) -> str:
