@@ -84,8 +84,8 @@ def render(data: dict) -> str:
             f"{data['minutes']:g} minutes; the node runs the module's door in Envoy and an ext_authz worker. A change "
             "counts from its rename until the last reader says it is in force. Of ten endpoint changes six replace a "
             "pod, three give it another workload's labels, one brings labels nobody had (they go as they come, about "
-            f"{OWN_LABELS} endpoints have some at a time); the addresses come with ten endpoints of another node in each "
-            "of ten files a second.",
+            f"{OWN_LABELS} endpoints have some at a time); the addresses come with ten endpoints of another node in "
+            "each of ten files a second.",
             "",
             "| change | count | p50 ms | p90 ms | p99 ms | worst ms |",
             "|---|---|---|---|---|---|",
