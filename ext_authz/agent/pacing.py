@@ -14,8 +14,8 @@ import math
 # Seconds that the past counts: longer than any one build that is worth a rest, shorter than anybody watches CPU.
 MEMORY_S = 4.0
 # Share of a core that costs no rest, and the share above it at which a build is followed by as long a rest. Between
-# them builds that never stop settle at about 0.4, which leaves the agent its part of half a core.
-FREE_SHARE, GROWTH = 0.32, 0.05
+# them builds that never stop settle at 0.43 at most, which leaves the agent its part of half a core.
+FREE_SHARE, GROWTH = 0.36, 0.05
 # A node whose builds take this long has other needs than an even load.
 REST_MAX_S = 0.1
 
