@@ -18,12 +18,11 @@ from typing import Any, TypeVar
 from ext_authz.compiler.assemble import Table, pack_table
 from ext_authz.compiler.blocks import Blocks, Section
 from ext_authz.compiler.entries import PROTOCOLS
-from ext_authz.compiler.pools import Pool, numbers, packer
+from ext_authz.compiler.pools import Pool, Strings, numbers, packer
 from ext_authz.compiler.resolved import Address, EndpointRow, HostRow, HostRows, IdentityRow, RangeRow, Resolved
 from ext_authz.compiler.runs import Texts
 from ext_authz.compiler.slots import Slots
 from ext_authz.engine import layout
-from ext_authz.identity.selectors import Selector
 from ext_authz.model.types import NamedPort
 
 _meta = packer("idm_identities_meta", "world4", "world6", "host_probe_max")
@@ -224,31 +223,24 @@ class SelectorPools:
         self._lists = Pool(4)
         self._fresh_size = 0
         self._rows: dict[int, tuple[tuple[int, ...], bytes]] = {}
-        self._texts = Texts()
-        self._selectors = _Column(layout.record("idm_selector").size)
+        self._named: tuple[object, bytes, Strings] = (None, b"", Strings())
 
     def table(self, resolved: Resolved, previous: Table | None, revision: int) -> Table:
         """Table 2. A free number has an empty text and selects nobody."""
         now = (resolved.selectors, resolved.membership)
         if previous is not None and _are_same(now, self._last):
             return previous
-        if len(self._texts.data) > 2 * self._texts.used_size + _SLACK:
-            self._texts, self._selectors = Texts(), _Column(layout.record("idm_selector").size)
-        self._selectors.set(resolved.selectors, self._pack_selector, self._forget_selector)
+        if self._named[0] != resolved.selectors:
+            strings = Strings()
+            packed = b"".join(_selector(*strings(s.text if s is not None else "")) for s in resolved.selectors)
+            self._named = (resolved.selectors, packed, strings)
         if len(self._lists.data) > 2 * self._fresh_size + _SLACK:
             self._lists, self._rows, self._fresh_size = Pool(4), {}, 0
         rows = self._pack_rows(resolved.membership)
         self._fresh_size = self._fresh_size or len(self._lists.data)
         self._last = now
-        sections: list[bytes | Section] = [self._selectors, rows, self._lists, self._texts]
-        return pack_table(layout.TableKind.SELECTORS, sections, previous, revision)
-
-    def _pack_selector(self, selector: Selector | None) -> bytes:
-        return _selector(*self._texts(selector.text if selector is not None else ""))
-
-    def _forget_selector(self, selector: Selector | None) -> None:
-        if selector is not None:
-            self._texts.give_back(selector.text)
+        _, selectors, texts = self._named
+        return pack_table(layout.TableKind.SELECTORS, [selectors, rows, self._lists, texts], previous, revision)
 
     def _pack_rows(self, membership: Mapping[int, tuple[int, ...]]) -> bytes:
         before, rows, packed = self._rows, {}, []
