@@ -4,7 +4,8 @@ A file that is replaced many times a second: the pages of the version before las
 
 New pages are most of what writing megabytes costs. A reader must never see bytes change under it, so a version is
 used again only where the kernel grants a lease on it: nobody else has it open, and an open would wait for us. What is
-not granted is written to a new file, as replace_file does.
+not granted is written to a new file, as replace_file does. Of a version that nobody touched since, only those parts
+are written that are other ones now.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+# Inode, time of change and size of a file as we left it.
+_Mark = tuple[int, int, int, int]
+
 _EXCHANGE = 2  # RENAME_EXCHANGE of renameat2(2)
 _AT_FDCWD = -100
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -31,6 +35,8 @@ class SpareFile:
         self._path = path
         self._mode = mode
         self._spare = path.with_name(f".{path.name}.spare")
+        # What both files hold, each part with its place; the part is kept, so that it stays the same object.
+        self._held: dict[_Mark, dict[int, bytes]] = {}
 
     def replace(self, parts: Sequence[bytes]) -> None:
         """
@@ -41,16 +47,21 @@ class SpareFile:
         """
         try:
             with self._writable() as handle:
+                held, now = self._held.pop(_mark(handle), {}), dict[int, bytes]()
                 size = 0
                 for part in parts:
-                    self._write(handle, part, size)
+                    if held.get(size) is not part:
+                        self._write(handle, part, size)
+                    now[size] = part
                     size += len(part)
                 os.ftruncate(handle, size)
                 # Two versions take turns: a reader knows them apart by their times, which the kernel counts in ticks.
-                now = time.time_ns()
-                os.utime(handle, ns=(now, now))
+                changed = time.time_ns()
+                os.utime(handle, ns=(changed, changed))
                 os.fsync(handle)
+                mark = _mark(handle)
             self._put()
+            self._held = {**dict(list(self._held.items())[-1:]), mark: now}
         except BaseException:
             self.drop()
             raise
@@ -66,6 +77,7 @@ class SpareFile:
 
     def drop(self) -> None:
         """Give the pages back, and with them what the version before last held."""
+        self._held.clear()
         with contextlib.suppress(FileNotFoundError):
             self._spare.unlink()
 
@@ -111,3 +123,8 @@ class SpareFile:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _mark(handle: int) -> _Mark:
+    found = os.fstat(handle)
+    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size

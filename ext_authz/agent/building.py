@@ -10,14 +10,13 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from ext_authz.agent.compiling import BuilderGone, Compiling
+from ext_authz.agent.pacing import Pace
 from ext_authz.agent.propagation import Propagation
 from ext_authz.logs import event
 
 log = logging.getLogger(__name__)
 
 DEBOUNCE_S = 0.002
-# Under constant change compiling stays below half of a core: it rests a little longer than it took, if that is short.
-REST_SHARE, REST_MAX_S = 1.0, 0.020
 _RETRY_S = 1.0
 # What only whoever waits for the report wants to know.
 _ANSWERS = ("applied_errors", "attached_errors")
@@ -39,6 +38,7 @@ class Building:
         self._changed = asyncio.Event()
         self._told: list[dict[str, Any]] = []
         self._waiting: list[asyncio.Future[dict[str, Any]]] = []
+        self._pace = Pace()
         self._rested = 0.0
 
     def look(self, since: float | None = None) -> None:
@@ -80,7 +80,8 @@ class Building:
             self._succeeded(report)
         await self._built()
         ended = time.monotonic()
-        self._rested = ended + min(REST_SHARE * (ended - started), REST_MAX_S)
+        self._pace.built(float(report.get("cpu_ms") or (ended - started) * 1000) / 1000, ended)
+        self._rested = ended + self._pace.rest_s()
         for future in waiting:
             if future.done():
                 continue

@@ -186,7 +186,8 @@ class Sources:
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             files = sorted(name for name in names if name.endswith(SUFFIXES) and not name.startswith("."))
             for name in files:
-                found.contents.setdefault(os.path.join(base, name), self._files.read(os.path.join(base, name)))
+                path = os.path.join(base, name)
+                found.contents.setdefault(path, self._files.read(path))
             if not files and known[base] and base != source.path:
                 self._lose(base, _EMPTIED, found)
 

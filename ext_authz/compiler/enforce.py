@@ -96,16 +96,16 @@ class Enforcer:
             revision = self._revisions[gone, come] = Revision(gone, come)
         if not revision.is_plain:
             return None
-        ingress = self._revised(revision.ingress, before.ingress, [rule.ingress for rule in rules], kind)
-        egress = self._revised(revision.egress, before.egress, [rule.egress for rule in rules], kind)
+        ingress = self._revised(revision.ingress, before.ingress, rules, kind)
+        egress = self._revised(revision.egress, before.egress, rules, kind)
         return None if ingress is None or egress is None else SubjectPolicy(ingress, egress)
 
     def _revised(
-        self, revision: SideRevision, before: SidePolicy, sides: Iterable[Side], kind: SubjectKind
+        self, revision: SideRevision, before: SidePolicy, rules: Rules, kind: SubjectKind
     ) -> SidePolicy | None:
         if revision.is_empty:
             return before
-        side = revision.applied(before, sides, kind.forced, self._everyone, self._localhost)
+        side = revision.applied(before, rules, kind.forced, self._everyone, self._localhost)
         if side is not None:
             self.differences[id(side)] = SideDifference(side, before, revision.gone, revision.new)
         return side

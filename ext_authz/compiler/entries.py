@@ -129,8 +129,7 @@ class MergedEntry:
         return self.protocol != 0 and self.first_port == self.last_port
 
 
-@dataclass(frozen=True, slots=True)
-class SidePolicy:
+class SidePolicy(NamedTuple):
     """One direction of one subject. Not enforced: everything passes and entries are empty."""
 
     enforced: bool
@@ -148,8 +147,7 @@ class SideDifference(NamedTuple):
     new: tuple[MergedEntry, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class SubjectPolicy:
+class SubjectPolicy(NamedTuple):
     """The policy of every endpoint with one label set."""
 
     ingress: SidePolicy

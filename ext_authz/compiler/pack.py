@@ -3,8 +3,8 @@
 Packs a resolution into a snapshot. What did not change since the last one keeps its bytes.
 
 A fresh packer gives equal bytes for equal input. A packer that has seen other input before may number things
-otherwise: new things come last, and things nobody uses stay behind, until they are more than what is used; then
-packing starts anew. Decisions are the same either way.
+otherwise: new things come last, or where something of their size was that nobody uses any more. Other things nobody
+uses stay behind, until they are more than what is used; then packing starts anew. Decisions are the same either way.
 """
 
 from __future__ import annotations
@@ -174,7 +174,8 @@ class Packer:
         return good if all(selector in selectors for selector in _selectors_of(good)) else ISOLATED
 
     def _is_bloated(self) -> bool:
-        return self._size() > 2 * self._fresh_size + _SLACK
+        size, free = self._size(), self._policies.free_size
+        return size > 2 * self._fresh_size + _SLACK or free > 2 * size + _SLACK
 
     def _size(self) -> int:
         return self._policies.size

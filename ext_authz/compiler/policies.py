@@ -21,6 +21,7 @@ from ext_authz.compiler.entries import SideDifference, SubjectPolicy
 from ext_authz.compiler.entry_pools import EntryPools
 from ext_authz.compiler.l7 import MatcherCache
 from ext_authz.compiler.pools import Pool, numbers, packer
+from ext_authz.compiler.runs import Runs
 from ext_authz.compiler.sides import SidePools
 from ext_authz.engine import layout
 from ext_authz.model.types import PolicyError
@@ -43,7 +44,9 @@ class PolicyPools:
     def __init__(self, cache: MatcherCache) -> None:
         self._entries = EntryPools(cache)
         self._sides = SidePools(self._entries)
-        self._policies = Pool(layout.record("idm_policy").size)
+        # A record without flags would let everything pass; whoever should come upon a place nobody has is denied.
+        denied = (layout.SIDE_ENFORCED | layout.SIDE_ISOLATED, layout.NONE, 0, 0, 0)
+        self._policies = Runs(layout.record("idm_policy").size, blank=_policy(*denied, *denied))
         # By id(); the object is kept with its number, so that the id stays its own.
         self._policy_of: dict[int, tuple[SubjectPolicy, int]] = {}
         self._live: dict[int, SubjectPolicy] = {}  # as forget() was told last
@@ -61,7 +64,7 @@ class PolicyPools:
         self._entries.use_selectors(numbers_now)
         self._sides.begin(differences, kept_policies)
         if self._entries.left and kept_policies:
-            self._policy_of.clear()
+            self._drop(list(self._policy_of))
 
     def policy(self, policy: SubjectPolicy, before: SubjectPolicy | None = None) -> int:
         """
@@ -80,7 +83,7 @@ class PolicyPools:
         before = before or policy
         ingress = self._sides.fields(policy.ingress, before.ingress)
         egress = self._sides.fields(policy.egress, before.egress)
-        number = self._policies.intern(_policy(*ingress, *egress))
+        number = self._policies.take(_policy(*ingress, *egress))
         self._policy_of[id(policy)] = (policy, number)
         return number
 
@@ -97,26 +100,32 @@ class PolicyPools:
         return pack_table(layout.TableKind.POLICIES, sections, previous, revision)
 
     def forget(self, live: Iterable[SubjectPolicy]) -> None:
-        """Drop what was remembered for policies that are gone. Their bytes stay until the pools are replaced."""
+        """Drop what was remembered for policies that are gone. Their places go to what is packed next."""
         before, self._live = self._live, {id(policy): policy for policy in live}
-        uses = self._side_uses
+        uses, unused = self._side_uses, []
         for key in self._live.keys() - before.keys():
-            for side in (self._live[key].ingress, self._live[key].egress):
+            for side in self._live[key]:
                 uses[id(side)] = uses.get(id(side), 0) + 1
-        unused = []
-        for key in before.keys() - self._live.keys():
-            self._policy_of.pop(key, None)
-            for side in (before[key].ingress, before[key].egress):
-                uses[id(side)] -= 1
-                if not uses[id(side)]:
+        gone = before.keys() - self._live.keys()
+        self._drop(gone)
+        for key in gone:
+            for side in before[key]:
+                left = uses[id(side)] = uses[id(side)] - 1
+                if not left:
                     del uses[id(side)]
                     unused.append(id(side))
         self._sides.forget(unused)
         # Some were packed and did not come to be anyone's.
         if len(self._policy_of) != len(self._live):
-            self._policy_of = {key: value for key, value in self._policy_of.items() if key in self._live}
+            self._drop([key for key in self._policy_of if key not in self._live])
         self._sides.keep_only(uses.keys())
         self._entries.forget()
+
+    def _drop(self, policies: Iterable[int]) -> None:
+        for key in policies:
+            known = self._policy_of.pop(key, None)
+            if known is not None:
+                self._policies.give_back(known[1], 1)
 
     @property
     def warnings(self) -> list[PolicyError]:
@@ -125,11 +134,16 @@ class PolicyPools:
 
     @property
     def size(self) -> int:
-        """Bytes held, for the decision when to start anew."""
+        """Bytes of what was packed, for the decision when to start anew."""
         held = sum(len(section.data) for section in (*self._pools(), *self._entries.l7.sections()))
-        return held + len(self._entries.strings.data)
+        return held + len(self._entries.strings.data) - self.free_size
 
-    def _pools(self) -> tuple[Pool, ...]:
+    @property
+    def free_size(self) -> int:
+        """Bytes that wait for what is packed next."""
+        return self._sides.rows.free_size + self._policies.free_size
+
+    def _pools(self) -> tuple[Pool | Runs, ...]:
         """POLICIES to ORIGINS, in the order of the file."""
         entries, rows = self._entries, self._sides.row_pools
         return (self._policies, self._sides.rows, rows.spans, rows.named, rows.refs, entries.packed, entries.origins)

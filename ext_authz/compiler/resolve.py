@@ -115,6 +115,7 @@ class _State:
         self._selection = Selection()
         self._policies: dict[int, Policy] = {}
         self._expanded: dict[int, tuple[ExpandedRule, ...]] = {}
+        self._rule_warnings: list[PolicyError] = []
         self._used: Counter[Selector] = Counter({HOST_SELECTOR: 1})
         self._uses = UseCounter()
         self._kept: set[Selector] = set()
@@ -162,6 +163,7 @@ class _State:
                 rules = by_value.get(policy)
             expanded[id(policy)] = rules if rules is not None else expand_policy(policy, context)
         last, self._expanded = self._expanded, expanded
+        self._rule_warnings = [warning for rules in expanded.values() for rule in rules for warning in rule.warnings]
         self._policies = {id(policy): policy for policy in world.policies}
         # What stands under another policy now is in both.
         before = {rule: None for number, held in last.items() if expanded.get(number) is not held for rule in held}
@@ -281,11 +283,12 @@ class _State:
 
     def _compute(self, kind: SubjectKind, rules: Rules, base: _Base | None) -> _Computed:
         """base: The subject's last policy, if it had no errors and was of this kind, and what differs since."""
-        found = self._computed.get((kind, rules))
+        key = kind, rules
+        found = self._computed.get(key)
         if found is None:
             revised = self._enforcer.revised(kind, rules, *base) if base else None
             found = (revised, ()) if revised is not None else self._compute_anew(kind, rules)
-            self._computed[kind, rules] = found
+            self._computed[key] = found
         return found
 
     def _compute_anew(self, kind: SubjectKind, rules: Rules) -> _Computed:
@@ -296,7 +299,8 @@ class _State:
     def _prune(self) -> None:
         """Let go of policies of rules that are gone, now and then."""
         self._merger.forget()
-        if len(self._computed) > 2 * len(self._subjects) + 1000:
+        # Low enough that what a policy for everybody leaves behind goes at once.
+        if len(self._computed) > 1.25 * len(self._subjects) + 1000:
             live = {id(policy): policy for policy in self._subjects.values()}
             self._computed = {key: value for key, value in self._computed.items() if id(value[0]) in live}
             self._enforcer.keep_only(live.values())
@@ -326,7 +330,7 @@ class _State:
         if isolated:
             subjects = subjects | dict.fromkeys(isolated, ISOLATED)
         errors = [error for errors in self._failed.values() for error in errors]
-        warnings = [warning for rules in self._expanded.values() for rule in rules for warning in rule.warnings]
+        warnings = [*self._rule_warnings, *places.warnings]
         return Resolved(
             domain=self._allocator.domain,
             world4=reserved.world_identity(self._settings, 4),
@@ -341,7 +345,7 @@ class _State:
             membership=self._membership.rows(),
             subjects=subjects,
             errors=unique_errors(errors),
-            warnings=unique_errors([*warnings, *places.warnings]),
+            warnings=unique_errors(warnings),
             closed=world.closed,
             generation=generation,
             lineage=self._lineage,

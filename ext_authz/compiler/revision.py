@@ -9,64 +9,85 @@ entries, perhaps in another order.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from itertools import compress, count, repeat
-from operator import is_
+from operator import attrgetter, is_
 
 from ext_authz.compiler.entries import MergedEntry, SidePolicy
 from ext_authz.compiler.expand import ExpandedRule, Side
+
+Rules = tuple[ExpandedRule, ...]
 
 
 class SideRevision:
     """One direction of the rules that went and came. `gone`, `new`: their entries."""
 
-    def __init__(self, gone: Iterable[Side], come: Iterable[Side]) -> None:
-        gone, come = [side for side in gone if side.has], [side for side in come if side.has]
-        self._had, self._has = bool(gone), bool(come)
-        self.gone = _entries(gone)
-        self.new = _entries(come)
-        self._come = set(come)
-        self._closes = any(side.default_deny for side in come)
-        self._keys = _keys(gone) | _keys(come)
+    def __init__(self, gone: Rules, come: Rules, side_of: Callable[[ExpandedRule], Side]) -> None:
+        went, came = _with_entries(gone, side_of), _with_entries(come, side_of)
+        self._side_of = side_of
+        self._had, self._has = bool(went), bool(came)
+        self.gone = _entries(went)
+        self.new = _entries(came)
+        self._come = set(came)
+        self._closes = any(side.default_deny for side in came)
+        self._keys = _keys(went) | _keys(came)
         # Rules that merge with each other are left to the merger.
-        self._is_plain = len(_keys(gone)) == len(self.gone) and len(_keys(come)) == len(self.new)
+        self._is_plain = len(_keys(went)) == len(self.gone) and len(_keys(came)) == len(self.new)
+        # What is asked of each rule of each subject, answered once a rule. Of the others those that merge with what
+        # went or came, those that say anything, and those of them that close the side.
+        self._known: set[ExpandedRule] = set()
+        self._merging: set[ExpandedRule] = set()
+        self._staying: set[ExpandedRule] = set()
+        self._closing: set[ExpandedRule] = set()
+        self._place = 0  # where the first entry that went stood in the last side
 
     @property
     def is_empty(self) -> bool:
         return not self._had and not self._has
 
     def applied(
-        self, before: SidePolicy, sides: Iterable[Side], forced: bool, everyone: MergedEntry, localhost: MergedEntry
+        self, before: SidePolicy, rules: Rules, forced: bool, everyone: MergedEntry, localhost: MergedEntry
     ) -> SidePolicy | None:
         """
         The side that comes of the last one.
 
         Args:
-            sides: This direction of all rules that are now.
+            rules: All that are now.
             forced: Default deny holds without any rule.
             everyone: The entry at the end of sides without default deny. localhost: one that may stand at the end of
                 others.
         """
-        closes, stays, keys, come = forced or self._closes, False, self._keys, self._come
-        for side in sides:
-            if side.has and side not in come:
-                if not side.atoms.keys().isdisjoint(keys):
-                    return None
-                stays = True
-                closes = closes or side.default_deny
+        if not self._known.issuperset(rules):
+            self._look_at(rules)
+        if not self._is_plain or not self._merging.isdisjoint(rules):
+            return None
         # Without default deny before or after, L7 rules are widened; without any rule, there is no entry for localhost.
-        if not self._is_plain or not closes or not (stays or (self._had and self._has)):
+        if not (forced or self._closes) and self._closing.isdisjoint(rules):
+            return None
+        if not (self._had and self._has) and self._staying.isdisjoint(rules):
             return None
         if not before.enforced or before.isolated or (before.entries and before.entries[-1] is everyone):
             return None
         entries = self._replaced(before.entries, localhost)
         return None if entries is None else SidePolicy(True, entries, before.audit)
 
+    def _look_at(self, rules: Rules) -> None:
+        for rule in set(rules) - self._known:
+            self._known.add(rule)
+            side = self._side_of(rule)
+            if not side.has or side in self._come:
+                continue
+            self._staying.add(rule)
+            if not side.atoms.keys().isdisjoint(self._keys):
+                self._merging.add(rule)
+            if side.default_deny:
+                self._closing.add(rule)
+
     def _replaced(self, entries: tuple[MergedEntry, ...], last: MergedEntry) -> tuple[MergedEntry, ...] | None:
         """The entries with those of the rules that came in the place of those of the rules that went."""
         gone = self.gone
         if gone:
-            first = next(compress(count(), map(is_, entries, repeat(gone[0]))), None)
+            first = self._place_of(gone[0], entries)
             if first is None:
                 return None
         else:
@@ -76,15 +97,28 @@ class SideRevision:
             return None
         return entries[:first] + self.new + entries[end:]
 
+    def _place_of(self, entry: MergedEntry, entries: tuple[MergedEntry, ...]) -> int | None:
+        """Where this very entry stands; mostly where it stood in the side before."""
+        if self._place < len(entries) and entries[self._place] is entry:
+            return self._place
+        first = next(compress(count(), map(is_, entries, repeat(entry))), None)
+        if first is not None:
+            self._place = first
+        return first
+
 
 class Revision:
     """The rules that went and came, for every policy to which the same happened."""
 
-    def __init__(self, gone: Sequence[ExpandedRule], come: Sequence[ExpandedRule]) -> None:
+    def __init__(self, gone: Rules, come: Rules) -> None:
         # What an error says is told of each subject: such rules are not added up here.
         self.is_plain = not any(rule.errors or rule.needs_namespace for rule in come)
-        self.ingress = SideRevision([rule.ingress for rule in gone], [rule.ingress for rule in come])
-        self.egress = SideRevision([rule.egress for rule in gone], [rule.egress for rule in come])
+        self.ingress = SideRevision(gone, come, attrgetter("ingress"))
+        self.egress = SideRevision(gone, come, attrgetter("egress"))
+
+
+def _with_entries(rules: Rules, side_of: Callable[[ExpandedRule], Side]) -> list[Side]:
+    return [side for side in map(side_of, rules) if side.has]
 
 
 def _entries(sides: Iterable[Side]) -> tuple[MergedEntry, ...]:

@@ -11,8 +11,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from ext_authz.compiler.budget import Short, text_max
 from ext_authz.compiler.entries import MergedEntry, SideDifference, SidePolicy
 from ext_authz.compiler.entry_pools import EntryPools
-from ext_authz.compiler.pools import Pool
 from ext_authz.compiler.row_pools import RowPools
+from ext_authz.compiler.runs import Runs
 from ext_authz.compiler.side_changes import ROW_SIZE, SideChange, change, middle, selectors_of
 from ext_authz.engine import layout
 from ext_authz.model.types import PolicyError
@@ -27,7 +27,7 @@ class SidePools:
     """Rows of sides, and what sides were packed to."""
 
     def __init__(self, entries: EntryPools) -> None:
-        self.rows = Pool(ROW_SIZE)
+        self.rows = Runs(ROW_SIZE)
         self.row_pools = RowPools(entries)
         self._entries = entries
         # By id(); the object is kept, so that the id stays its own.
@@ -51,7 +51,7 @@ class SidePools:
         self._differences = differences
         if self._entries.left and kept_policies:
             left = self._entries.left
-            self._known = {key: kept for key, kept in self._known.items() if left.isdisjoint(self._chosen(kept[1]))}
+            self._drop([key for key, kept in self._known.items() if not left.isdisjoint(self._chosen(kept[1]))])
 
     def fields(self, side: SidePolicy, before: SidePolicy) -> SideFields:
         """
@@ -73,16 +73,26 @@ class SidePools:
         self._fresh.add(id(side))
         return found
 
-    def forget(self, sides: Iterable[int]) -> None:
-        """These sides, by id(), are gone."""
-        for number in sides:
-            self._known.pop(number, None)
-            self._short_of.pop(number, None)
+    def forget(self, sides: Collection[int]) -> None:
+        """These sides, by id(), are gone. Their rows may be others' from now on."""
+        for number in self._short_of.keys() & sides:
+            del self._short_of[number]
+        self._drop(sides)
 
     def keep_only(self, sides: Collection[int]) -> None:
         """As forget, of all but these."""
         if len(self._known) != len(sides):
             self.forget([number for number in self._known if number not in sides])
+
+    def _drop(self, sides: Iterable[int]) -> None:
+        for number in sides:
+            known = self._known.pop(number, None)
+            if known is not None:
+                _, any_row, first, rows, _ = known[1]
+                if any_row != layout.NONE:
+                    self.rows.give_back(any_row, 1)
+                if rows:
+                    self.rows.give_back(first, rows)
 
     @property
     def warnings(self) -> list[PolicyError]:
@@ -113,6 +123,8 @@ class SidePools:
             return None
         if id(before) in self._short_of:
             self._short_of[id(side)] = self._short_of[id(before)]
+        _, any_row, first, rows, _ = known
+        self._take(self._rows(first, rows), b"" if any_row == layout.NONE else self._rows(any_row, 1))
         return known
 
     def _change(
@@ -143,13 +155,12 @@ class SidePools:
     def _packed(self, side: SidePolicy, rows: bytes, any_row: bytes, longest: int) -> SideFields:
         flags = layout.SIDE_ENFORCED * side.enforced
         flags |= layout.SIDE_AUDIT * side.audit | layout.SIDE_ISOLATED * side.isolated
-        return (
-            flags,
-            self.rows.intern(any_row) if any_row else layout.NONE,
-            self.rows.intern(rows) if rows else 0,
-            len(rows) // ROW_SIZE,
-            longest,
-        )
+        at_any, first = self._take(rows, any_row)
+        return flags, at_any, first, len(rows) // ROW_SIZE, longest
+
+    def _take(self, rows: bytes, any_row: bytes) -> tuple[int, int]:
+        """Where the row for any peer stands, and where the others do."""
+        return self.rows.take(any_row) if any_row else layout.NONE, self.rows.take(rows) if rows else 0
 
     def _short_text(self, dear: tuple[int, ...]) -> Short | None:
         """As text_max, which many sides ask for the same entries."""
@@ -166,4 +177,4 @@ class SidePools:
         return selectors_of(self._rows(first, rows))
 
     def _rows(self, first: int, rows: int) -> bytes:
-        return bytes(self.rows.data[first * ROW_SIZE : (first + rows) * ROW_SIZE])
+        return self.rows.read(first, rows)

@@ -9,7 +9,7 @@ Source: native/include/idmesh/snapshot.h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from ipaddress import IPv6Address
 from itertools import compress, count
 from operator import is_not
@@ -20,6 +20,7 @@ from ext_authz.compiler.blocks import Blocks, Section
 from ext_authz.compiler.entries import PROTOCOLS
 from ext_authz.compiler.pools import Pool, Strings, numbers, packer
 from ext_authz.compiler.resolved import Address, EndpointRow, HostRow, HostRows, IdentityRow, RangeRow, Resolved
+from ext_authz.compiler.runs import Texts
 from ext_authz.compiler.slots import Slots
 from ext_authz.engine import layout
 from ext_authz.model.types import NamedPort
@@ -38,6 +39,8 @@ _selected = packer("idm_selected", "identity", "first", "count")
 
 # Unused bytes that are never worth a fresh start.
 _SLACK = 1 << 18
+# Rows that are compared at once, which costs a tenth of looking at each.
+_STEP = 256
 
 Row = TypeVar("Row")
 Packed = TypeVar("Packed")
@@ -70,18 +73,40 @@ class _Column:
         self._blocks = Blocks()
         self.data = bytearray()
 
-    def set(self, rows: Sequence[Row], make: Callable[[Row], bytes]) -> None:
-        """Make these the rows."""
-        size, data = self._size, self.data
-        for index in compress(count(), map(is_not, rows, self._rows)):
+    def set(
+        self,
+        rows: Sequence[Row],
+        make: Callable[[Row], bytes],
+        forget: Callable[[Row], object] = lambda row: None,
+    ) -> None:
+        """
+        Make these the rows.
+
+        Args:
+            forget: Told of what was packed for a place that is gone, or is another row's.
+        """
+        size, data, before = self._size, self.data, self._rows
+        gone: list[Row] = list(before[len(rows) :])
+        for index in _others(rows, before):
             data[index * size : index * size + size] = make(rows[index])
             self._blocks.touch(index * size, index * size + size)
+            gone.append(before[index])
         del data[len(rows) * size :]
-        data += b"".join(make(row) for row in rows[len(self._rows) :])
+        data += b"".join(make(row) for row in rows[len(before) :])
         self._rows = rows
+        for row in gone:
+            forget(row)
 
     def digests(self) -> bytes:
         return self._blocks.digests(self.data)
+
+
+def _others(rows: Sequence[Row], before: Sequence[Row]) -> Iterator[int]:
+    """Where these rows are other objects. Equal ones may be passed over: they are packed to the same."""
+    for start in range(0, min(len(rows), len(before)), _STEP):
+        now, then = rows[start : start + _STEP], before[start : start + _STEP]
+        if now != then:
+            yield from compress(count(start), map(is_not, now, then))
 
 
 class _Hosts:
@@ -112,7 +137,8 @@ class _Hosts:
             key, hash64, packed, family = self._hash(row.address)
             endpoint = layout.NONE if row.endpoint is None else row.endpoint
             self.slots.put(key, hash64, _host(packed, row.identity, endpoint, family))
-        if len(self._hashed) > 2 * len(self._rows) + 1000:
+        # A thousand addresses may come and go in a second; to keep many more than there are would only cost memory.
+        if len(self._hashed) > 1.1 * len(self._rows) + 1000:
             self._hashed.clear()
         return self.slots
 
@@ -127,7 +153,7 @@ class IdentityPools:
     """Everything table 1 is made of, kept between compilations."""
 
     def __init__(self) -> None:
-        self._strings = Strings()
+        self._strings = Texts()
         self._labels = Pool(layout.record("idm_string").size)
         self._named = Pool(layout.record("idm_named_port").size)
         self._identities = _Remembered()
@@ -140,10 +166,11 @@ class IdentityPools:
     @property
     def is_bloated(self) -> bool:
         """Most of what is held may be of rows long gone: better begin anew."""
-        return self._fresh_size > 0 and self._size() > 2 * self._fresh_size + _SLACK
+        size, free = self._size(), self._strings.free_size
+        return self._fresh_size > 0 and (size > 2 * self._fresh_size + _SLACK or free > 2 * size + _SLACK)
 
     def _size(self) -> int:
-        return len(self._strings.data) + len(self._labels.data) + len(self._named.data)
+        return self._strings.used_size + len(self._labels.data) + len(self._named.data)
 
     def table(self, resolved: Resolved, previous: Table | None, revision: int) -> Table:
         """Table 1."""
@@ -154,7 +181,7 @@ class IdentityPools:
         slots = self._hosts.set(resolved.hosts)
         if not self._last or resolved.identities is not self._last[0]:
             self._packed = b"".join(self._identities.make(resolved.identities, self._pack_identity))
-        self._endpoints.set(resolved.endpoints, self._pack_endpoint)
+        self._endpoints.set(resolved.endpoints, self._pack_endpoint, self._forget_endpoint)
         sections: list[bytes | Section] = [
             _meta(resolved.world4, resolved.world6, slots.longest),
             self._packed,
@@ -178,6 +205,10 @@ class IdentityPools:
     def _pack_endpoint(self, row: EndpointRow) -> bytes:
         flags = layout.ENDPOINT_LOCAL * row.local | layout.ENDPOINT_AUDIT * row.audit
         return _endpoint(row.identity, flags, *self._strings(row.name), *self._port_list(row.named_ports))
+
+    def _forget_endpoint(self, row: EndpointRow) -> None:
+        # Of all that is written only names come and go by the hundred a second.
+        self._strings.give_back(row.name)
 
     def _port_list(self, ports: Sequence[NamedPort]) -> tuple[int, int]:
         packed = [_named_port(*self._strings(port.name), port.port, PROTOCOLS[port.protocol]) for port in ports]

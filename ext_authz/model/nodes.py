@@ -131,8 +131,17 @@ def parse_document(text: str) -> Node | None:
     """
     if len(text) > MAX_TEXT:
         raise SyntaxProblem(0, 0, f"is longer than {MAX_TEXT >> 20} MiB; split it into several documents")
-    if "\\ud" in text or "\\uD" in text:
-        text = _SURROGATES.sub(_join_surrogates, text)
+    try:
+        return _parse(text)
+    except SyntaxProblem:
+        # Only where YAML cannot read it: in single quotes, plain text and blocks the same letters are no escapes.
+        joined = _SURROGATES.sub(_join_surrogates, text) if "\\ud" in text or "\\uD" in text else text
+        if joined == text:
+            raise
+    return _parse(joined)
+
+
+def _parse(text: str) -> Node | None:
     try:
         return _Composer(CParser(text)).document()
     except yaml.MarkedYAMLError as error:
@@ -175,6 +184,8 @@ def _place(text: str, position: int) -> tuple[int, int]:
 
 
 def _is_idle(part: str) -> bool:
+    if part[4:5].isalnum() and part.startswith("---\n"):  # as most do
+        return False
     body = part[3:] if part.startswith("---") else part
     if not body.strip():
         return True

@@ -15,6 +15,7 @@ from ext_authz.model.cilium import CiliumReader, Subjects, read_cidr_group
 from ext_authz.model.context import ContextReader
 from ext_authz.model.netpol import NetworkPolicyReader
 from ext_authz.model.nodes import Document, Mapping, Node, Sequence, SyntaxProblem, parse_document
+from ext_authz.model.plain import parse_plain
 from ext_authz.model.reading import Reader, flow_text, near, shown
 from ext_authz.model.selector import is_label, is_subdomain
 from ext_authz.model.types import Isolated, ObjectRef, Origin, Policy, PolicyError, SecretRef, Settings
@@ -81,7 +82,7 @@ class LoadedObject:
 def read_document(document: Document, file: str, settings: Settings) -> list[ParsedObject]:
     """All objects of one document; a document that is no YAML gives one object that closes the node."""
     try:
-        root = parse_document(document.text)
+        root = parse_plain(document.text) or parse_document(document.text)
     except SyntaxProblem as problem:
         line = document.line + problem.line + 1
         other = f"; the first is in line {document.line + problem.other + 1}" if problem.other is not None else ""

@@ -14,7 +14,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from ipaddress import IPv4Network, IPv6Network
-from itertools import chain
 
 Network = IPv4Network | IPv6Network
 
@@ -459,8 +458,10 @@ class Endpoints(tuple[Endpoint, ...]):
 
     @classmethod
     def joined(cls, workloads: Iterable[list[Endpoint]], nodes: list[Endpoint]) -> Endpoints:
-        held = (*workloads, nodes)
-        made = cls(chain.from_iterable(held))
+        held, together = (*workloads, nodes), list[Endpoint]()
+        for one in held:
+            together += one
+        made = cls(together)
         made.lists, made.nodes = held, nodes
         return made
 

@@ -130,7 +130,7 @@ class WorldBuilder:
             frozenset(p.ref.name for part in parts for p in part.bad if p.ref.kind == "Namespace"),
             self._node,
             frozenset(address for record in own for address in record.addresses),
-            frozenset((pod.namespace, pod.name) for pod in records.get(PodRecord, ()) if needs_pods),
+            frozenset((pod.namespace, pod.name) for pod in (records.get(PodRecord, ()) if needs_pods else ())),
         )
         if around != self._surroundings:
             self._surroundings = around
@@ -139,13 +139,16 @@ class WorldBuilder:
 
 
 def _records(parts: Sequence[Part], joined: Joined) -> dict[type, list[Any]]:
-    """Values of all objects that count, by their type."""
+    """Values of all objects that count, by their type; of pods perhaps none."""
     if joined.refused:
         return by_type(p for part in parts for p in part.good if id(p) not in joined.refused)
+    # Pods are most of what there is, and only CiliumEndpoints are held against all of them.
+    needs_pods = any(CiliumEndpointRecord in part.records for part in parts)
     records: dict[type, list[Any]] = {}
     for part in parts:
         for kind, values in part.records.items():
-            records.setdefault(kind, []).extend(values)
+            if needs_pods or kind is not PodRecord:
+                records.setdefault(kind, []).extend(values)
     return records
 
 

@@ -28,6 +28,8 @@ CLIENTS = {OPEN: "127.0.0.40", SHUT: "127.0.0.41", WIDE: "127.0.0.42"} | {
 }
 # Endpoints of other nodes: files at a time, endpoints in each, addresses of each.
 FAR_FILES, FAR_ENDPOINTS, FAR_ADDRESSES = 20, 10, 10
+# Endpoints that have labels of their own at once: later as many lose them as get some, so that the set stays as large.
+OWN_LABELS = 200
 
 
 @dataclass
@@ -44,6 +46,7 @@ class Churn:
         self._pods: dict[Path, list[Object]] = {}
         self._texts: dict[Path, list[str]] = {}
         self._far: deque[Path] = deque()
+        self._own: deque[tuple[Path, int]] = deque()
         self._made = 0
         self._wide_on = False
 
@@ -72,11 +75,21 @@ class Churn:
             self.add_addresses()
 
     def change_endpoint(self) -> None:
-        """One endpoint of this node is another one from now on."""
-        path = self._random.choice(list(self._pods))
+        """
+        One endpoint of this node is another one from now on.
+
+        Of ten changes six are a replacement, three another workload's labels, one brings labels nobody had.
+        """
+        kind = self._random.randrange(10)
+        if 6 <= kind < 9 and len(self._own) > OWN_LABELS:
+            path, index = self._own.popleft()
+        else:
+            path = self._random.choice(list(self._pods))
+            index = self._random.randrange(len(self._pods[path]))
+        if kind == 9:
+            self._own.append((path, index))
         held = self._pods[path]
-        index = self._random.randrange(len(held))
-        held[index] = self._changed(held[index], held)
+        held[index] = self._changed(kind, held[index], held)
         self._texts[path][index] = _pod_text(held[index])
         self._replace(path, self._texts[path])
 
@@ -100,14 +113,13 @@ class Churn:
         if len(self._far) > FAR_FILES:
             self._far.popleft().unlink()
 
-    def _changed(self, pod: Object, near: list[Object]) -> Object:
-        """Of ten changes six are a replacement, three another workload's labels, one brings labels nobody had."""
+    def _changed(self, kind: int, pod: Object, near: list[Object]) -> Object:
         self._made += 1
         metadata = dict(pod["metadata"])
-        kind = self._random.randrange(10)
         place, own = metadata["namespace"], metadata["labels"]
+        common = {key: value for key, value in own.items() if key != "version"}
         others = [m["labels"] for m in (one["metadata"] for one in near) if m["namespace"] == place]
-        others = [labels for labels in others if labels != own and "version" not in labels]
+        others = [labels for labels in (*others, common) if labels != own and "version" not in labels]
         if kind < 6 or (kind < 9 and not others):
             metadata["name"] = f"{metadata['labels']['app']}-r{self._made}"
             return {**pod, "metadata": metadata, "status": {"podIPs": [{"ip": self._address(12)}]}}

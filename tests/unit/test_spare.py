@@ -151,3 +151,41 @@ def test_what_the_kernel_takes_bit_by_bit_is_written_whole(path: Path, monkeypat
     parts = [random.Random(1).randbytes(size) for size in (2500, 0, 1000, 1)]
     SpareFile(path).replace(parts)
     assert path.read_bytes() == b"".join(parts)
+
+
+def test_a_part_that_stays_is_not_written_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, seen, sizes, pwrite = SpareFile(path), list[int](), list[int](), os.pwrite
+    stays, padding = b"s" * 5000, b""
+
+    def written(handle: int, data: bytes, at: int) -> int:
+        sizes.append(len(data))
+        return pwrite(handle, data, at)
+
+    monkeypatch.setattr(os, "pwrite", written)
+    for number in range(6):
+        head, last = b"%08d" % number, bytes([number]) * (100 + number)
+        sizes.clear()
+        file.replace((head, padding, stays, padding, last))
+        assert path.read_bytes() == head + stays + last
+        seen.append(inode(path))
+    if seen[-1] != seen[-3]:
+        pytest.skip("no leases or no exchange of names on this file system")
+    assert sizes == [8, 105]
+
+
+def test_a_part_that_has_another_place_is_written_there(path: Path) -> None:
+    source, file, parts = random.Random(7), SpareFile(path), [bytes([n]) * (n % 5 * 300) for n in range(12)]
+    for _ in range(300):
+        chosen = [source.choice(parts) for _ in range(source.randrange(1, 6))]
+        file.replace(chosen)
+        assert path.read_bytes() == b"".join(chosen)
+
+
+def test_a_spare_that_somebody_changed_is_written_whole(path: Path) -> None:
+    file, stays = SpareFile(path), b"s" * 5000
+    for number in range(3):
+        file.replace((b"%08d" % number, stays))
+    if spare(path).exists():
+        spare(path).write_bytes(bytes(5008))
+    file.replace((b"%08d" % 3, stays))
+    assert path.read_bytes() == b"00000003" + stays

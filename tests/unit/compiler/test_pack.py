@@ -96,6 +96,19 @@ def test_policies_packed_after_others_mean_the_same():
     assert meaning(late) == meaning(fresh)
 
 
+def test_where_a_policy_is_gone_stands_one_that_denies():
+    packer = Packer()
+    subjects = {identity: ingress(entry("a", identity)) for identity in range(300, 310)}
+    packer.pack(changed(WORLD, subjects=subjects))
+    packer.pack(changed(WORLD, subjects={300: subjects[300]}))
+    snapshot = Snapshot(packer.pack(changed(WORLD, subjects={300: ingress(entry("b"))})).snapshot)
+    used = {item["policy"] for item in snapshot.policies("SUBJECTS")}
+    gone = [item for number, item in enumerate(snapshot.policies("POLICIES")) if number not in used]
+    closed = layout.SIDE_ENFORCED | layout.SIDE_ISOLATED
+    flags = [(item["side_0_flags"], item["side_1_flags"], item["side_0_row_count"]) for item in gone]
+    assert flags.count((closed, closed, 0)) == 8  # of ten: one is 300's again, one was 300's until now
+
+
 def test_unused_bytes_do_not_pile_up():
     packer = Packer()
     source = random.Random(1)

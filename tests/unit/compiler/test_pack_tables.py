@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Laws of tables 1 and 2: every address is found where the layout says, and rows that stay keep their table."""
 
+import random
 from ipaddress import ip_address
 
 from hypothesis import given
@@ -12,7 +13,7 @@ from ext_authz.compiler.resolved import EndpointRow, HostRow, IdentityRow
 from ext_authz.engine import layout
 from ext_authz.engine.layout import IdentitiesSection, SelectorsSection, TableKind
 from ext_authz.model.types import NamedPort
-from tests.unit.compiler.handmade import Snapshot, changed, entry, ingress, resolved
+from tests.unit.compiler.handmade import Snapshot, changed, entry, ingress, resolved, selector
 
 WORLD = resolved({300: ingress(entry("a")), 301: ingress(entry("b"))})
 ADDRESSES = st.one_of(st.ip_addresses(v=4), st.ip_addresses(v=6))
@@ -71,6 +72,16 @@ def test_strings_are_stored_once_and_read_back(texts):
     assert len(strings.data) == sum(len(text.encode()) for text in set(texts))
 
 
+def test_names_that_are_gone_do_not_pile_up_though_none_that_comes_is_as_long():
+    packer, sizes = Packer(), []
+    for size in range(200, 240):
+        names = (f"default/{number}".ljust(size, "x") for number in range(2000))
+        endpoints = tuple(EndpointRow(name, 300, True, False) for name in names)
+        found = Snapshot(packer.pack(changed(WORLD, endpoints=endpoints, hosts=())).snapshot)
+        sizes.append(len(identities(found, "STRINGS")))
+    assert max(sizes) < 8 * sizes[0]
+
+
 def test_identities_and_endpoints_are_read_back():
     ports = (NamedPort("http", 80, "TCP"), NamedPort("dns", 53, "UDP"))
     rows = (IdentityRow(2, ("reserved:world",), world=True), IdentityRow(300, ("k8s:app=x", "k8s:b"), ports))
@@ -82,6 +93,37 @@ def test_identities_and_endpoints_are_read_back():
     own = named[found[1]["first_named"] :][: found[1]["named_count"]]
     assert [(item["port"], item["protocol"]) for item in own] == [(80, 6), (53, 17)]
     assert [item["flags"] for item in identities(snapshot, "ENDPOINTS")] == [1, 2]
+
+
+def test_endpoints_that_change_anywhere_among_many_are_read_back():
+    source, packer = random.Random(3), Packer()
+    rows = [EndpointRow(f"default/{number}", 300, True, False) for number in range(1500)]
+    for step in range(60):
+        for number in source.sample(range(len(rows)), source.randrange(4)):
+            name = source.choice((rows[number].name, f"default/new{step}-{number}"))
+            rows[number] = EndpointRow(name, 300, True, source.random() < 0.5)
+        del rows[len(rows) - source.randrange(3) :]
+        rows += [EndpointRow(f"default/more{step}-{number}", 300, True, False) for number in range(source.randrange(3))]
+        found = Snapshot(packer.pack(changed(WORLD, endpoints=tuple(rows), hosts=())).snapshot)
+        texts = identities(found, "STRINGS")
+        held = [
+            (texts[item["name_offset"] :][: item["name_size"]].decode(), item["flags"])
+            for item in identities(found, "ENDPOINTS")
+        ]
+        assert held == [(row.name, layout.ENDPOINT_LOCAL | layout.ENDPOINT_AUDIT * row.audit) for row in rows]
+
+
+def test_selectors_that_come_and_go_are_read_back():
+    source, packer, more = random.Random(4), Packer(), [None] * 600
+    for step in range(80):
+        for number in source.sample(range(len(more)), 5):
+            more[number] = source.choice((None, selector(f"{'x' * source.randrange(40)}{step}")))
+        selectors = (*WORLD.selectors, *more[: 600 - source.randrange(3)])
+        found = Snapshot(packer.pack(changed(WORLD, selectors=selectors)).snapshot)
+        texts = found.section(TableKind.SELECTORS, SelectorsSection.STRINGS)
+        rows = found.section(TableKind.SELECTORS, SelectorsSection.SELECTORS)
+        held = [texts[row["text_offset"] :][: row["text_size"]].decode() for row in rows]
+        assert held == ["" if one is None else one.text for one in selectors]
 
 
 def test_membership_is_read_back():

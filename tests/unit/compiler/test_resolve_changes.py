@@ -98,7 +98,7 @@ def meaning(resolved: Resolved) -> dict[str, Any]:
 
 
 def _in_order(side: SidePolicy) -> SidePolicy:
-    return replace(side, entries=tuple(sorted(side.entries, key=repr)))
+    return side._replace(entries=tuple(sorted(side.entries, key=repr)))
 
 
 @pytest.mark.parametrize("seed", range(8))

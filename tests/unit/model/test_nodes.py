@@ -60,6 +60,13 @@ def test_json_may_write_a_character_as_two_escapes() -> None:
     assert plain_value(root) == {"a": "\U0001f600", "b": r"\ud83d\ude00"}
 
 
+@pytest.mark.parametrize("text", [r"'\ud83d\ude00'", r"\ud83d\ude00", "|-\n  \\ud83d\\ude00"])
+def test_what_looks_like_two_escapes_is_text_where_yaml_has_none(text: str) -> None:
+    root = parse_document(f"a: {text}\n")
+    assert root is not None
+    assert plain_value(root) == {"a": r"\ud83d\ude00"}
+
+
 def test_aliases_and_merges_are_expanded() -> None:
     root = parse_document("base: &b {x: '1', y: '2'}\nuse: {<<: *b, y: '3'}\nlist: [*b]\nmany: {<<: [*b, {z: '4'}]}\n")
     assert root is not None
