@@ -139,11 +139,14 @@ class Attaching:
         found = await asyncio.to_thread(self._store.find, key)  # as it is now: somebody else may have been faster
         try:
             if found is not None and found.stage is Stage.COMING:
-                await self._datapath.attach(found)
-                await self._come(found)
+                if await asyncio.to_thread(gone, found):  # by now its numbers may mean another one
+                    await self._remove(found)
+                else:
+                    await self._datapath.attach(found)
+                    await self._come(found)
             elif found is not None and found.stage is Stage.LEAVING:
                 await self._remove(found)
-        except (AttachError, DatapathError) as error:
+        except (AttachError, DatapathError, OSError) as error:
             return str(error)
         return ""
 

@@ -127,7 +127,8 @@ class AttachmentStore:
         begun, seen = time.time_ns(), _signature(self.folder)
         if not seen or seen != self._seen:
             self._files = sorted(self._look(begun), key=_rank)
-            self._seen = seen if _is_old(seen, begun) else ()
+            is_whole = not any(file.problem for file in self._files)  # what could not be read may be read the next time
+            self._seen = seen if is_whole and _is_old(seen, begun) else ()
         return list(self._files)
 
     def _look(self, begun: int) -> list[AttachmentFile]:
@@ -141,7 +142,7 @@ class AttachmentStore:
             seen = _signature(path)
             known = self._read.get(path.name)
             made = known[1] if known and seen and known[0] == seen else _read(path)
-            found[path.name] = (seen if _is_old(seen, begun) else (), made)
+            found[path.name] = (seen if not made.problem and _is_old(seen, begun) else (), made)
         self._read = found
         return [file for _, file in found.values()]
 

@@ -176,6 +176,17 @@ def test_what_a_node_before_us_had_begun_is_tried_until_it_is_done(
     assert place.kernel.asked[-1] == ("attached", "10.0.0.9")
 
 
+def test_what_was_half_attached_and_is_gone_is_attached_to_nobody_else(place: Place) -> None:
+    """After another start of the host its numbers mean something else."""
+    place.attach(place.cgroup("unit"), "10.0.0.9")
+    (one,) = place.store.all()
+    place.store.put(replace(one, stage=Stage.COMING, boot="an earlier one"))
+    place.kernel.asked.clear()
+    asyncio.run(place.attaching.resume())
+    assert place.kernel.asked == [("publish", "7"), ("detach", "10.0.0.9")]
+    assert place.kept == []
+
+
 def test_programs_that_did_not_come_off_are_tried_again(place: Place) -> None:
     place.attach(place.cgroup("unit"), "10.0.0.9")
     place.kernel.refused = ("detach", "10.0.0.9")

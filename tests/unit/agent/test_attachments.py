@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -196,3 +197,21 @@ def test_a_file_is_read_again_only_when_it_is_another_one(
     assert [one.number for one in store.all()] == [1, 3, 8]
     assert store.remove("default/web1")
     assert [one.number for one in store.all()] == [3, 8]
+
+
+def test_a_file_that_could_not_be_read_is_read_the_next_time(
+    store: AttachmentStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no damage that a process had too many files open."""
+    store.put(ONE)
+    long_ago = time.time() - 60
+    for path in (*store.folder.iterdir(), store.folder):
+        os.utime(path, (long_ago, long_ago))
+
+    def refused(_: Path) -> bytes:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as failing:
+        failing.setattr(Path, "read_bytes", refused)
+        assert [bool(file.problem) for file in store.files()] == [True]
+    assert store.all() == [ONE]
