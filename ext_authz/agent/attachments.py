@@ -153,8 +153,16 @@ class AttachmentStore:
         return next((found for found in self.all() if found.key == key), None)
 
     def free_number(self) -> int:
-        """A number that no attachment has."""
-        return max((found.number for found in self.all()), default=0) + 1
+        """
+        A number that no attachment has: whose it is, that one's programs are put elsewhere.
+
+        Raises:
+            AttachError: An attachment cannot be read, and may have any number, place and address.
+        """
+        files = self.files()
+        if problem := next((file.problem for file in files if file.problem), ""):
+            raise AttachError(f"nothing can be attached beside {problem}, in {self.folder}")
+        return max((file.attachment.number for file in files if file.attachment), default=0) + 1
 
     def put(self, attachment: Attachment) -> None:
         """

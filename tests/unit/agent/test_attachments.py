@@ -151,6 +151,17 @@ def test_a_damaged_file_leaves_the_endpoint_as_it_was(tmp_path: Path, store: Att
     assert view.errors
 
 
+def test_beside_an_attachment_that_cannot_be_read_no_number_is_free(store: AttachmentStore) -> None:
+    """Links are found by it: programs of the one that has it would be taken off where they judge."""
+    store.put(ONE)
+    store.put(replace(ONE, name="other", number=2))
+    Path(store.path("default/other")).write_text("{")
+    with pytest.raises(AttachError, match="cannot be read"):
+        store.free_number()
+    store.remove("default/other")
+    assert store.free_number() == 2
+
+
 def test_a_record_that_claims_too_much_is_none(store: AttachmentStore) -> None:
     record = ONE.record()
     for change in ({"labels": {"reserved:host": ""}}, {"addresses": ["127.0.0.1"]}, {"stage": "x"}, {"format": 9}):
