@@ -84,6 +84,7 @@ class Attaching:
         self._changing = asyncio.Lock()
         self._presence = Presence()
         self._half: dict[str, str] = {}  # why an endpoint is half attached, by its name
+        self._kept = ""  # why those who are gone are not let go
 
     async def attach(self, wanted: Wanted) -> Attached:
         """
@@ -139,11 +140,14 @@ class Attaching:
         found = await asyncio.to_thread(self._store.find, key)  # as it is now: somebody else may have been faster
         try:
             if found is not None and found.stage is Stage.COMING:
-                await self._datapath.attach(found)
-                await self._come(found)
+                if await asyncio.to_thread(gone, found):  # by now its numbers may mean another one
+                    await self._remove(found)
+                else:
+                    await self._datapath.attach(found)
+                    await self._come(found)
             elif found is not None and found.stage is Stage.LEAVING:
                 await self._remove(found)
-        except (AttachError, DatapathError) as error:
+        except (AttachError, DatapathError, OSError) as error:
             return str(error)
         return ""
 
@@ -172,12 +176,16 @@ class Attaching:
         async with self._changing:
             gone = await asyncio.to_thread(self._gone)
             for found, reason in gone:
-                event(log, logging.INFO, "endpoint is gone, detaching it", name=found.key, reason=reason)
+                if found.stage is not Stage.LEAVING:  # else it was said, and could not be done
+                    event(log, logging.INFO, "endpoint is gone, detaching it", name=found.key, reason=reason)
+            said, self._kept = self._kept, ""
             try:
                 if gone:
                     await self._remove(*(found for found, _ in gone))
             except AttachError as error:
-                event(log, logging.WARNING, "not every endpoint that is gone can be detached", reason=error)
+                self._kept = str(error)
+                if said != self._kept:
+                    event(log, logging.WARNING, "not every endpoint that is gone can be detached", reason=error)
 
     def _gone(self) -> list[tuple[Attachment, str]]:
         attached = self._store.all()

@@ -127,7 +127,8 @@ class AttachmentStore:
         begun, seen = time.time_ns(), _signature(self.folder)
         if not seen or seen != self._seen:
             self._files = sorted(self._look(begun), key=_rank)
-            self._seen = seen if _is_old(seen, begun) else ()
+            is_whole = not any(file.problem for file in self._files)  # what could not be read may be read the next time
+            self._seen = seen if is_whole and _is_old(seen, begun) else ()
         return list(self._files)
 
     def _look(self, begun: int) -> list[AttachmentFile]:
@@ -141,7 +142,7 @@ class AttachmentStore:
             seen = _signature(path)
             known = self._read.get(path.name)
             made = known[1] if known and seen and known[0] == seen else _read(path)
-            found[path.name] = (seen if _is_old(seen, begun) else (), made)
+            found[path.name] = (seen if not made.problem and _is_old(seen, begun) else (), made)
         self._read = found
         return [file for _, file in found.values()]
 
@@ -152,8 +153,16 @@ class AttachmentStore:
         return next((found for found in self.all() if found.key == key), None)
 
     def free_number(self) -> int:
-        """A number that no attachment has."""
-        return max((found.number for found in self.all()), default=0) + 1
+        """
+        A number that no attachment has: whose it is, that one's programs are put elsewhere.
+
+        Raises:
+            AttachError: An attachment cannot be read, and may have any number, place and address.
+        """
+        files = self.files()
+        if problem := next((file.problem for file in files if file.problem), ""):
+            raise AttachError(f"nothing can be attached beside {problem}, in {self.folder}")
+        return max((file.attachment.number for file in files if file.attachment), default=0) + 1
 
     def put(self, attachment: Attachment) -> None:
         """

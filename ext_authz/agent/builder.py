@@ -38,6 +38,7 @@ from ext_authz.logs import event
 from ext_authz.memory import tidy, trim
 from ext_authz.model.settings import parse_settings
 from ext_authz.model.types import PolicyError, Service, Settings
+from ext_authz.privileges import OF_DATA_PATH, give_up
 from ext_authz.state import State
 
 log = logging.getLogger(__name__)
@@ -250,6 +251,7 @@ def main(arguments: list[str]) -> int:
     args = parse(arguments)
     logs.install(args.log)
     _be_the_only_one(State(args.state))
+    give_up(OF_DATA_PATH)
     settings = parse_settings(args.pairs, args.settings)
     serve(Builder(State(args.state), {"policies": args.policies, "endpoints": args.endpoints}, settings, args.node))
     return 0

@@ -181,14 +181,21 @@ class LinkChanges:
         self._socket.setblocking(False)
 
     def since(self) -> set[int] | None:
-        """Their numbers; None: of more than it could keep for us, so that any may have changed."""
+        """
+        Their numbers; None: of more than it could keep for us, so that any may have changed.
+
+        Raises:
+            OSError: It tells nothing more.
+        """
         found: set[int] | None = set()
         while True:
             try:
                 data = self._socket.recv(1 << 16)
             except BlockingIOError:
                 return found
-            except OSError:  # ENOBUFS
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
                 found = None
                 continue
             if found is not None:

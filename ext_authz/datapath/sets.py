@@ -79,7 +79,11 @@ class Pins:
         """Unpin every set but one; what programs still use lives until they are gone."""
         for one in self.sets.iterdir():
             if one != keep:
-                shutil.rmtree(one)
+                self.drop(one)
+
+    def drop(self, one: Path) -> None:
+        """Unpin a set."""
+        shutil.rmtree(one)
 
     def link_names(self) -> Iterator[str]:
         if self.links.is_dir():

@@ -104,8 +104,8 @@ class Succession:
                 raise DatapathError("an empty set of maps refuses an identity domain")
         except BaseException:
             self.maps.close()
+            self._pins.drop(self.maps.folder)  # that one alone: where `before` is aside, a third one is in force
             self.maps = before
-            self._pins.drop_others(before.folder)
             raise
         self.is_aside = True
         before.close()

@@ -186,7 +186,9 @@ def _node(state: State, page: dict[str, Any], readers: dict[int, dict[str, Any]]
 def _processes(state: State, page: dict[str, Any]) -> Families:
     labels = ("process", "pid")
     rss = GaugeMetricFamily("idmesh_process_resident_memory_bytes", "Resident memory.", labels=labels)
-    pss = GaugeMetricFamily("idmesh_process_proportional_memory_bytes", "With shared pages by share.", labels=labels)
+    pss = GaugeMetricFamily(
+        "idmesh_process_proportional_memory_bytes", "Shared pages by share; where we may look.", labels=labels
+    )
     cpu = CounterMetricFamily("idmesh_process_cpu_seconds", "User and system time.", labels=labels)
     builder, datapath = page.get("builder"), page.get("datapath")
     workers = page.get("workers")

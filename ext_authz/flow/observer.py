@@ -31,6 +31,7 @@ from ext_authz.flow.names import Names
 from ext_authz.flow.reading import Reading
 from ext_authz.flow.sink import make_sink
 from ext_authz.logs import event
+from ext_authz.privileges import OF_DATA_PATH, give_up
 from ext_authz.state import State
 
 log = logging.getLogger("ext_authz.flow.observer")  # also where it runs as __main__
@@ -156,6 +157,7 @@ def main(arguments: list[str], make_status: Callable[[State], Status] | None = N
     """
     args = parse(arguments)
     logs.install(args.log)
+    give_up(OF_DATA_PATH)
     os.umask(0o077)
     state = State(args.state.absolute())
     options = Options(state, args.node, args.flows, args.metrics, args.metrics_anywhere, args.redact == "on")

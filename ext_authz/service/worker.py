@@ -24,6 +24,7 @@ from typing import TypeVar
 from ext_authz import logs
 from ext_authz.logs import event
 from ext_authz.memory import trim
+from ext_authz.privileges import OF_DATA_PATH, give_up
 from ext_authz.service import checker, health, processor, ring
 from ext_authz.service.checker import Checker
 from ext_authz.service.follow import Follower
@@ -230,6 +231,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main(arguments: list[str]) -> int:
     args = parse(arguments)
     logs.install(args.log)
+    give_up(OF_DATA_PATH)
     wake = _wake_on_signals()
     worker = Worker(
         State(args.state),

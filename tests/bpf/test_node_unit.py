@@ -15,19 +15,33 @@ from pathlib import Path
 import pytest
 
 from ext_authz.commands.systemd import render
+from ext_authz.privileges import OF_AGENT, OF_DATA_PATH
+from ext_authz.process import command_line
 from tests.bpf.net import Network, eventually, serve_greeting
 from tests.bpf.node_run import NodeRun
 from tests.bpf.test_node_run import POLICY, WEB, prepared, reaches
 from tests.bpf.test_node_steering import HTTP, fetch, served
 
 DATAPATH = ("NET_ADMIN", "SYS_ADMIN", "SYS_PTRACE", "BPF")
-SYS_PTRACE, SYS_ADMIN = 19, 21
 # A process of another user, as those of containers are.
 SLEEPER = ["setpriv", "--reuid=65534", "--clear-groups", "sleep", "600"]
 
 
 def is_sleeping(pid: int) -> bool:
     return Path(f"/proc/{pid}/comm").read_text() == "sleep\n"
+
+
+def held(pid: int) -> int:
+    """Its capabilities in force."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("CapEff")).split()[1], 16)
+
+
+def children(unit: NodeRun) -> list[int]:
+    """Of every thread of the agent."""
+    assert unit.process is not None
+    tasks = Path(f"/proc/{unit.process.pid}/task").glob("*/children")
+    return [int(one) for task in tasks for one in task.read_text().split()]
 
 
 def allowed() -> list[str]:
@@ -49,9 +63,9 @@ class UnitRun(NodeRun):
         command = super()._command(*words)
         if words[0] != "run" or "--cleanup" in words:
             return command
-        held = ",".join(f"+{one}" for one in allowed() if one != self.lacks)
+        given = ",".join(f"+{one}" for one in allowed() if one != self.lacks)
         at = command.index(sys.executable)
-        confined = ["setpriv", "--no-new-privs", "--inh-caps=-all", f"--bounding-set=-all,{held}"]
+        confined = ["setpriv", "--no-new-privs", "--inh-caps=-all", f"--bounding-set=-all,{given}"]
         return ["unshare", "--mount", "--propagation", "slave", *command[:at], *confined, *command[at:]]
 
 
@@ -92,14 +106,27 @@ def test_its_capabilities_and_mounts_are_enough(unit: UnitRun) -> None:
         eventually(lambda: fetch(client, "http://10.0.0.3/public/a")[0] == "200", 20)
         assert fetch(client, "http://10.0.0.3/secret") == ("403", "Access denied\n")
         assert unit.json("datapath", "status")["warnings"] == []
-        envoy = Path(f"/proc/{unit.json('status')['envoy']}/status").read_text()
-        held = int(next(line for line in envoy.splitlines() if line.startswith("CapEff")).split()[1], 16)
-        assert not held >> SYS_ADMIN & 1
-        assert not held >> SYS_PTRACE & 1
+        assert not held(unit.json("status")["envoy"]) & OF_AGENT
     finally:
         for process in (server, sleeper):
             process.kill()
             process.communicate()
+
+
+@pytest.mark.needs_envoy
+def test_whoever_reads_what_others_wrote_has_nothing_of_it(unit: UnitRun) -> None:
+    """Also an Envoy that nothing is steered to; the agent and its data path alone have what the unit gives."""
+    unit.words = ["--door", "ext-authz", "--listen", "127.0.0.1:18080", "--upstream", "127.0.0.1:9", "--flows", "-"]
+    unit.write("policies/web.yaml", POLICY % "client")
+    unit.start()
+    unit.attach("web", app="web")
+    page = unit.json("status")
+    assert not held(page["envoy"]) & OF_AGENT
+    others = {pid: command_line(pid) for pid in children(unit)}
+    modules = {words[2].decode(): pid for pid, words in others.items() if words[1:2] == [b"-m"]}
+    assert held(modules.pop("ext_authz.agent.datapath_process")) & OF_DATA_PATH == OF_DATA_PATH
+    assert sorted(modules) == ["ext_authz.agent.builder", "ext_authz.flow.observer", "ext_authz.service.worker"]
+    eventually(lambda: not any(held(pid) & OF_DATA_PATH for pid in modules.values()), 20, str(modules))
 
 
 def test_what_it_enforces_outlives_its_mounts(unit: UnitRun) -> None:

@@ -181,3 +181,4 @@ def test_programs_are_replaced_under_traffic_and_no_packet_is_lost_or_passes_unj
     assert replaced == [2 * len(PODS)] * UPGRADES
     traffic.check()
     assert turning.arrived == {True: turning.sent[True], False: 0}
+    assert min(turning.sent.values()) > 0

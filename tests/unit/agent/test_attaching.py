@@ -142,6 +142,22 @@ def test_all_who_are_gone_are_let_go_in_one_revision(place: Place) -> None:
     assert place.kept == ["10.0.0.1 attached"]
 
 
+def test_who_cannot_be_let_go_is_told_of_once(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    """It is tried every second, also where the data path is off for good."""
+    caplog.set_level("INFO")
+    cgroup = place.cgroup("unit")
+    place.attach(cgroup, "10.0.0.9")
+    place.remove(cgroup)
+    place.kernel.refused = ("detach", "10.0.0.9")
+    for _ in range(3):
+        asyncio.run(place.attaching.let_go())
+    said = [record.getMessage() for record in caplog.records]
+    assert [sum(text in one for one in said) for text in ("is gone, detaching it", "can be detached")] == [1, 1]
+    place.kernel.refused = ("", "")
+    asyncio.run(place.attaching.let_go())
+    assert place.kept == []
+
+
 def test_a_name_that_is_anothers_by_now_is_not_let_go(place: Place) -> None:
     """Who was seen to be gone may have come back under its name before its turn comes."""
     first, second = place.cgroup("first"), place.cgroup("second")
@@ -174,6 +190,17 @@ def test_what_a_node_before_us_had_begun_is_tried_until_it_is_done(
     asyncio.run(place.attaching.resume())
     assert place.kept == ["10.0.0.9 attached"]
     assert place.kernel.asked[-1] == ("attached", "10.0.0.9")
+
+
+def test_what_was_half_attached_and_is_gone_is_attached_to_nobody_else(place: Place) -> None:
+    """After another start of the host its numbers mean something else."""
+    place.attach(place.cgroup("unit"), "10.0.0.9")
+    (one,) = place.store.all()
+    place.store.put(replace(one, stage=Stage.COMING, boot="an earlier one"))
+    place.kernel.asked.clear()
+    asyncio.run(place.attaching.resume())
+    assert place.kernel.asked == [("publish", "7"), ("detach", "10.0.0.9")]
+    assert place.kept == []
 
 
 def test_programs_that_did_not_come_off_are_tried_again(place: Place) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -150,6 +151,17 @@ def test_a_damaged_file_leaves_the_endpoint_as_it_was(tmp_path: Path, store: Att
     assert view.errors
 
 
+def test_beside_an_attachment_that_cannot_be_read_no_number_is_free(store: AttachmentStore) -> None:
+    """Links are found by it: programs of the one that has it would be taken off where they judge."""
+    store.put(ONE)
+    store.put(replace(ONE, name="other", number=2))
+    Path(store.path("default/other")).write_text("{")
+    with pytest.raises(AttachError, match="cannot be read"):
+        store.free_number()
+    store.remove("default/other")
+    assert store.free_number() == 2
+
+
 def test_a_record_that_claims_too_much_is_none(store: AttachmentStore) -> None:
     record = ONE.record()
     for change in ({"labels": {"reserved:host": ""}}, {"addresses": ["127.0.0.1"]}, {"stage": "x"}, {"format": 9}):
@@ -196,3 +208,21 @@ def test_a_file_is_read_again_only_when_it_is_another_one(
     assert [one.number for one in store.all()] == [1, 3, 8]
     assert store.remove("default/web1")
     assert [one.number for one in store.all()] == [3, 8]
+
+
+def test_a_file_that_could_not_be_read_is_read_the_next_time(
+    store: AttachmentStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no damage that a process had too many files open."""
+    store.put(ONE)
+    long_ago = time.time() - 60
+    for path in (*store.folder.iterdir(), store.folder):
+        os.utime(path, (long_ago, long_ago))
+
+    def refused(_: Path) -> bytes:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as failing:
+        failing.setattr(Path, "read_bytes", refused)
+        assert [bool(file.problem) for file in store.files()] == [True]
+    assert store.all() == [ONE]

@@ -85,6 +85,14 @@ def test_a_lock_is_held_once_and_free_after_release(tmp_path: Path) -> None:
     Lock.take(tmp_path / "bpf").release()
 
 
+def test_whoever_is_dying_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that was killed lets go some time later, and of one thing after the other."""
+    held = Lock.take(tmp_path / "bpf")
+    monkeypatch.setattr("ext_authz.datapath.lock.time.sleep", lambda _: held.release())
+    Lock.take(tmp_path / "bpf").release()
+    assert held.descriptor == -1
+
+
 def test_a_lock_follows_no_link(tmp_path: Path) -> None:
     (tmp_path / "bpf.lock").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(MountError):
