@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import struct
 import threading
@@ -30,6 +31,7 @@ L7 = (
 WAYS = pytest.mark.parametrize(
     "rules", [L4, pytest.param(L7, marks=pytest.mark.needs_envoy)], ids=["direct", "steered"]
 )
+POLICY_DENIED = 133
 _KEY, _ROW, _SEEN_AT = 40, 72, 4
 
 
@@ -69,27 +71,22 @@ class Download:
 
 
 @contextlib.contextmanager
-def endless(end: End, address: str) -> Iterator[None]:
-    """A server of 4 KiB chunks, 500 a second, to whoever asks."""
-    chunk = b"1000\r\n" + b"x" * 4096 + b"\r\n"
+def listening(end: End | Space, address: str, serve: Callable[[socket.socket], None]) -> Iterator[None]:
+    """A thread for everybody who connects, all ended afterwards."""
 
-    def serve(line: socket.socket) -> None:
+    def answer(line: socket.socket) -> None:
         with line, contextlib.suppress(OSError):
-            line.settimeout(10)
-            line.recv(65536)
-            line.sendall(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
-            while not done.wait(0.002):
-                line.sendall(chunk)
+            serve(line)
 
     def accept() -> None:
         with contextlib.suppress(OSError):
             while True:
-                started = threading.Thread(target=serve, args=(listener.accept()[0],))
+                started = threading.Thread(target=answer, args=(listener.accept()[0],))
                 started.start()
                 threads.append(started)
 
-    done, threads = threading.Event(), list[threading.Thread]()
-    listener = end.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+    threads = list[threading.Thread]()
+    listener = line_of(end, address)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind((address, PORT))
     listener.listen(16)
@@ -98,12 +95,31 @@ def endless(end: End, address: str) -> Iterator[None]:
     try:
         yield
     finally:
-        done.set()
         listener.shutdown(socket.SHUT_RDWR)
         accepting.join()
         for thread in threads:
             thread.join()
         listener.close()
+
+
+@contextlib.contextmanager
+def endless(end: End, address: str) -> Iterator[None]:
+    """A server of 4 KiB chunks, 500 a second, to whoever asks."""
+    chunk = b"1000\r\n" + b"x" * 4096 + b"\r\n"
+
+    def serve(line: socket.socket) -> None:
+        line.settimeout(10)
+        line.recv(65536)
+        line.sendall(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+        while not done.wait(0.002):
+            line.sendall(chunk)
+
+    done = threading.Event()
+    with listening(end, address, serve):
+        try:
+            yield
+        finally:
+            done.set()
 
 
 def line_of(end: End | Space, address: str) -> socket.socket:
@@ -125,6 +141,14 @@ def idle(site: Steered, seconds: int) -> int:
     return len(rows)
 
 
+def denials(site: Steered) -> int:
+    """Packets that policy denied, in either direction."""
+    size = struct.calcsize("=2Q")  # struct idm_counter, one a processor
+    rows = site.kernel.rows("counters", 4, size * (os.cpu_count() or 1))
+    values = [rows[struct.pack("=I", POLICY_DENIED * 2 + direction)] for direction in (0, 1)]
+    return sum(packets for value in values for packets, _ in struct.iter_unpack("=2Q", value))
+
+
 @both_versions
 @WAYS
 def test_a_denial_ends_a_download_that_runs(addresses: tuple[str, str], rules: str, site: Steered) -> None:
@@ -138,11 +162,13 @@ def test_a_denial_ends_a_download_that_runs(addresses: tuple[str, str], rules: s
             eventually(grows(download))
             site.apply(policy(rules % "client") + policy("egress: [{}]", "unrelated", "nobody"))
             eventually(grows(download), what="a policy of somebody else stopped it")
+            before = denials(site)
             site.apply(policy(rules % "nobody"))
             denied_at = time.monotonic()
             if rules is L7:
                 eventually(lambda: download.ended_at, what="Envoy keeps what policy denies")
                 print(f"closed {(download.ended_at - denied_at) * 1000:.1f} ms after the denial was published")
+            eventually(lambda: denials(site) > before, what="nothing is denied")
             # What the client's socket held already it may read.
             eventually(lambda: _rests(download), what="bytes still arrive")
         finally:
@@ -197,46 +223,25 @@ def test_the_host_reaches_a_workload_and_is_reached_where_policy_says(
 ) -> None:
     server = site.add("server", addresses[1])
     own = "fd00:9::1" if ":" in addresses[1] else "10.9.0.1"
-    site.host.ip([f"address add {own} dev lo"])
+    site.host.ip([f"address add {own} dev lo{' nodad' if ':' in own else ''}"])
     site.kernel.locals((own,))
 
-    def reaches(source: End | Space, target: str) -> bool:
+    def greet(line: socket.socket) -> None:
+        line.sendall(b"hello")
+
+    def reaches(source: End | Space, target: str, timeout_s: float = 10) -> bool:
         with line_of(source, target) as line:
-            line.settimeout(0.5)
+            line.settimeout(timeout_s)
             try:
                 line.connect((target, PORT))
             except OSError:
                 return False
             return line.recv(5) == b"hello"
 
-    with greeting(server, addresses[1]), greeting(site.host, own):
+    with listening(server, addresses[1], greet), listening(site.host, own, greet):
         site.apply(policy("ingress: [{fromEntities: [host]}]") + policy("egress: [{toEntities: [host]}]", "out"))
         assert reaches(site.host, addresses[1])
         assert reaches(server, own)
         site.apply(policy("egress: [{toEntities: [world]}]", "out"))
-        assert not reaches(server, own)
+        assert not reaches(server, own, 0.5)
         assert reaches(site.host, addresses[1])
-
-
-@contextlib.contextmanager
-def greeting(end: End | Space, address: str) -> Iterator[None]:
-    """Says hello to whoever connects."""
-    listener = line_of(end, address)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind((address, PORT))
-    listener.listen(16)
-
-    def accept() -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                with listener.accept()[0] as line:
-                    line.sendall(b"hello")
-
-    thread = threading.Thread(target=accept)
-    thread.start()
-    try:
-        yield
-    finally:
-        listener.shutdown(socket.SHUT_RDWR)
-        thread.join()
-        listener.close()
