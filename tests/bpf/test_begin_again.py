@@ -125,7 +125,8 @@ def socket_of(cgroup: Path, space: Space) -> socket.socket:
 def test_so_does_that_of_a_workload_without_a_namespace(
     folder: Path, cgroup: Path, meanwhile: Callable[[Steered], None]
 ) -> None:
-    with Site(folder, cgroup, (UNIT,)) as site:
+    site = Site(folder, cgroup, (UNIT,))
+    with site:
         site.apply(allow("unit", "host", PORT, egress=True))
         site.start(find_envoy())
         with listening(site.host, HOST) as listener, socket_of(site.unit, site.host) as client:
