@@ -66,6 +66,29 @@ static __always_inline struct idm_connection *sent_find(struct flow *flow)
 	return row;
 }
 
+// Processes of this host, whatever identity they have: their sockets have the destination's address like Envoy's.
+static __always_inline bool sent_is_here(const struct flow *flow)
+{
+	const struct idm_connection *now = &flow->connection;
+
+	return now->destination_identity == lookup_host() ||
+	       (now->flags & IDM_CONNECTION_INGRESS && !now->destination_ifindex) ||
+	       bpf_map_lookup_elem(&locals, &flow->packet.destination);
+}
+
+/*
+ * Whether the packet may put its connection into Envoy. The stack gives a steered segment to whoever has its connection,
+ * and asks for Envoy's listener only where nobody has: so a connection begins with its first segment, or Envoy has it
+ * already. With a process of this host it may be that process which has it, from before policy wanted Envoy.
+ */
+static __noinline bool sent_begins(struct __sk_buff *skb, const struct flow *flow)
+{
+	const struct packet *packet = &flow->packet;
+	bool opens = packet->flags & PACKET_OPENS, taken = restore_is_taken(skb, packet);
+
+	return sent_is_here(flow) ? opens && !taken : opens || taken;
+}
+
 /* Policy was asked (decide_flow): carry out its answer. A function of its own for its stack. */
 static __noinline int sent_settle(struct __sk_buff *skb, struct flow *flow, struct idm_connection *row)
 {
@@ -88,6 +111,9 @@ static __noinline int sent_settle(struct __sk_buff *skb, struct flow *flow, stru
 		return reason;
 	if (sent_bypasses(flow, now))
 		return IDM_DROP_UNKNOWN_SENDER;
+	if (now->verdict == IDM_REDIRECTED && flow->key.leg == IDM_LEG_CLIENT &&
+	    !(row && row->verdict == IDM_REDIRECTED) && !sent_begins(skb, flow))
+		return IDM_DROP_PROXY_UNSUPPORTED;
 	reason = sent_carry(skb, flow, &flow->connection);
 	return reason ? reason : decide_write(flow, row);
 }

@@ -99,8 +99,9 @@ static __always_inline bool received_has_way(const struct __sk_buff *skb, const 
 		return !received_bypasses(skb, flow, connection);
 	if (received_is_from_cgroup(skb))
 		return !in;
+	// A server attached here sends at its own interface, where its answers to Envoy are steered at once.
 	if (flow->key.leg == IDM_LEG_PROXY)
-		return flow->reversed ? received_is_near(skb, connection) : !in;
+		return flow->reversed ? !ifindex && received_is_near(skb, connection) : !in;
 	if (flow->reversed && connection->verdict == IDM_REDIRECTED)
 		return !in;
 	if (!flow->reversed && connection->flags & IDM_CONNECTION_HOST)
@@ -135,12 +136,12 @@ static __always_inline int received_carry(struct __sk_buff *skb, struct flow *fl
 static __noinline bool received_ends(struct __sk_buff *skb, const struct flow *flow, const struct idm_connection *row)
 {
 	const struct packet *packet = &flow->packet;
-	// What is not plain is not ended here: Envoy's segments are.
+	// What is not plain is not ended here: Envoy's segments are, and the plain reader leaves transport unset.
 	uint32_t at = PACKET_ETHERNET + (packet->kind == PACKET_IP4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr));
 	uint8_t words;
 
 	if (!row || !row->token || flow->error || skb->ingress_ifindex || packet->protocol != IPPROTO_TCP ||
-	    !(packet->tcp_flags & (TCP_FIN | TCP_RST)))
+	    !(packet->tcp_flags & (TCP_FIN | TCP_RST)) || (packet->transport && packet->transport != at))
 		return false;
 	if (bpf_skb_load_bytes(skb, at + 12, &words, sizeof(words)))
 		return false;
@@ -222,6 +223,16 @@ static __noinline bool received_is_answer(struct __sk_buff *skb, const struct pa
 	       !bpf_map_lookup_elem(&locals, &packet->source);
 }
 
+// Envoy speaks for the client whose token its packet carries, and only forward. A first segment has the row that
+// Envoy's connect wrote: one that was written anew is of a connection under way.
+static __always_inline bool received_speaks(const struct __sk_buff *skb, const struct flow *flow,
+					    const struct idm_connection *row)
+{
+	if (!row || flow->reversed || skb->ingress_ifindex || row->token != IDM_MARK_TOKEN(skb->mark))
+		return false;
+	return !(flow->packet.flags & PACKET_OPENS) || row->tcp & IDM_TCP_SYN;
+}
+
 static __always_inline int received_packet(struct __sk_buff *skb, struct flow *flow)
 {
 	struct idm_connection *row = NULL;
@@ -247,9 +258,7 @@ static __always_inline int received_packet(struct __sk_buff *skb, struct flow *f
 		if (token)
 			return received_restore(skb, flow, token);
 	}
-	// Envoy speaks for the client whose token its packet carries, and only forward.
-	if (received_is_from_proxy(skb) && (!row || flow->reversed || skb->ingress_ifindex ||
-					    row->token != IDM_MARK_TOKEN(skb->mark)))
+	if (received_is_from_proxy(skb) && !received_speaks(skb, flow, row))
 		return IDM_DROP_UNKNOWN_SENDER;
 	// Its row says who it is; without one it must not be taken for the host.
 	if (received_is_from_cgroup(skb) && !row)

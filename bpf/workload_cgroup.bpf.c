@@ -69,7 +69,7 @@ static __always_inline int judge_outgoing(struct __sk_buff *skb, struct flow *fl
 	if (row && flow->reversed)
 		reason = workload_reply(flow, &own, row, over_lo);
 	else
-		reason = workload_send(flow, &own, row, over_lo);
+		reason = workload_send(flow, &own, row, over_lo && mark == IDM_MARK_WORKLOAD);
 	if (reason)
 		return reason;
 	// A mark of ours on what is not steered: it would go where no policy looked.

@@ -272,6 +272,12 @@ static __always_inline void decide_keep(struct flow *flow, const struct idm_conn
 	connection->verdict = IDM_REDIRECTED;
 }
 
+// Whether Envoy has it, or had it before policy denied it.
+static __always_inline bool decide_is_held(const struct idm_connection *row)
+{
+	return row->verdict == IDM_REDIRECTED || (row->verdict == IDM_DROPPED && row->token);
+}
+
 /*
  * What a verdict means for a connection that may already stand (row, or NULL). Returns a drop reason, or 0 with the
  * verdict to carry out in flow->connection.
@@ -287,8 +293,9 @@ static __noinline __attribute__((unused)) int decide_settle(struct flow *flow, s
 	// Envoy's connection was made for this client; who has its address now is somebody else.
 	else if (flow->key.leg == IDM_LEG_PROXY && (!row || row->source_identity != flow->connection.source_identity))
 		reason = IDM_DROP_INVALID_IDENTITY;
-	// Steered from now on: it cannot be put into Envoy midway, the client has to begin again.
-	else if (flow->verdict == IDM_REDIRECTED && row && row->verdict != IDM_REDIRECTED && row->verdict != IDM_DROPPED)
+	// Steered from now on: it cannot be put into Envoy midway, the client has to begin again. Nor later, once it is
+	// remembered as denied: a server on this host still has its socket, which would get what is meant for Envoy.
+	else if (flow->verdict == IDM_REDIRECTED && row && !decide_is_held(row))
 		reason = IDM_DROP_PROXY_UNSUPPORTED;
 	else if (flow->verdict == IDM_REDIRECTED && !decide_can_steer(flow, row))
 		reason = IDM_DROP_PROXY_UNSUPPORTED;

@@ -8,12 +8,11 @@
 
 #include "decide.h"
 
-// The mark of the socket on this host that the segment is for; 0: there is none, or it only listens.
-static __always_inline uint32_t restore_mark(struct __sk_buff *skb, const struct packet *packet)
+// The socket on this host that the segment is for, or one that listens; NULL: none. To be released.
+static __always_inline struct bpf_sock *restore_socket(struct __sk_buff *skb, const struct packet *packet)
 {
 	struct bpf_sock_tuple tuple = {};
-	uint32_t size = sizeof(tuple.ipv4), mark = 0;
-	struct bpf_sock *socket;
+	uint32_t size = sizeof(tuple.ipv4);
 
 	if (packet->kind == PACKET_IP4) {
 		tuple.ipv4.saddr = packet_word(&packet->source, 3);
@@ -27,7 +26,28 @@ static __always_inline uint32_t restore_mark(struct __sk_buff *skb, const struct
 		tuple.ipv6.sport = bpf_htons(packet->source_port);
 		tuple.ipv6.dport = bpf_htons(packet->destination_port);
 	}
-	socket = bpf_sk_lookup_tcp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+	return bpf_sk_lookup_tcp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+}
+
+/* True if a socket on this host has the connection that the segment is of; one that only listens has none. */
+static __always_inline bool restore_is_taken(struct __sk_buff *skb, const struct packet *packet)
+{
+	struct bpf_sock *socket = restore_socket(skb, packet);
+	bool taken;
+
+	if (!socket)
+		return false;
+	taken = socket->state != BPF_TCP_LISTEN;
+	bpf_sk_release(socket);
+	return taken;
+}
+
+// The mark of the socket that has the segment's connection; 0: there is none.
+static __always_inline uint32_t restore_mark(struct __sk_buff *skb, const struct packet *packet)
+{
+	struct bpf_sock *socket = restore_socket(skb, packet);
+	uint32_t mark = 0;
+
 	if (!socket)
 		return 0;
 	if (socket->state != BPF_TCP_LISTEN)

@@ -96,15 +96,18 @@ static __always_inline int workload_act(struct flow *flow, struct idm_connection
 	return 0;
 }
 
-/* A packet of a flow that the workload opened, on its way out. */
+/*
+ * A packet of a flow that the workload opened, on its way out. steered: it is on lo and its socket was marked where it
+ * connected. What is only on lo may be for a process of this host, past Envoy.
+ */
 static __always_inline int workload_send(struct flow *flow, struct workload *own, struct idm_connection *row,
-					 bool over_lo)
+					 bool steered)
 {
 	int reason;
 
 	if (row && workload_is_live(flow, row) && row->flags & IDM_CONNECTION_EGRESS)
-		return workload_act(flow, row, over_lo);
-	reason = workload_meet(flow, own, false, false, over_lo);
+		return workload_act(flow, row, steered);
+	reason = workload_meet(flow, own, false, false, false);
 	if (reason)
 		return reason;
 	workload_decide_opened(flow, own);
@@ -114,7 +117,7 @@ static __always_inline int workload_send(struct flow *flow, struct workload *own
 		return reason;
 	if (flow->connection.verdict == IDM_REDIRECTED) {
 		// Steering begins where the socket connects; what got here on another way has to begin again.
-		if (!over_lo || !workload_grant(flow, own))
+		if (!steered || !workload_grant(flow, own))
 			return IDM_DROP_PROXY_UNSUPPORTED;
 	}
 	return decide_write(flow, row);

@@ -7,11 +7,12 @@ No loader fills these tables: a test says row by row what the programs find, als
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import socket
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ TO_PROXY, FROM_PROXY = 0x200, 0xA00
 PEER_REDIRECT, EVENTS_ALLOWED = 2, 1
 WORLD4, WORLD6, HOST = 9, 10, 1
 _TCX_INGRESS, _TCX_EGRESS = 46, 47
+_TRANSPARENT = {False: (socket.SOL_IP, 19), True: (socket.IPPROTO_IPV6, 75)}
+_REPAIR = 19  # TCP_REPAIR: connect() says nothing on the wire
 TCP, UDP, SCTP, ICMP, ICMP6 = 6, 17, 132, 1, 58
 SMALL = dict.fromkeys(("tokens", "grants", "affinity", "translations", "services", "backends", "workloads"), 256)
 SMALL |= {"attachments": 64, "locals": 64, "tokens_outside": 256, "grants_outside": 256}
@@ -344,6 +347,22 @@ class Desk:
                 return
             for i in range(got):
                 lib.idm_datapath_delete(self._loader, b"connections", key_room + i * keys)
+
+    @contextlib.contextmanager
+    def taken(self, local: tuple[str, int], remote: tuple[str, int]) -> Iterator[socket.socket]:
+        """A connection that a socket of this host has, as Envoy's with a client: from an address that is another's."""
+        six = ":" in local[0]
+        way = f"{'::' if six else '0.0.0.0'}/0 dev lo"
+        self.space.ip(["link set lo up", f"route add {way}"])
+        try:
+            with self.space.socket(socket.AF_INET6 if six else socket.AF_INET) as line:
+                line.setsockopt(*_TRANSPARENT[six], 1)
+                line.setsockopt(socket.IPPROTO_TCP, _REPAIR, 1)
+                line.bind(local)
+                line.connect(remote)
+                yield line
+        finally:
+            self.space.ip([f"route del {way}"])
 
     # ---- packets ----
 

@@ -62,7 +62,10 @@ class Site(Steered):
         def ask() -> int:
             line = http.client.HTTPConnection(where, 8080, timeout=5)
             line.request("GET", path)
-            return line.getresponse().status
+            answer = line.getresponse()
+            # Whoever leaves before the end of it makes Envoy give up its connection to the server.
+            answer.read()
+            return answer.status
 
         try:
             return int(run_in(self.unit, self.net.node, ask))

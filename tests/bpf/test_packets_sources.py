@@ -361,6 +361,7 @@ def test_a_forgotten_row_is_written_anew_for_the_client_of_the_token(place: Plac
     place.publish(b_ingress=HTTP)
     assert segment(ACK) == 0
     assert place.desk.connection()["token"] == token
+    assert segment(SYN) == 172, "what is under way begins nothing"
     assert place.send("b", "a", TCP, sport=80, dport=5000, payload=tcp(80, 5000, ACK)).steered
 
 
@@ -378,6 +379,8 @@ def test_the_servers_answers_go_back_to_envoy(place: Place, version: int) -> Non
     open_leg(place)
     back = tcp(80, 5000, SYN | ACK)
     assert place.send("b", "a", TCP, sport=80, dport=5000, payload=back).steered
+    forged = place.receive("b", "a", TCP, sport=80, dport=5000, payload=back, came="up")
+    assert forged.drop == 132, "b sends at its own interface"
     assert place.send("b", "a", TCP, sport=80, dport=5000, payload=tcp(80, 5000, SYN)).passed, "b's own connection"
 
 
@@ -479,8 +482,25 @@ def test_envoys_answer_without_its_row_opens_no_way_past_envoy(place: Place, ver
         answer = place.receive(peer, "a", TCP, sport=80, dport=4000, payload=back, came="")
         assert answer.passed, "or Envoy could not close the connection"
     assert not place.desk.connections()
-    assert place.send("a", peer, payload=ahead).steered, "the client's own segment brings the row back"
+    assert place.send("a", peer, payload=ahead).drop == 180, "Envoy has no such connection"
+    with place.desk.taken((place.address(peer), 80), (place.address("a"), 4000)):
+        assert place.send("a", peer, payload=ahead).steered, "the client's own segment brings the row back"
     assert place.receive(peer, "a", TCP, sport=80, dport=4000, payload=BACK, came="").passed
+
+
+@VERSIONS
+def test_what_a_process_of_this_host_may_have_is_put_into_envoy_by_nothing(place: Place, version: int) -> None:
+    """The stack would give it to that process: a client who sends by hand chooses what it begins with."""
+    place.version = version
+    place.desk.config(proxy_port=15001)
+    place.publish(a_egress=HTTP)
+    with place.desk.taken((place.address("host"), 80), (place.address("a"), 4000)):
+        for flags in (SYN, ACK, ACK, SYN):
+            assert place.send("a", "host", payload=tcp(4000, 80, flags)).drop == 180
+            assert not place.desk.connections()
+    assert place.send("a", "host", payload=tcp(4000, 80, ACK)).drop == 180
+    assert place.send("a", "host").steered
+    assert place.send("a", "host", payload=tcp(4000, 80, ACK)).steered
 
 
 @VERSIONS
