@@ -84,7 +84,10 @@ demo: setup ## Run Cilium's Star Wars scenario through every door of a real Envo
 	@$(BIN)/idmesh demo
 
 test: setup ## Run the tests, TEST_JOBS (2) files at a time
-	@$(BIN)/python -m pytest -q -n $(TEST_JOBS) --dist loadfile tests
+	@# A short folder: two processes of pytest's have one each below it, and a socket's path has 108 bytes at most.
+	@folder=$$(mktemp -d $${TMPDIR:-/tmp}/imXXXX); \
+	$(BIN)/python -m pytest -q -n $(TEST_JOBS) --dist loadfile --basetemp=$$folder/t tests; \
+	rm -rf "$$folder"
 
 lint: setup ## Check style
 	@$(BIN)/ruff check .

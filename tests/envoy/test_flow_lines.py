@@ -62,7 +62,9 @@ def test_every_request_is_a_line_with_its_policy_and_id(run: Run, tmp_path: Path
     assert status == 403
     wait_until(lambda: lines(file, uuid=private) and lines(file, uuid=other), "the denials", 20)
     _check_denials(lines(file, uuid=private)[0], lines(file, uuid=other)[0], door)
-    passed = [flow for flow in lines(file, verdict="FORWARDED") if "/public/mine" in flow["Summary"]]
+    # Told at its end, which need not be before the others' beginning.
+    wait_until(lambda: _passed(file), "the request that passed", 20)
+    passed = _passed(file)
     assert passed[0]["source"]["pod_name"] == "client"
     assert passed[0]["ingress_allowed_by"][0]["kind"] == "CiliumNetworkPolicy"
     if door != "ext-authz":  # which sees no answers
@@ -73,6 +75,10 @@ def test_every_request_is_a_line_with_its_policy_and_id(run: Run, tmp_path: Path
     assert "s3cr3t" not in file.read_text()
     _check_counts(run)
     _check_commands(run, file, private)
+
+
+def _passed(file: Path) -> list[dict[str, Any]]:
+    return [flow for flow in lines(file, verdict="FORWARDED") if "/public/mine" in flow["Summary"]]
 
 
 def _check_denials(private: dict[str, Any], other: dict[str, Any], door: str) -> None:

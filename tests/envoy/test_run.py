@@ -293,6 +293,7 @@ def test_an_envoy_of_a_configuration_under_another_name_is_succeeded(run: Run, a
     run.start("--envoy", str(second), "--grace", "1")
     wait_until(lambda: run.envoy_now() not in (None, orphan), "the successor")
     wait_until(lambda: _ended(orphan), "the orphan's end", 20)
+    wait_until(lambda: run.status(CLIENT, "/private"), "an answer of the successor", 20)
     assert run.status(CLIENT, "/private") == 403
     assert run.status(CLIENT, "/public/x") == 200
 
