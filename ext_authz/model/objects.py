@@ -231,33 +231,27 @@ class _ObjectReader:
 
 def moved(parsed: ParsedObject, file: str, lines: int) -> ParsedObject:
     """The same object after its text moved to another file or by some lines."""
-
-    def shift(value: Any) -> Any:
-        if isinstance(value, Origin):
-            return Origin(file, value.line + lines, value.column)
-        if isinstance(value, tuple):
-            return tuple(shift(item) for item in value)
-        if isinstance(value, PolicyError):
-            return replace(value, origin=shift(value.origin))
-        return _shift_fields(value, shift) if any(hasattr(value, name) for name in _PLACED) else value
-
     return replace(
         parsed,
-        origin=shift(parsed.origin),
-        value=shift(parsed.value),
-        errors=[shift(error) for error in parsed.errors],
-        warnings=[shift(error) for error in parsed.warnings],
-        secrets=shift(parsed.secrets),
+        origin=_shifted(parsed.origin, file, lines),
+        value=_shifted(parsed.value, file, lines),
+        errors=[_shifted(error, file, lines) for error in parsed.errors],
+        warnings=[_shifted(error, file, lines) for error in parsed.warnings],
+        secrets=_shifted(parsed.secrets, file, lines),
     )
 
 
 _PLACED = ("origin", "rules", "entries", "to_ports", "http")  # fields that hold places, or lead to some
 
 
-def _shift_fields(value: Any, shift: Callable[[Any], Any]) -> Any:
-    changed = {}
-    for name in _PLACED:
-        before = getattr(value, name, None)
-        if before is not None:
-            changed[name] = shift(before)
-    return replace(value, **changed)
+# Not a function inside moved(): one that calls itself is a cycle, which holds its memory until somebody collects.
+def _shifted(value: Any, file: str, lines: int) -> Any:
+    if isinstance(value, Origin):
+        return Origin(file, value.line + lines, value.column)
+    if isinstance(value, tuple):
+        return tuple(_shifted(item, file, lines) for item in value)
+    if isinstance(value, PolicyError):
+        return replace(value, origin=_shifted(value.origin, file, lines))
+    fields = {name: getattr(value, name, None) for name in _PLACED}
+    changed = {name: _shifted(field, file, lines) for name, field in fields.items() if field is not None}
+    return replace(value, **changed) if changed else value

@@ -51,6 +51,10 @@ def test_a_build_leaves_no_cycles_behind(tmp_path: Path) -> None:
     state.prepare()
     folder.mkdir()
     made = builder.Builder(state, {"policies": [folder]}, Settings(), None)
+    stays = (
+        f"---\n{POD.format(name='p8', number=8)}---\n{POLICY.format(name='p8').replace('name: wide', 'name: stays')}"
+    )
+    (folder / "two.yaml").write_text(POD.format(name="p7", number=7) + stays)
     for number in range(1, 4):
         (folder / f"{number}.yaml").write_text(POD.format(name=f"p{number}", number=number))
         (folder / "wide.yaml").write_text(POLICY.format(name=f"p{number}"))
@@ -59,6 +63,7 @@ def test_a_build_leaves_no_cycles_behind(tmp_path: Path) -> None:
     (folder / "9.yaml").write_text(POD.format(name="p9", number=9))
     (folder / "1.yaml").unlink()
     (folder / "wide.yaml").write_text(POLICY.format(name="p9"))
+    (folder / "two.yaml").write_text(f"# Whatever stands behind it moves.\n{POD.format(name='p7', number=7)}{stays}")
     gc.collect()
     assert made.build()["changed"]
     assert gc.collect() == 0
