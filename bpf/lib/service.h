@@ -17,6 +17,8 @@
 // Backends that affinity looks through; a client whose backend stands further behind may get another one.
 #define SERVICE_AFFINITY_SEARCH 4096
 #define SERVICE_MPTCP 262
+// A row that changes between two looks is looked at again, this often.
+#define SERVICE_LOOKS 4
 
 enum service_answer {
 	SERVICE_NONE, // no service has this address and port: as asked
@@ -73,7 +75,7 @@ static __always_inline int service_find(const struct idm_service_key *asked, str
 {
 	struct idm_address any = service_any(&asked->address);
 	struct idm_service_key key = *asked;
-	struct idm_service *row, *again;
+	const struct idm_service *row;
 
 	// connect() to 0.0.0.0 or :: means the own loopback, not the row of a NodePort.
 	if (service_same_address(&key.address, &any))
@@ -85,12 +87,15 @@ static __always_inline int service_find(const struct idm_service_key *asked, str
 	}
 	if (!row)
 		return 0; // A miss: most addresses are no service's.
-	*ret = *row;
-	// The kernel may give a replaced row to another key at once: the second look must say the same.
-	again = bpf_map_lookup_elem(&services, &key);
-	if (!again || again->id != ret->id || again->first_backend != ret->first_backend ||
-	    again->backend_count != ret->backend_count)
-		ret->backend_count = 0;
+	// The kernel may give a replaced row to another key at once: a second look must say the same.
+	for (int i = 0; i < SERVICE_LOOKS && row; i++) {
+		*ret = *row;
+		row = bpf_map_lookup_elem(&services, &key);
+		if (row && row->id == ret->id && row->first_backend == ret->first_backend &&
+		    row->backend_count == ret->backend_count)
+			return 1;
+	}
+	ret->backend_count = 0; // it is being removed, or never rests
 	return 1;
 }
 

@@ -32,6 +32,7 @@ class Rows:
         self._closed = False
         self._draining = threading.Lock()  # events are read on a thread of their own
         self._drained: Any = b""  # room for them, kept from call to call
+        self._sizes: dict[str, tuple[int, int]] = {}  # of a key and of a value, by the map's name
 
     def close(self) -> None:
         with self._draining:
@@ -59,12 +60,6 @@ class Rows:
             yield MapInfo(name, *sizes, rows, info.bytes)
             index += 1
 
-    def _info(self, name: str) -> MapInfo:
-        for info in self.infos():
-            if info.name == name:
-                return info
-        raise KeyError(name)
-
     def rows(self, name: str) -> int:
         """
         Raises:
@@ -76,13 +71,13 @@ class Rows:
         return found
 
     def lookup(self, name: str, key: bytes) -> bytes:
-        value = ffi.new("char[]", self._sized(name, key).value_size)
+        value = ffi.new("char[]", self._value_size(name, key))
         if lib.idm_datapath_lookup(self._handle, name.encode(), key, value):
             raise KeyError(key)
         return bytes(ffi.buffer(value))
 
     def update(self, name: str, key: bytes, value: bytes) -> None:
-        if len(value) != self._sized(name, key).value_size:
+        if len(value) != self._value_size(name, key):
             raise ValueError(f"map {name}: a value of {len(value)} bytes")
         code = lib.idm_datapath_update(self._handle, name.encode(), key, value)
         if code == -errno.E2BIG:
@@ -91,22 +86,27 @@ class Rows:
             raise DatapathError(f"map {name}: {os.strerror(-code)}")
 
     def delete(self, name: str, key: bytes) -> None:
-        self._sized(name, key)
+        self._value_size(name, key)
         code = lib.idm_datapath_delete(self._handle, name.encode(), key)
         if code and code != -errno.ENOENT:
             raise DatapathError(f"map {name}: {os.strerror(-code)}")
 
-    def _sized(self, name: str, key: bytes) -> MapInfo:
+    def _sizes_of(self, name: str) -> tuple[int, int]:
+        if name not in self._sizes:  # kept: whole MapInfos are read from /proc
+            self._sizes = {info.name: (info.key_size, info.value_size) for info in self.infos()}
+        return self._sizes[name]
+
+    def _value_size(self, name: str, key: bytes) -> int:
         """C reads as many bytes as the map's key has: never more than there are."""
-        info = self._info(name)
-        if len(key) != info.key_size:
-            raise ValueError(f"map {name}: a key of {len(key)} bytes, it has {info.key_size}")
-        return info
+        key_size, value_size = self._sizes_of(name)
+        if len(key) != key_size:
+            raise ValueError(f"map {name}: a key of {len(key)} bytes, it has {key_size}")
+        return value_size
 
     def read(self, name: str) -> Iterator[tuple[bytes, bytes]]:
-        info = self._info(name)
-        cursor = ffi.new("char[]", info.key_size + 8)
-        keys, values = ffi.new("char[]", info.key_size * _BATCH), ffi.new("char[]", info.value_size * _BATCH)
+        key_size, value_size = self._sizes_of(name)
+        cursor = ffi.new("char[]", key_size + 8)
+        keys, values = ffi.new("char[]", key_size * _BATCH), ffi.new("char[]", value_size * _BATCH)
         first = 1
         while True:
             count = lib.idm_datapath_read(self._handle, name.encode(), first, cursor, keys, values, _BATCH)
@@ -114,12 +114,12 @@ class Rows:
                 return
             if count < 0:
                 raise DatapathError(f"map {name}: {os.strerror(-count)}")
-            found_keys = bytes(ffi.buffer(keys, count * info.key_size))
-            found_values = bytes(ffi.buffer(values, count * info.value_size))
+            found_keys = bytes(ffi.buffer(keys, count * key_size))
+            found_values = bytes(ffi.buffer(values, count * value_size))
             for at in range(count):
                 yield (
-                    found_keys[at * info.key_size : (at + 1) * info.key_size],
-                    found_values[at * info.value_size : (at + 1) * info.value_size],
+                    found_keys[at * key_size : (at + 1) * key_size],
+                    found_values[at * value_size : (at + 1) * value_size],
                 )
             first = 0
 

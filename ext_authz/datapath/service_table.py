@@ -25,6 +25,11 @@ _BACKEND = struct.Struct("=16sHBBI")
 _INDEX = struct.Struct("=I")
 
 
+def pack_service(first: int, count: int, affinity_s: int, number: int) -> bytes:
+    """What unpack_service() reads."""
+    return _SERVICE.pack(first, count, affinity_s, number)
+
+
 def unpack_service(value: bytes) -> tuple[int, int, int, int]:
     """First backend, how many, affinity in seconds, number."""
     first, count, affinity_s, number = _SERVICE.unpack(value)
@@ -154,7 +159,7 @@ class ServiceTable:
             for index, place in enumerate(row.backends, first):
                 value = _BACKEND.pack(place.address, place.port, front.protocol, 0, number)
                 self._maps.update("backends", _INDEX.pack(index), value)
-            value = _SERVICE.pack(first, len(row.backends), row.affinity_s, number)
+            value = pack_service(first, len(row.backends), row.affinity_s, number)
             self._maps.update("services", front.pack(), value)
         except DatapathError:
             self._runs.give(*row.run)  # no service names it

@@ -8,14 +8,14 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from ext_authz.commands.kernel_services import show_services
 from ext_authz.datapath import Datapath, MapFull
-from ext_authz.datapath.service_table import ServiceTable
+from ext_authz.datapath.service_table import ServiceTable, pack_service
 from ext_authz.datapath.services import wanted_rows
 from ext_authz.model.types import Service, ServicePort, ServiceTarget
 from ext_authz.state import State
@@ -50,9 +50,11 @@ def table(kernel: Datapath) -> ServiceTable:
     return ServiceTable(kernel, SIZE, kernel.grace)
 
 
-def service(name: str, address: str, *targets: tuple[str, int], node_port: int = 0) -> Service:
-    behind = tuple(ServiceTarget("web", text, port) for text, port in targets)
-    return Service("shop", name, {}, None, (), (address,), (ServicePort("web", 80, "TCP", node_port),), behind)
+def service(
+    name: str, address: str, *targets: tuple[str, int], node_port: int = 0, protocol: str = "TCP"
+) -> Service:
+    behind = tuple(ServiceTarget("web", text, port, protocol) for text, port in targets)
+    return Service("shop", name, {}, None, (), (address,), (ServicePort("web", 80, protocol, node_port),), behind)
 
 
 def test_a_later_process_takes_up_what_stands(kernel: Datapath) -> None:
@@ -116,16 +118,41 @@ def naming(end: End, ports: range) -> Iterator[None]:
             listener.close()
 
 
-def test_no_connection_meets_another_services_backend_while_rows_change(
-    kernel: Datapath, net: Network, cgroup: Path
-) -> None:
-    client, server = net.add("client", "10.1.0.1"), net.add("server", "10.1.0.2")
-    where = server.address()
-    held = table(kernel)
+@pytest.fixture
+def hooked(kernel: Datapath, cgroup: Path) -> Path:
+    """A cgroup whose sockets reach Services."""
     descriptor = os.open(cgroup, os.O_RDONLY)
     for hook in HOOKS:
         kernel.link(f"{hook}-test", hook, descriptor, CGROUP[hook])
     os.close(descriptor)
+    return cgroup
+
+
+def asked_while(cgroup: Path, client: End, ask: Callable[[], list[str]], change: Callable[[int], None]) -> list[str]:
+    """What a process of the cgroup found wrong, while rows were changed in turns 1, 2, ..."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            os.write(writing, json.dumps(run_in(cgroup, client.space, ask)).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    turn = 0
+    while os.waitpid(child, os.WNOHANG)[0] == 0:
+        turn += 1
+        change(turn)
+    assert turn > 5
+    with os.fdopen(reading) as answer:
+        return json.loads(answer.read() or '["the process died"]')
+
+
+def test_no_connection_meets_another_services_backend_while_rows_change(
+    kernel: Datapath, net: Network, hooked: Path
+) -> None:
+    client, server = net.add("client", "10.1.0.1"), net.add("server", "10.1.0.2")
+    where = server.address()
+    held = table(kernel)
     low, high = [(where, port) for port in range(1001, 1009)], [(where, port) for port in range(2001, 2009)]
 
     def ask() -> list[str]:
@@ -133,9 +160,12 @@ def test_no_connection_meets_another_services_backend_while_rows_change(
         wrong, until = [], time.monotonic() + 2
         while time.monotonic() < until:
             for vip, first in ((VIP, "1"), (OTHER_VIP, "2")):
-                with socket.create_connection((vip, 80), timeout=5) as line:
-                    said = line.recv(10).decode()
-                    wrong += [] if said.startswith(first) else [f"{vip}: {said!r}"]
+                try:
+                    with socket.create_connection((vip, 80), timeout=5) as line:
+                        said = line.recv(10).decode()
+                except OSError as error:
+                    said = repr(error)
+                wrong += [] if said.startswith(first) else [f"{vip}: {said!r}"]
         return wrong
 
     def change(turn: int) -> None:
@@ -144,18 +174,25 @@ def test_no_connection_meets_another_services_backend_while_rows_change(
 
     change(0)
     with naming(server, range(1001, 1009)), naming(server, range(2001, 2009)):
-        reading, writing = os.pipe()
-        child = os.fork()
-        if not child:
-            try:
-                os.write(writing, json.dumps(run_in(cgroup, client.space, ask)).encode())
-            finally:
-                os._exit(0)
-        os.close(writing)
-        turn = 0
-        while os.waitpid(child, os.WNOHANG)[0] == 0:
-            turn += 1
-            change(turn)
-        with os.fdopen(reading) as answer:
-            assert json.loads(answer.read() or "[0]") == []
-    assert turn > 5
+        assert asked_while(hooked, client, ask, change) == []
+
+
+def test_a_service_refuses_nobody_while_its_row_is_written(kernel: Datapath, net: Network, hooked: Path) -> None:
+    client, server = net.add("client", "10.1.0.1"), net.add("server", "10.1.0.2")
+    held = table(kernel)
+    held.apply(wanted_rows([service("a", VIP, *((server.address(), port) for port in range(1, 9)), protocol="UDP")]))
+    ((front, row),) = held.rows.items()
+    rows = [pack_service(row.first + skip, 8 - skip, 0, row.number) for skip in range(4)]
+
+    def ask() -> list[str]:
+        wrong, until = [], time.monotonic() + 2
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as line:
+            while time.monotonic() < until:
+                try:
+                    line.connect((VIP, 80))
+                except OSError as error:
+                    wrong.append(repr(error))
+        return wrong
+
+    # Without the grace period that apply() has between two writes: many more of them.
+    assert asked_while(hooked, client, ask, lambda turn: kernel.update("services", front.pack(), rows[turn % 4])) == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -28,6 +29,11 @@ class Service:
     node: Node
     socket: Path
     process: subprocess.Popen[bytes]
+
+    def hang(self) -> None:
+        """Stop it, every thread, until SIGCONT. The signal alone stops a thread only when that thread gets to it."""
+        self.process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self.process.pid, os.WSTOPPED)
 
 
 @contextlib.contextmanager

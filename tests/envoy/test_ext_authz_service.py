@@ -154,7 +154,7 @@ def test_a_killed_service_denies(served: Envoy, service: Service) -> None:
 
 
 def test_a_hung_service_denies(served: Envoy, service: Service) -> None:
-    service.process.send_signal(signal.SIGSTOP)
+    service.hang()
     try:
         assert ask(CLIENT, served, "/public/x").status == 403
     finally:

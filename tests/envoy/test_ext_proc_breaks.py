@@ -46,7 +46,7 @@ def test_a_killed_worker_denies_until_another_serves(
 
 def test_a_hung_worker_denies(service: Service, backend: Backend, envoy: EnvoyBinary, tmp_path: Path) -> None:
     with running(door(service, backend), tmp_path, envoy) as started:
-        service.process.send_signal(signal.SIGSTOP)
+        service.hang()
         try:
             assert ask(CLIENT, started, "/public/x").status in (403, 504)
             assert not backend.requests

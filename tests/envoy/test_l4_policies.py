@@ -6,7 +6,6 @@ New policies and open connections: the module judges them again, network ext_aut
 from __future__ import annotations
 
 import contextlib
-import signal
 import socket
 import threading
 from collections.abc import Iterator
@@ -177,7 +176,7 @@ def test_without_an_answer_no_connection_passes_ext_authz(node: Node, tmp_path: 
         )
         with running(setup, tmp_path, envoy) as started, connect(started) as old:
             assert _said_back(old, b"one")
-            service.process.send_signal(signal.SIGSTOP)
+            service.hang()
             assert refused(started, CLIENT)
             service.process.kill()
             service.process.wait()
