@@ -50,9 +50,7 @@ def table(kernel: Datapath) -> ServiceTable:
     return ServiceTable(kernel, SIZE, kernel.grace)
 
 
-def service(
-    name: str, address: str, *targets: tuple[str, int], node_port: int = 0, protocol: str = "TCP"
-) -> Service:
+def service(name: str, address: str, *targets: tuple[str, int], node_port: int = 0, protocol: str = "TCP") -> Service:
     behind = tuple(ServiceTarget("web", text, port, protocol) for text, port in targets)
     return Service("shop", name, {}, None, (), (address,), (ServicePort("web", 80, protocol, node_port),), behind)
 

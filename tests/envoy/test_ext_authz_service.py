@@ -5,14 +5,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +19,6 @@ from envoy_harness import (
     CLIENT,
     FORGED,
     OTHER,
-    ROOT,
     SERVER,
     Client,
     Envoy,
@@ -34,47 +30,18 @@ from envoy_harness import (
     wait_until,
     with_listen,
 )
+from envoy_worker import RULES, Service, worker
 
 from ext_authz.envoy_binary import EnvoyBinary
 from ext_authz.xds.setup import Direction, Door, Mode, Setup, Target, parse_target
-
-RULES = (
-    "[{method: GET, path: '/public/.*'}, {method: POST, path: /pkg.Service/Call},"
-    " {path: /add, headerMatches: [{name: X-Env, value: prod, mismatch: ADD}]},"
-    " {path: /replace, headerMatches: [{name: X-Env, value: prod, mismatch: REPLACE}]},"
-    " {path: /delete, headerMatches: [{name: X-Env, value: prod, mismatch: DELETE}]}]"
-)
-
-
-@dataclass
-class Service:
-    """One worker process and what it serves."""
-
-    node: Node
-    socket: Path
-    process: subprocess.Popen[bytes]
 
 
 @pytest.fixture
 def service(node: Node, tmp_path: Path) -> Iterator[Service]:
     """A worker with the test's policy in force."""
-    (node.state / "readers").mkdir(mode=0o700)
     node.publish(policy(RULES))
-    with _worker(node, tmp_path / "authz.sock") as process:
-        yield Service(node, tmp_path / "authz.sock", process)
-
-
-@contextlib.contextmanager
-def _worker(node: Node, path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    command = [sys.executable, "-m", "ext_authz.service.worker", "--state", str(node.state), "--listen", f"unix:{path}"]
-    process = subprocess.Popen(command, env=dict(os.environ, PYTHONPATH=str(ROOT)), stderr=subprocess.DEVNULL)
-    try:
-        wait_until(path.exists, "the service")
-        yield process
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
+    with worker(node, tmp_path / "authz.sock") as made:
+        yield made
 
 
 def door(service: Service, backend: Backend, **wanted: object) -> Setup:
@@ -165,7 +132,7 @@ def test_a_service_that_comes_back_decides_again(served: Envoy, service: Service
     service.process.kill()
     service.process.wait()
     assert ask(CLIENT, served, "/public/x").status == 403
-    with _worker(service.node, service.socket):
+    with worker(service.node, service.socket):
         wait_until(lambda: ask(CLIENT, served, "/public/x").status == 200, "the service")
 
 
