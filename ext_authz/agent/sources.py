@@ -29,6 +29,8 @@ from ext_authz.model.parts import Part
 from ext_authz.model.types import ObjectRef, Origin, PolicyError, Settings, World
 
 _EMPTIED = "is suddenly empty: its objects keep their last good version (remove it to drop them)"
+# How often a folder is read at one look if it changes each time.
+_READINGS = 3
 _NOBODY = ObjectRef("", "", "")
 
 
@@ -173,10 +175,23 @@ class Sources:
         return "it never held a good object that could stand in for it"
 
     def _read_folder(self, source: Source, found: _Found) -> None:
+        """A folder that changes while it is read is read again: what went may stand where had been looked already."""
+        for _ in range(_READINGS):
+            read = _Found()
+            if self._read_tree(source, read):
+                break
+        for name, content in read.contents.items():
+            found.contents.setdefault(name, content)
+        found.lost += read.lost
+        found.errors += read.errors
+
+    def _read_tree(self, source: Source, found: _Found) -> bool:
+        """False: folders changed meanwhile, as far as their times tell."""
         known: dict[str, int] = defaultdict(int)
         for file in self._store.files():
             if within(file, source.path):
                 known[os.path.dirname(file)] += 1
+        marks = {source.path: _mark(source.path)}
 
         def fail(error: OSError) -> None:
             folder = str(error.filename)
@@ -184,12 +199,14 @@ class Sources:
 
         for base, folders, names in os.walk(source.path, onerror=fail):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
+            marks |= {path: _mark(path) for path in (os.path.join(base, name) for name in folders)}
             files = sorted(name for name in names if name.endswith(SUFFIXES) and not name.startswith("."))
             for name in files:
                 path = os.path.join(base, name)
-                found.contents.setdefault(path, self._files.read(path))
+                found.contents[path] = self._files.read(path)
             if not files and known[base] and base != source.path:
                 self._lose(base, _EMPTIED, found)
+        return all(_mark(path) == mark for path, mark in marks.items())
 
     @staticmethod
     def _lose(folder: str, reason: str, found: _Found) -> None:
@@ -220,6 +237,15 @@ class Sources:
         for source in found.sources:
             own = sum(listing.good for listing in loaded.listings if within(listing.file, source.path))
             source.objects = source.kept + own
+
+
+def _mark(folder: str) -> tuple[int, int, int] | None:
+    """Another one once a name in the folder came or went."""
+    try:
+        found = os.stat(folder)
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _take_applied(applied: Applied, found: _Found) -> None:

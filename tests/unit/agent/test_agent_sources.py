@@ -8,11 +8,14 @@ Each law is checked by what the compiled snapshot decides, and again after a res
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from sourcing import BAD_RULE, BAD_SELECTOR, World, pods, policy
+
+from ext_authz.agent.contents import FileCache
+from ext_authz.model.types import PolicyError
 
 
 @pytest.fixture
@@ -242,3 +245,45 @@ def test_what_never_was_there_is_not_said_to_stand_in(tmp_path: Path) -> None:
     view = world.look()
     assert "never held a good object" in view.errors[0].reason
     assert not view.kept
+
+
+def once_before(monkeypatch: pytest.MonkeyPatch, name: str, change: Callable[[], object]) -> None:
+    """Something changes while folders are read: just before this file is."""
+    read, waiting = FileCache.read, [change]
+
+    def meanwhile(cache: FileCache, path: str) -> bytes | PolicyError:
+        if path.endswith(name) and waiting:
+            waiting.pop()()
+        return read(cache, path)
+
+    monkeypatch.setattr(FileCache, "read", meanwhile)
+
+
+def test_a_file_that_moves_while_folders_are_read_is_not_dropped(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To where had been looked already."""
+    for folder in "amz":
+        world.write(f"policies/{folder}/some.yaml", policy(f"some-{folder}", "web", "extra"))
+    world.write("policies/z/web.yaml", (world.policies / "web.yaml").read_text())
+    (world.policies / "web.yaml").unlink()
+    world.look()
+    holds_as_before(world)
+    target = world.policies / "a" / "web.yaml"
+    once_before(monkeypatch, "m/some.yaml", lambda: (world.policies / "z" / "web.yaml").rename(target))
+    assert not world.look().errors
+    assert target.exists()
+    holds_as_before(world)
+
+
+def test_a_file_that_goes_while_it_is_read_is_a_deletion(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    once_before(monkeypatch, "web.yaml", (world.policies / "web.yaml").unlink)
+    view = world.look()
+    assert (view.errors, view.kept) == ([], [])
+    assert world.passes("other")
+
+
+def test_a_link_to_nothing_is_an_error(world: World) -> None:
+    (world.policies / "web.yaml").unlink()
+    (world.policies / "web.yaml").symlink_to(world.policies / "nothing")
+    for _ in looks(world):
+        assert world.look().errors
+        holds_as_before(world)

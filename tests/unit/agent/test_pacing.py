@@ -48,6 +48,13 @@ def test_one_long_build_delays_the_short_ones_after_it_by_little() -> None:
     assert pace.rest_s() < before + 0.010
 
 
+def test_the_first_build_of_a_large_node_delays_the_next_ones_for_a_moment() -> None:
+    pace = Pace()
+    pace.built(5.0, 5.0)
+    run(pace, 0.002, 1.5, 5.0, pause_s=0.02)
+    assert pace.rest_s() == 0
+
+
 def test_no_rest_is_longer_than_its_limit() -> None:
     pace = Pace()
     for number in range(20):
