@@ -37,11 +37,9 @@ SIZES = {"endpoints": 512, "prefixes": 256, "sides": 64, "peers": 256, "spans": 
 KILLS = int(os.environ.get("IDMESH_LOADER_KILLS", "5"))
 REVISIONS = int(os.environ.get("IDMESH_LOADER_REVISIONS", "12"))
 Raw = dict[str, Any]
-LOOK_MS = 3
 # Reads an endpoint's row and an interface's, looks away for a while, and reads them again. 1: an endpoint's has become
 # another identity's, 2: an interface's another MAC's.
-SLOW = (
-    """
+SLOW = """
 static long slow_wait(uint32_t turn, uint64_t *until)
 {
 	return bpf_ktime_get_ns() > *until;
@@ -53,7 +51,7 @@ SEC("tc") int look_slowly(struct __sk_buff *skb)
 	struct idm_state *word = bpf_map_lookup_elem(&state, &(uint32_t){0});
 	struct idm_address key = {.bytes = {[10] = 0xff, [11] = 0xff, [12] = 10, [13] = 1, [14] = 0, [15] = 1}};
 	struct idm_attachment *place = bpf_map_lookup_elem(&attachments, &ifindex);
-	uint64_t until = bpf_ktime_get_ns() + %d * 1000000ull;
+	uint64_t until = bpf_ktime_get_ns() + 3000000;
 	volatile struct idm_endpoint_row *row;
 
 	if (!word || !place)
@@ -68,8 +66,6 @@ SEC("tc") int look_slowly(struct __sk_buff *skb)
 	return (identity != row->identity) | (mac != *(volatile uint32_t *)&place->mac[2]) << 1;
 }
 """
-    % LOOK_MS
-)
 
 
 @pytest.fixture(scope="module")
