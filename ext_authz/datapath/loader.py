@@ -202,7 +202,7 @@ class Datapath:
             DatapathError: A program is not on it, or there is no room: nothing passes then.
         """
         self._mount.verify()
-        if not (self._succession.is_aside and ifindex in self.hooks.attached(netns)):
+        if not (self._succession.is_aside and self.hooks.is_attached(ifindex, netns)):
             self.hooks.attach(ifindex, netns)
         hardware = bytes.fromhex(mac.replace(":", "")) if isinstance(mac, str) else mac
         self._maps.workload(ifindex, peer_ifindex, hardware or None, [packed(address) for address in addresses])
