@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ext_authz.agent.attachments import Attachment, is_stand_in
 from ext_authz.agent.cgroups import opened
+from ext_authz.agent.datapath_places import own_addresses
 from ext_authz.datapath import Datapath, DatapathError
 from ext_authz.datapath._datapath import lib
 from ext_authz.datapath.addresses import packed
@@ -128,9 +129,11 @@ def _link(program: str, attachment: Attachment) -> str:
 
 
 def _row(attachment: Attachment, engine: Engine) -> bytes:
-    identity, _ = engine.resolve(attachment.addresses[0])
+    # Of an address that is another's by now it must not have the identity: 0 is nobody's, and nothing passes.
+    own = own_addresses(attachment, engine)
+    identity = engine.resolve(own[0])[0] if own else 0
     known: dict[int, str] = {}
-    for address in attachment.addresses:
+    for address in own:
         known.setdefault(ipaddress.ip_address(address).version, address)
     return row("idm_workload").pack(
         identity=identity,

@@ -37,14 +37,15 @@ class Following:
     Keeps the kernel at the newest snapshot that fits.
 
     Args:
-        publish: Brings a snapshot (its bytes) into the maps, whole or not at all; raises what `failures` names.
+        publish: Brings a snapshot (its bytes, and the same opened) into the maps, whole or not at all; raises what
+            `failures` names.
         in_force: Revision that the kernel judges by now, 0: none.
     """
 
     def __init__(
         self,
         state: State,
-        publish: Callable[[bytes], dict[str, Any]],
+        publish: Callable[[bytes, Engine], dict[str, Any]],
         failures: tuple[type[Exception], ...],
         in_force: int,
     ) -> None:
@@ -78,7 +79,7 @@ class Following:
             data = read_owned(self._state.snapshot)
             engine = Engine.open(data, self.engine)
             self._await_envoy(engine.revision)
-            self.report = self._publish(data)
+            self.report = self._publish(data, engine)
         except self._failures as error:
             self.rejected += 1
             self.problem = str(error)

@@ -148,6 +148,7 @@ class Host:
         try:
             name = socket.if_indextoname(attachment.ifindex) if attachment.ifindex else ""
         except OSError:
+            self.routing.forget_gone()
             return []
         return self.routing.remove(name) if name else []
 

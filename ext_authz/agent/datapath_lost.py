@@ -62,7 +62,8 @@ class Lost:
         problems = []
         for attachment in attachments:
             is_on = not attachment.ifindex or attachment.ifindex in found.interfaces
-            if not is_on or not self._names(attachment) <= found.links:
+            # Whoever put them back, perhaps by attaching it again: an interface that was set down for them is not up.
+            if not is_on or not self._names(attachment) <= found.links or attachment.key in self._down:
                 problems += self._put_back(attachment)
         return problems, hooks - found.links
 

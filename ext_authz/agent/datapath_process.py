@@ -32,6 +32,7 @@ from ext_authz.agent.datapath_host import Addresses, Host
 from ext_authz.agent.datapath_listeners import Listeners
 from ext_authz.agent.datapath_lost import Lost
 from ext_authz.agent.datapath_page import Page
+from ext_authz.agent.datapath_places import Places
 from ext_authz.agent.datapath_services import read_services
 from ext_authz.agent.datapath_sizes import parse_size
 from ext_authz.agent.datapath_steering import BASE_HOOKS, CGROUP_HOOKS, Steering
@@ -41,6 +42,7 @@ from ext_authz.datapath._datapath import lib
 from ext_authz.datapath.routing import RoutingError
 from ext_authz.datapath.service_table import ServiceTable
 from ext_authz.datapath.services import Front, Wanted
+from ext_authz.engine.engine import Engine
 from ext_authz.flow.names import Identities
 from ext_authz.inotify import CREATE, MOVED_TO, Inotify
 from ext_authz.logs import event
@@ -92,6 +94,7 @@ class Keeper:
         self._cgroups = Cgroups(self._kernel)
         room = next(info.max_rows for info in self._kernel.maps() if info.name == "backends")
         self._services = ServiceTable(self._kernel, room, self._kernel.grace)
+        self._places = Places(self._kernel, self._store)
         self._listeners = Listeners(self._kernel, self.host.envoy_folder, proxy_port)
         self._lost = Lost(self._kernel, self._cgroups.names, self._attach, self.host.set_link, FAILURES)
         self._set_up()
@@ -148,24 +151,30 @@ class Keeper:
             except FAILURES as error:
                 event(log, logging.ERROR, "endpoint not attached anew", name=attachment.key, reason=error)
 
-    def _publish(self, snapshot: bytes) -> dict[str, Any]:
-        return asdict(self._kernel.publish(snapshot))
+    def _publish(self, snapshot: bytes, engine: Engine) -> dict[str, Any]:
+        """Who loses an address by it loses it before: it must not speak for the next one."""
+        self._places.take_away(engine)
+        try:
+            report = asdict(self._kernel.publish(snapshot))
+        except DatapathError:
+            if self.following.engine is not None:
+                self._places.give_back(self.following.engine)
+            raise
+        self._attempt("not every endpoint has its addresses", lambda: self._places.give_back(engine))
+        return report
 
     def _attach(self, attachment: Attachment) -> None:
         self._cgroups.attach(attachment)
         if attachment.cgroup:
             return
-        mac = bytes.fromhex(attachment.mac.replace(":", "")) if attachment.mac else None
-        # An address that the revision in force knows may be somebody else's in it.
-        addresses = () if attachment.stage is Stage.COMING else attachment.addresses
-        self._kernel.attach(attachment.ifindex, addresses, mac, peer_ifindex=attachment.peer_ifindex)
+        self._places.attach(attachment, self.following.engine)
         self.host.add(attachment)
 
     def _detach(self, attachment: Attachment) -> None:
         self._cgroups.detach(attachment)
         if attachment.ifindex:
             self.host.remove(attachment)
-            self._kernel.detach(attachment.ifindex)
+            self._places.detach(attachment)
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """Do what is asked; what could not be done is said under `failure`."""

@@ -180,12 +180,13 @@ class Hooks:
 
     def _attach_links(self, ifindex: int, netns: int | None) -> bool:
         """False if the kernel has no tcx. Links that were there before stay whatever happens."""
-        before = set(self._pins.link_names())
+        names = [f"{program}-{ifindex}" for program in VETH.values()]
+        made = [name for name in names if not (self._pins.links / name).exists()]
         try:
             for attach_type, program in VETH.items():
                 self.link(f"{program}-{ifindex}", program, ifindex, attach_type, netns)
         except DatapathError:
-            for name in {f"{program}-{ifindex}" for program in VETH.values()} - before:
+            for name in made:
                 self.unlink(name)
             if self._clsact is False or has_tcx(self._program(VETH[INGRESS])):
                 raise
@@ -228,6 +229,12 @@ class Hooks:
     def attached(self, netns: int | None = None) -> set[int]:
         """Interfaces that both our programs are on, as the kernel says now."""
         return self.enforced(netns).interfaces
+
+    def is_attached(self, ifindex: int, netns: int | None = None) -> bool:
+        """The same of one interface, for no more than that one costs."""
+        if ifindex in self._pins.filters():
+            return self._has_filters(ifindex, netns)
+        return all(self.is_living(f"{program}-{ifindex}") for program in VETH.values())
 
     @staticmethod
     def _has_filters(ifindex: int, netns: int | None) -> bool:

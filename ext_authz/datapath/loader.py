@@ -202,8 +202,19 @@ class Datapath:
             DatapathError: A program is not on it, or there is no room: nothing passes then.
         """
         self._mount.verify()
-        if not (self._succession.is_aside and ifindex in self.hooks.attached(netns)):
+        if not (self._succession.is_aside and self.hooks.is_attached(ifindex, netns)):
             self.hooks.attach(ifindex, netns)
+        self.place(ifindex, addresses, mac, peer_ifindex=peer_ifindex)
+
+    def place(
+        self, ifindex: int, addresses: Iterable[str], mac: str | bytes | None = None, *, peer_ifindex: int = 0
+    ) -> None:
+        """
+        The addresses of a workload whose programs are on it: exactly these from now on; else as attach().
+
+        Raises:
+            DatapathError: There is no room.
+        """
         hardware = bytes.fromhex(mac.replace(":", "")) if isinstance(mac, str) else mac
         self._maps.workload(ifindex, peer_ifindex, hardware or None, [packed(address) for address in addresses])
 

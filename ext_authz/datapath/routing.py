@@ -160,8 +160,15 @@ class Routing:
         return found
 
     def remove(self, interface: str) -> list[str]:
-        """Undo add(); nothing is left of an interface that is gone."""
+        """Undo add()."""
         return self._put_back(lambda name: name.startswith(f"ipv4/conf/{interface}/"))
+
+    def forget_gone(self) -> None:
+        """Nothing is left of interfaces that are gone, and the next of that name is another one."""
+        kept = {name: values for name, values in self._record.sysctls.items() if (_NET / name).exists()}
+        if len(kept) < len(self._record.sysctls):
+            self._record.sysctls = kept
+            self._save()
 
     # ---- one change ----
 
@@ -196,10 +203,12 @@ class Routing:
             (_NET / name).write_text(value)
         except OSError as error:
             raise RoutingError(f"net.{name.replace('/', '.')}: {error.strerror}") from error
-        for other, was in before.items():
-            if other != name and was != (now := _value(other)):
-                self._record.sysctls.setdefault(other, [was, now])
-        self._save()
+        changed = {
+            other: [was, now] for other, was in before.items() if other != name and was != (now := _value(other))
+        }
+        if changed:  # the record is written whole, and a node may have a thousand interfaces
+            self._record.sysctls |= {other: one for other, one in changed.items() if other not in self._record.sysctls}
+            self._save()
 
     def _put_back(self, wanted: Any) -> list[str]:
         problems = []

@@ -12,7 +12,6 @@ Source: bpf/include/idmesh/datapath.h.
 from __future__ import annotations
 
 import struct
-from bisect import insort
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -93,12 +92,10 @@ class _Runs:
                 return True
         return not count
 
-    def give(self, first: int, count: int) -> None:
-        if not count:
-            return
-        insort(self._free, (first, count))
+    def give(self, runs: Iterable[tuple[int, int]]) -> None:
+        """All at once: each look at what is free costs as much as there are gaps."""
         merged: list[tuple[int, int]] = []
-        for start, length in self._free:
+        for start, length in sorted([*self._free, *(run for run in runs if run[1])]):
             if merged and sum(merged[-1]) == start:
                 start, length = merged[-1][0], merged.pop()[1] + length
             merged.append((start, length))
@@ -162,7 +159,7 @@ class ServiceTable:
             value = pack_service(first, len(row.backends), row.affinity_s, number)
             self._maps.update("services", front.pack(), value)
         except DatapathError:
-            self._runs.give(*row.run)  # no service names it
+            self._runs.give([row.run])  # no service names it
             raise
         self._number = max(self._number, number)
         self.rows[front] = row
@@ -182,8 +179,8 @@ class ServiceTable:
         """What was retired is free once nobody reads it."""
         if any(count for _, count in self._retired):
             self._grace()
-        while self._retired:
-            self._runs.give(*self._retired.pop())
+        self._runs.give(self._retired)
+        self._retired.clear()
 
     def _recover(self) -> None:
         """Go on from what an earlier process left. A row that makes no sense goes: its service is written anew."""

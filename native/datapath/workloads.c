@@ -79,28 +79,71 @@ static int write_row(struct idm_datapath *datapath, uint32_t slot, const struct 
 		return 0;
 	memcpy(&written, row, sizeof(written));
 	written.ifindex = ifindex;
-	if (bpf_map_update_elem(map->fd, address, &written, BPF_EXIST))
+	if (bpf_map_update_elem(map->fd, address, &written, BPF_EXIST)) {
+		datapath->slots[slot].unsure = true;
 		return -errno;
+	}
 	memcpy(row, &written, sizeof(written));
 	return 0;
+}
+
+/*
+ * A program may still read a row that was replaced or deleted, and the kernel gives its memory to the next row of the
+ * map that is written: another endpoint's. So rows are written one by one, with a grace period between, and those that
+ * say already what they should not at all. Before the first word nobody reads any.
+ */
+static int wait_for_readers(struct idm_datapath *datapath)
+{
+	return datapath->state.generation ? idm_grace_wait(&datapath->grace) : 0;
+}
+
+static void row_is_gone(struct idm_datapath *datapath)
+{
+	if (datapath->state.generation)
+		idm_grace_start(&datapath->grace);
+}
+
+static bool is_elsewhere(struct idm_rows *rows, const struct idm_address *address, uint32_t ifindex)
+{
+	const uint8_t *row = rows ? idm_rows_find(rows, address) : NULL;
+
+	return row && memcmp(row + offsetof(struct idm_endpoint_row, ifindex), &ifindex, sizeof(ifindex));
 }
 
 static int move_address(struct idm_datapath *datapath, const struct idm_address *address, uint32_t ifindex)
 {
 	struct idm_endpoint_row *row = datapath->endpoints ? idm_rows_find(datapath->endpoints, address) : NULL;
-	int r = 0;
+	bool moves = false;
+	int r;
 
-	for (uint32_t slot = 0; slot < IDM_SLOTS && !r; slot++)
+	// All are looked at before the first is written: slots may share their shadow.
+	for (uint32_t slot = 0; slot < IDM_SLOTS; slot++)
+		moves |= is_elsewhere(datapath->slots[slot].endpoints, address, ifindex);
+	r = moves ? wait_for_readers(datapath) : 0;
+	for (uint32_t slot = 0; moves && slot < IDM_SLOTS && !r; slot++)
 		r = write_row(datapath, slot, address, ifindex);
+	if (moves)
+		row_is_gone(datapath);
 	if (row)
 		memcpy((uint8_t *)row + offsetof(struct idm_endpoint_row, ifindex), &ifindex, sizeof(ifindex));
 	return r;
 }
 
-// A program may still read a row that was replaced, and the kernel gives its memory to the next row that is written.
-static int wait_for_readers(struct idm_datapath *datapath)
+static int write_attachment(struct idm_datapath *datapath, uint32_t ifindex, const struct idm_attachment *row)
 {
-	return datapath->state.generation ? idm_grace_wait(&datapath->grace) : 0;
+	const struct idm_map *map = idm_map_find(datapath, "attachments");
+	struct idm_attachment held;
+	bool replaces = !bpf_map_lookup_elem(map->fd, &ifindex, &held);
+	int r;
+
+	if (replaces && !memcmp(&held, row, sizeof(held)))
+		return 0;
+	r = wait_for_readers(datapath);
+	if (!r && bpf_map_update_elem(map->fd, &ifindex, row, BPF_ANY))
+		r = -errno;
+	if (replaces)
+		row_is_gone(datapath);
+	return r;
 }
 
 /*
@@ -120,7 +163,6 @@ static int ask_again(struct idm_datapath *datapath, bool moved)
 	if (bpf_map_update_elem(map->fd, &key, &state, BPF_ANY))
 		return -errno;
 	datapath->state = state;
-	idm_grace_start(&datapath->grace);
 	return 0;
 }
 
@@ -159,8 +201,7 @@ int idm_datapath_workload(struct idm_datapath *datapath, uint32_t ifindex, uint3
 		return idm_say(err, -EINVAL, "nothing is loaded");
 	if (mac)
 		memcpy(row.mac, mac, sizeof(row.mac));
-	r = wait_for_readers(datapath);
-	r = r ? r : drop_others(datapath, ifindex, wanted, count, &moved);
+	r = drop_others(datapath, ifindex, wanted, count, &moved);
 	for (size_t i = 0; i < count && !r; i++) {
 		moved |= idm_place_of(datapath, &wanted[i]) != ifindex;
 		r = idm_place_set(datapath, &wanted[i], ifindex);
@@ -168,8 +209,7 @@ int idm_datapath_workload(struct idm_datapath *datapath, uint32_t ifindex, uint3
 	}
 	r = r ? r : ask_again(datapath, moved);
 	// Last: until then the interface lets nothing pass.
-	if (!r && bpf_map_update_elem(map->fd, &ifindex, &row, BPF_ANY))
-		r = -errno;
+	r = r ? r : write_attachment(datapath, ifindex, &row);
 	if (r == -E2BIG)
 		return idm_say(err, -ENOSPC, "map attachments: full, all %u rows are taken", map->rows);
 	return r ? idm_say(err, r, "interface %u: %s", ifindex, idm_meaning(r)) : 0;
@@ -183,10 +223,14 @@ int idm_datapath_workload_remove(struct idm_datapath *datapath, uint32_t ifindex
 
 	if (!map)
 		return -EINVAL;
-	if (bpf_map_delete_elem(map->fd, &ifindex) && errno != ENOENT)
-		return -errno;
 	r = wait_for_readers(datapath);
-	r = r ? r : drop_others(datapath, ifindex, NULL, 0, &moved);
+	if (r)
+		return r;
+	if (!bpf_map_delete_elem(map->fd, &ifindex))
+		row_is_gone(datapath);
+	else if (errno != ENOENT)
+		return -errno;
+	r = drop_others(datapath, ifindex, NULL, 0, &moved);
 	return r ? r : ask_again(datapath, moved);
 }
 

@@ -37,11 +37,40 @@ SIZES = {"endpoints": 512, "prefixes": 256, "sides": 64, "peers": 256, "spans": 
 KILLS = int(os.environ.get("IDMESH_LOADER_KILLS", "5"))
 REVISIONS = int(os.environ.get("IDMESH_LOADER_REVISIONS", "12"))
 Raw = dict[str, Any]
+# Reads an endpoint's row and an interface's, looks away for a while, and reads them again. 1: an endpoint's has become
+# another identity's, 2: an interface's another MAC's.
+SLOW = """
+static long slow_wait(uint32_t turn, uint64_t *until)
+{
+	return bpf_ktime_get_ns() > *until;
+}
+
+SEC("tc") int look_slowly(struct __sk_buff *skb)
+{
+	uint32_t ifindex = skb->ifindex, identity, mac;
+	struct idm_state *word = bpf_map_lookup_elem(&state, &(uint32_t){0});
+	struct idm_address key = {.bytes = {[10] = 0xff, [11] = 0xff, [12] = 10, [13] = 1, [14] = 0, [15] = 1}};
+	struct idm_attachment *place = bpf_map_lookup_elem(&attachments, &ifindex);
+	uint64_t until = bpf_ktime_get_ns() + 3000000;
+	volatile struct idm_endpoint_row *row;
+
+	if (!word || !place)
+		return 4;
+	row = word->generation & 1 ? bpf_map_lookup_elem(&endpoints_1, &key) : bpf_map_lookup_elem(&endpoints_0, &key);
+	if (!row)
+		return 4;
+	identity = row->identity;
+	mac = *(volatile uint32_t *)&place->mac[2];
+	for (int i = 0; i < 8; i++)
+		bpf_loop(1 << 23, slow_wait, &until, 0);
+	return (identity != row->identity) | (mac != *(volatile uint32_t *)&place->mac[2]) << 1;
+}
+"""
 
 
 @pytest.fixture(scope="module")
 def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("objects"), more=WORD)
+    return build(tmp_path_factory.mktemp("objects"), more=WORD + SLOW)
 
 
 @pytest.fixture
@@ -420,3 +449,40 @@ def test_an_engine_is_published_as_its_bytes_are(datapath: Datapath) -> None:
     snapshot = World().snapshot()
     datapath.publish(Engine.open(snapshot))
     assert agrees(datapath, snapshot)
+
+
+# ---- rows that are replaced ----
+
+
+@pytest.mark.parametrize("turns", [1, 2], ids=["again", "moving"])
+def test_who_reads_an_endpoints_row_reads_no_other_endpoints(datapath: Datapath, net: Network, turns: int) -> None:
+    """The kernel gives the memory of a row that is replaced to the next one: a start attaches every endpoint anew."""
+    ends = [net.add("server", "10.1.0.1"), net.add("client", "10.2.0.1"), net.add("other", "10.2.0.2")]
+    datapath.publish(World().snapshot())
+    addresses = [["10.1.0.1", "10.2.0.0"], ["10.2.0.1"], ["10.2.0.2"]]
+    answers: list[int] = []
+    done = threading.Event()
+
+    def attach(turn: int) -> None:
+        for end, own in zip(ends, addresses, strict=True):
+            mac = bytes([turn, *bytes.fromhex(end.mac.replace(":", ""))[1:]])
+            datapath.attach(end.ifindex, [] if turn else own, mac, netns=net.node.descriptor)
+
+    def read() -> None:
+        while not done.is_set():
+            found = datapath.run("look_slowly", bytes(64), ifindex=ends[0].ifindex, netns=net.node.descriptor)
+            answers.append(found.answer)
+
+    attach(0)
+    readers = [threading.Thread(target=read) for _ in range(3)]
+    for reader in readers:
+        reader.start()
+    until, turn = time.monotonic() + 2, 0
+    while time.monotonic() < until:
+        turn += 1
+        attach(turn % turns)
+    done.set()
+    for reader in readers:
+        reader.join()
+    assert len(answers) > 5
+    assert set(answers) == {0}

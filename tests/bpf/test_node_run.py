@@ -254,6 +254,30 @@ def test_a_pod_of_the_sources_is_attached_by_its_name(node: NodeRun) -> None:
     assert node.json("datapath", "policy", "default/web")["places"][0]["ifindex"]
 
 
+POD = """\
+apiVersion: v1
+kind: Pod
+metadata: {name: %s, namespace: default, labels: {app: %s}}
+status: {podIPs: [{ip: 10.0.0.2}, {ip: 'fd00::2'}]}
+"""
+
+
+def test_a_workload_whose_address_became_anothers_does_not_speak_for_that_one(node: NodeRun) -> None:
+    """Sources give an address to the next Pod while the one before is still there: nobody has taken it off."""
+    node.write("endpoints/pod.yaml", POD % ("other", "other"))
+    node.start()
+    node.attach("web", app="web")
+    node.attach("other")
+    with serve_greeting(node.net.ends["web"], *WEB):
+        assert not reaches(node, "other")
+        node.write("endpoints/pod.yaml", POD % ("next", "client"))
+        eventually(lambda: node.run("datapath", "policy", "default/next")[0] == 0, 10)
+        assert not reaches(node, "other")
+        # Its own again, and policy allows it.
+        node.write("endpoints/pod.yaml", POD % ("other", "client"))
+        eventually(lambda: reaches(node, "other"), 10)
+
+
 def test_a_node_without_its_data_path_says_so(node: NodeRun) -> None:
     node.words = ["--datapath", "off"]
     node.start()

@@ -11,7 +11,10 @@ from typing import TypeVar
 
 import pytest
 
+from ext_authz.agent.attachments import Attachment
+from ext_authz.agent.datapath_host import Host
 from ext_authz.datapath.routing import Routing, RoutingError
+from ext_authz.state import State
 from tests.bpf.net import Network
 from tests.bpf.state import difference, namespace_state
 
@@ -81,6 +84,20 @@ def test_what_somebody_else_set_since_is_left_alone(net: Network, folder: Path) 
         conf = Path(f"/proc/sys/net/ipv4/conf/{end.veth}")
         assert (conf / "rp_filter").read_text().strip() == "0"
         assert (conf / "accept_local").read_text().strip() == "0"
+
+
+def test_nothing_is_remembered_of_an_interface_that_went(net: Network, folder: Path) -> None:
+    """Workloads come and go: the record is written whole, and the next interface of a name is another one."""
+    end = net.add("client", "10.1.0.1")
+    state = State(folder)
+    state.datapath.mkdir(parents=True)
+    host, record = Host(state), state.datapath / "routing.json"
+    attachment = Attachment("default", "client", ("10.1.0.1",), 1, ifindex=end.ifindex)
+    inside(net, lambda: host.add(attachment))
+    assert list(json.loads(record.read_text())["sysctls"]) == [f"ipv4/conf/{end.veth}/accept_local"]
+    run(net, f"ip link del {end.veth}")
+    assert inside(net, lambda: host.remove(attachment)) == []
+    assert json.loads(record.read_text())["sysctls"] == {}
 
 
 @pytest.mark.parametrize("line", _BREAKS)

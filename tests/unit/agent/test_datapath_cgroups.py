@@ -10,6 +10,7 @@ import pytest
 
 from ext_authz.agent.attachments import Attachment
 from ext_authz.datapath import DatapathError
+from ext_authz.datapath.addresses import packed
 
 if TYPE_CHECKING:
     from ext_authz.agent.datapath_cgroups import Cgroups
@@ -54,12 +55,25 @@ class Kernel:
 
 
 class Engine:
-    """Knows everybody by one number."""
+    """Knows everybody by one number, and has each address as that endpoint's that is named."""
 
     identity = 500
+    owner = "default/unit1"
 
     def resolve(self, address: str) -> tuple[int, int]:
         return self.identity, 0
+
+
+@pytest.fixture(autouse=True)
+def _names(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Names:
+        def __init__(self, engine: Engine) -> None:
+            self._engine = engine
+
+        def endpoint(self, index: int) -> str:
+            return self._engine.owner
+
+    monkeypatch.setattr("ext_authz.agent.datapath_places.Identities", Names)
 
 
 def unit(folder: Path, number: int = 1) -> Attachment:
@@ -116,3 +130,17 @@ def test_only_rows_that_change_are_written_each_after_a_grace_period(tmp_path: P
     engine.identity = 501
     cgroups(kernel).tell([unit(tmp_path)], engine)
     assert (kernel.written, kernel.waited) == (2, 2)
+
+
+def test_who_has_its_address_lends_it_no_identity(tmp_path: Path) -> None:
+    """Sources gave it to another one, who may do what this one may not."""
+    kernel: Any = Kernel()
+    engine: Any = Engine()
+    cgroups(kernel).tell([unit(tmp_path)], engine)
+    (key,) = kernel.rows
+    told = kernel.rows[key]
+    assert (500).to_bytes(4, "little") in told
+    engine.owner = "default/next"
+    cgroups(kernel).tell([unit(tmp_path)], engine)
+    assert (500).to_bytes(4, "little") not in kernel.rows[key]
+    assert packed("10.0.0.9") not in kernel.rows[key]

@@ -72,6 +72,14 @@ def test_an_interface_without_its_programs_is_set_down_until_they_are_back(host:
     assert host.up == {"web": True}
 
 
+def test_it_is_set_up_again_whoever_put_them_back(host: Host) -> None:
+    host.on, host.refuses = set(), True
+    assert host.look()
+    host.on, host.refuses = {7}, False
+    assert host.look() == []
+    assert host.up == {"web": True}
+
+
 def test_what_can_neither_be_judged_nor_closed_is_said_loudly(host: Host) -> None:
     host.on, host.links, host.refuses, host.has_no_interface = set(), {"keep_marks"}, True, True
     said = host.look()

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Which addresses lead to which interface: those that are the endpoint's own in the revision in force, and no others.
+
+Sources may give an address to the next Pod while the one before is still there; on its interface it would be judged,
+and send, as that one. So an address goes before the revision in which it is another's, and comes after its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ext_authz.agent.attachments import Attachment, AttachmentStore, Stage
+from ext_authz.datapath import Datapath
+from ext_authz.datapath.addresses import packed
+from ext_authz.datapath.layout import row
+from ext_authz.engine.engine import Engine
+from ext_authz.flow.names import Identities
+
+
+class Places:
+    """Of one data path. All raise DatapathError: the kernel refuses."""
+
+    def __init__(self, kernel: Datapath, store: AttachmentStore) -> None:
+        self._kernel = kernel
+        self._store = store
+        self._held: dict[str, tuple[str, ...]] = {}  # by the endpoint's name
+
+    def attach(self, attachment: Attachment, engine: Engine | None) -> None:
+        """engine: in force; None: of the revision in force nobody knows whose an address is."""
+        addresses: tuple[str, ...] = ()
+        if attachment.stage is not Stage.COMING:
+            addresses = own_addresses(attachment, engine) if engine is not None else tuple(self._as_before(attachment))
+        self._kernel.attach(attachment.ifindex, addresses, attachment.mac or None, peer_ifindex=attachment.peer_ifindex)
+        self._held[attachment.key] = addresses
+
+    def detach(self, attachment: Attachment) -> None:
+        self._kernel.detach(attachment.ifindex)
+        self._held.pop(attachment.key, None)
+
+    def take_away(self, engine: Engine) -> None:
+        """What is another's in the revision to come."""
+        for attachment, held in self._all():
+            own = own_addresses(attachment, engine)
+            self._place(attachment, held, tuple(address for address in held if address in own))
+
+    def give_back(self, engine: Engine) -> None:
+        """What is the endpoint's own in the revision in force."""
+        for attachment, held in self._all():
+            if attachment.stage is Stage.ATTACHED:
+                self._place(attachment, held, own_addresses(attachment, engine))
+
+    def _all(self) -> Iterator[tuple[Attachment, tuple[str, ...]]]:
+        """With the addresses that they hold, perhaps since an earlier process."""
+        for attachment in self._store.all():
+            if attachment.ifindex:
+                before = () if attachment.stage is Stage.COMING else attachment.addresses
+                yield attachment, self._held.get(attachment.key, before)
+
+    def _place(self, attachment: Attachment, held: tuple[str, ...], addresses: tuple[str, ...]) -> None:
+        if addresses != held:
+            mac = attachment.mac or None
+            self._kernel.place(attachment.ifindex, addresses, mac, peer_ifindex=attachment.peer_ifindex)
+            self._held[attachment.key] = addresses
+
+    def _as_before(self, attachment: Attachment) -> Iterator[str]:
+        """Where an earlier process had put them."""
+        for address in attachment.addresses:
+            try:
+                value = self._kernel.lookup(f"endpoints_{self._kernel.generation & 1}", packed(address))
+            except KeyError:
+                yield address
+                continue
+            if row("idm_endpoint_row").unpack_from(value)["ifindex"] == attachment.ifindex:
+                yield address
+
+
+def own_addresses(attachment: Attachment, engine: Engine) -> tuple[str, ...]:
+    """Those by which a revision knows this very endpoint."""
+    names, own = Identities(engine), []
+    for address in attachment.addresses:
+        _, endpoint = engine.resolve(address)
+        if endpoint is not None and names.endpoint(endpoint) == attachment.key:
+            own.append(address)
+    return tuple(own)
