@@ -126,6 +126,8 @@ class Sources:
     def persist(self, view: View) -> None:
         """
         Remember the good versions of a look.
+        for file in self._store.unwritten():
+            self._store.replace(file, self._store.of_file(file))
 
         Raises:
             OSError: A page could not be written.

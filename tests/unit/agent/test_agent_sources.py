@@ -7,6 +7,7 @@ Each law is checked by what the compiled snapshot decides, and again after a res
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 from sourcing import BAD_RULE, BAD_SELECTOR, World, pods, policy
 
+from ext_authz.agent import kept
 from ext_authz.agent.contents import FileCache
 from ext_authz.model.types import PolicyError
 
@@ -287,3 +289,20 @@ def test_a_link_to_nothing_is_an_error(world: World) -> None:
     for _ in looks(world):
         assert world.look().errors
         holds_as_before(world)
+
+
+def test_what_could_not_be_kept_is_kept_the_next_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "no space", str(path))
+
+    world.write("policies/web.yaml", policy(peer="other"))
+    with monkeypatch.context() as full:
+        full.setattr(kept, "write_atomic", fail)
+        with pytest.raises(OSError, match="no space"):
+            world.look()
+    world.look()
+    world.restart()
+    world.write("policies/web.yaml", "a: [")
+    world.look()
+    assert world.passes("other")
+    assert not world.passes("client")
