@@ -320,7 +320,8 @@ class _Mender:
     def _add_emptied(self, holding: set[str]) -> None:
         """A file that held objects and now holds none was torn or truncated: to drop them, remove the file."""
         for file in self._store.files():
-            if file in self._found.contents and file not in holding and self._store.of_file(file):
+            known = (file, _EMPTIED) in self._found.lost  # where it is mended once more, with other settings
+            if file in self._found.contents and file not in holding and self._store.of_file(file) and not known:
                 Sources._lose(file, _EMPTIED, self._found)
 
     def _by_name(

@@ -78,6 +78,8 @@ class Loader:
         self._builder = WorldBuilder(settings, node, strict)
         self._mended = WorldBuilder(settings, node, strict)
         self._read_with: Settings | None = None
+        self._said: Settings | None = None  # settings by the files as they are, and those that counted then
+        self._counted = settings
         self._files: dict[str, _File] = {}
         self._documents: dict[str, _Read] = {}
 
@@ -113,15 +115,21 @@ class Loader:
         builder = self._builder
         effective = self._read_with or builder.settings([])
         parts = self._parts(contents, effective)
-        settings = builder.settings(parts)
-        if settings != effective:  # the ConfigMap decides what policies may say, so they are read again with it
+        said = builder.settings(parts)
+        settings = self._counted if said == self._said else said
+        for _ in range(2):
             parts = self._parts(contents, settings)
-        joined = builder.join(parts, settings)
+            joined = builder.join(parts, settings)
+            mended = mend(parts, set(joined.refused), settings) if mend is not None else None
+            counts = None if mended is None else Part(mended)
+            counted = said if counts is None else builder.settings([counts])
+            self._said, self._counted = said, counted
+            if counted == settings:
+                break
+            settings = counted  # the ConfigMap that counts decides what policies may say: they are read again with it
         loaded = Loaded(joined.world, joined.errors, joined.warnings, joined.skipped, _listed(parts, joined))
-        if mend is not None:
-            mended = mend(parts, set(joined.refused), settings)
-            if mended is not None:
-                loaded.world = self._mended.join([Part(mended)], settings).world
+        if counts is not None:
+            loaded.world = self._mended.join([counts], joined.world.settings).world
         return loaded
 
     def _parts(self, contents: Sequence[tuple[str, bytes | PolicyError]], settings: Settings) -> list[Part]:

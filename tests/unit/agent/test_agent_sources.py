@@ -291,6 +291,47 @@ def test_a_link_to_nothing_is_an_error(world: World) -> None:
         holds_as_before(world)
 
 
+CONFIG = (
+    "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: cilium-config, namespace: kube-system}\n"
+    "data: {enable-policy: always}\n"
+)
+
+
+@pytest.mark.parametrize(
+    "bad", ["a: [", "", CONFIG.replace("always", "sometimes"), CONFIG.replace("data: {", "data: [")]
+)
+def test_a_bad_config_map_keeps_its_settings(world: World, bad: str) -> None:
+    world.write("policies/config.yaml", CONFIG)
+    assert not world.look().errors
+    assert not world.passes("client", "other")
+    world.write("policies/config.yaml", bad)
+    for _ in looks(world):
+        view = world.look()
+        assert len(view.errors) == 1
+        assert view.kept == ["ConfigMap kube-system/cilium-config"]
+        assert not world.passes("client", "other")
+        holds_as_before(world)
+    (world.policies / "config.yaml").unlink()
+    assert not world.look().errors
+    assert world.passes("client", "other")
+
+
+def test_a_bad_config_map_without_last_version_closes_the_node(world: World) -> None:
+    """What it would have said holds for everybody."""
+    world.write("policies/config.yaml", CONFIG.replace("always", "sometimes"))
+    assert world.look().world.closed
+    assert not world.passes("client", "other")
+
+
+@pytest.mark.parametrize("second", ["default", "never"])
+def test_two_config_maps_of_one_name_close_the_node(world: World, second: str) -> None:
+    world.write("policies/config.yaml", CONFIG)
+    world.write("policies/more.yaml", CONFIG.replace("always", second))
+    assert world.look().errors
+    assert not world.passes("client", "other")
+    assert not world.passes("other")
+
+
 def test_what_could_not_be_kept_is_kept_the_next_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(path: Path, data: bytes) -> None:
         raise OSError(errno.ENOSPC, "no space", str(path))
