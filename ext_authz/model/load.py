@@ -225,12 +225,38 @@ def find_files(paths: Sequence[str | Path]) -> list[tuple[str, bool]]:
     return list(found.items())
 
 
+def walk_folders(
+    top: str, onerror: Callable[[OSError], None] | None = None
+) -> Iterator[tuple[str, list[str], list[str]]]:
+    """
+    As os.walk, of the folders that count: in order, each once, also where a link leads to one.
+
+    Kubernetes mounts a key `team/x.yaml` as a link `team` beside the folder that it swaps.
+    """
+    seen: set[tuple[int, int]] = set()
+    _is_new(top, seen)
+    for base, folders, names in os.walk(top, onerror=onerror, followlinks=True):
+        shown = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = [name for name in shown if _is_new(os.path.join(base, name), seen)]
+        yield base, folders, names
+
+
+def _is_new(folder: str, seen: set[tuple[int, int]]) -> bool:
+    try:
+        found = os.stat(folder)
+    except OSError:
+        return True  # whoever walks there is told
+    key = (found.st_dev, found.st_ino)
+    is_new = key not in seen
+    seen.add(key)
+    return is_new
+
+
 def _walk(folder: str) -> Iterator[str]:
     def fail(error: OSError) -> None:
         raise error
 
-    for base, folders, files in os.walk(folder, onerror=fail):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    for base, _, files in walk_folders(folder, fail):
         for file in sorted(files):
             if file.endswith(SUFFIXES) and not file.startswith("."):
                 yield os.path.join(base, file)

@@ -291,6 +291,62 @@ def test_a_link_to_nothing_is_an_error(world: World) -> None:
         holds_as_before(world)
 
 
+def test_a_file_that_moves_to_another_source_while_they_are_read_is_not_dropped(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = world.endpoints / "web.yaml"
+    (world.policies / "web.yaml").rename(before)
+    world.look()
+    holds_as_before(world)
+    once_before(monkeypatch, "pods.yaml", lambda: before.rename(world.policies / "web.yaml"))
+    assert not world.look().errors
+    holds_as_before(world)
+
+
+def test_a_document_that_moves_to_a_file_read_already_is_not_dropped(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def move() -> None:
+        world.write("policies/db.yaml", policy("db", "db", "web") + policy())
+        world.write("policies/web.yaml", policy("more", "db", "web"))
+
+    once_before(monkeypatch, "web.yaml", move)
+    assert not world.look().errors
+    holds_as_before(world)
+
+
+def test_a_policy_without_the_denials_still_to_be_written_does_not_count(world: World) -> None:
+    begun = policy("db", "db", "web")
+    world.write("policies/db.yaml", begun + "  ingressDeny: [{fromEndpoints: [{matchLabels: {app: web}}]}]\n")
+    world.look()
+    assert not world.passes("web", "db")
+    with (world.policies / "db.yaml").open("w") as writer:
+        writer.write(begun)
+        writer.flush()
+        view = world.look()
+        assert [error.reason for error in view.errors] == ["is being written"]
+        assert not world.passes("web", "db")
+    assert not world.look().errors
+    assert world.passes("web", "db")
+
+
+@pytest.mark.parametrize("nested", ["", "deep/"])
+def test_a_link_to_a_folder_is_that_folder(world: World, tmp_path: Path, nested: str) -> None:
+    """As Kubernetes mounts a key `team/x.yaml`."""
+    target = tmp_path / "target"
+    (target / nested).mkdir(parents=True)
+    (world.policies / "web.yaml").rename(target / nested / "web.yaml")
+    (world.policies / "team").symlink_to(target)
+    (target / "again").symlink_to(target)
+    for _ in looks(world):
+        assert not world.look().errors
+        holds_as_before(world)
+    target.rename(tmp_path / "gone")
+    for _ in looks(world):
+        assert "a link to nothing" in world.look().errors[0].reason
+        holds_as_before(world)
+
+
 CONFIG = (
     "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: cilium-config, namespace: kube-system}\n"
     "data: {enable-policy: always}\n"
