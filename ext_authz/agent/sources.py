@@ -94,12 +94,14 @@ class Sources:
         self._store = KeptStore(kept)
         self._loader = Loader(settings=settings, node=node)
         self._files = FileCache()
+        self._contents: dict[str, bytes | PolicyError] = {}  # of the sources, at the last look
         self._hashes: dict[str, int] = {}
         self._unclean: set[str] = set()
 
     def look(self) -> View:
         """Read what is there. Never raises for what the sources hold."""
         found = self._read()
+        self._contents = dict(found.contents)
         for applied in self._applied.read() if self._applied else ():
             _take_applied(applied, found)
         if self._attached:
@@ -149,12 +151,15 @@ class Sources:
         return found
 
     def _is_torn(self, found: _Found) -> bool:
-        """Something changed meanwhile, as far as times tell; files count where one may have lost what another got."""
-        if any(_mark(path) != mark for path, mark in found.marks.items()):
-            return True
-        held = ((name, content) for name, content in found.contents.items() if name in self._hashes)
-        lost = any(isinstance(content, bytes) and hash(content) != self._hashes[name] for name, content in held)
-        return (lost or not self._hashes) and self._files.changed()  # the first time nobody knows what was where
+        """
+        Something changed meanwhile, as far as times tell, and something known is not where it was.
+
+        New files alone, as under churn, are no reason: whoever adds one meanwhile is told of by an event.
+        """
+        # The first time nobody knows what was where.
+        if self._contents and all(found.contents.get(name) == held for name, held in self._contents.items()):
+            return False
+        return any(_mark(path) != mark for path, mark in found.marks.items()) or self._files.changed()
 
     def _read_source(self, source: Source, found: _Found) -> None:
         before = len(found.contents)

@@ -403,3 +403,14 @@ def test_what_could_not_be_kept_is_kept_the_next_time(world: World, monkeypatch:
     world.look()
     assert world.passes("other")
     assert not world.passes("client")
+
+
+def test_a_file_that_comes_while_others_are_read_costs_no_second_reading(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.look()
+    once_before(monkeypatch, "db.yaml", lambda: world.write("policies/a.yaml", policy("a", "web", "other")))
+    assert not world.look().errors
+    assert not world.passes("other")
+    assert not world.look().errors
+    assert world.passes("other")
