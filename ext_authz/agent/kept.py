@@ -38,6 +38,7 @@ class KeptStore:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._files: dict[str, dict[ObjectRef, Kept]] = {}
+        self._unwritten: set[str] = set()  # files whose page may say something else than memory
         for page in sorted(folder.glob("*.json")):
             self._read(page)
 
@@ -50,6 +51,10 @@ class KeptStore:
 
     def files(self) -> list[str]:
         return list(self._files)
+
+    def unwritten(self) -> list[str]:
+        """Files whose page could not be written, or removed: `replace` has to be called for them again."""
+        return list(self._unwritten)
 
     def of_file(self, file: str) -> list[Kept]:
         return list(self._files.get(file, {}).values())
@@ -69,16 +74,19 @@ class KeptStore:
             OSError: It could not be written; memory has it all the same.
         """
         new = {kept.ref: kept for kept in objects}
-        if new == self._files.get(file, {}):
+        if new == self._files.get(file, {}) and file not in self._unwritten:
             return
+        self._unwritten.add(file)
         page = self._folder / f"{hashlib.blake2b(os.fsencode(file), digest_size=16).hexdigest()}.json"
         if not new:
             self._files.pop(file, None)
             page.unlink(missing_ok=True)
+            self._unwritten.discard(file)
             return
         self._files[file] = new
         rows = [[k.ref.kind, k.ref.namespace, k.ref.name, k.line, k.text] for k in new.values()]
         write_atomic(page, json.dumps({"format": _FORMAT, "file": file, "objects": rows}).encode())
+        self._unwritten.discard(file)
 
 
 def _objects(held: dict[str, Any]) -> Iterator[Kept]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from ext_authz.agent.attachments import AttachmentStore
 from ext_authz.agent.contents import FileCache
 from ext_authz.agent.kept import Kept, KeptStore
 from ext_authz.model import SUFFIXES
-from ext_authz.model.load import Loaded, Loader
+from ext_authz.model.load import Loaded, Loader, walk_folders
 from ext_authz.model.nodes import Document
 from ext_authz.model.objects import ParsedObject, read_document
 from ext_authz.model.parts import Part
@@ -72,6 +72,7 @@ class _Found:
     errors: list[PolicyError] = field(default_factory=list)
     sources: list[Source] = field(default_factory=list)
     unread: set[str] = field(default_factory=set)  # sources that are missing or cannot be read; empty ones were read
+    marks: dict[str, tuple[int, ...] | None] = field(default_factory=dict)  # sources and folders before they were read
 
 
 class Sources:
@@ -93,17 +94,14 @@ class Sources:
         self._store = KeptStore(kept)
         self._loader = Loader(settings=settings, node=node)
         self._files = FileCache()
+        self._contents: dict[str, bytes | PolicyError] = {}  # of the sources, at the last look
         self._hashes: dict[str, int] = {}
         self._unclean: set[str] = set()
 
     def look(self) -> View:
         """Read what is there. Never raises for what the sources hold."""
-        found = _Found()
-        for role, path in self._paths:
-            source = Source(role, path)
-            found.sources.append(source)
-            self._read_source(source, found)
-        self._files.forget(found.contents)
+        found = self._read()
+        self._contents = dict(found.contents)
         for applied in self._applied.read() if self._applied else ():
             _take_applied(applied, found)
         if self._attached:
@@ -130,6 +128,8 @@ class Sources:
         Raises:
             OSError: A page could not be written.
         """
+        for file in self._store.unwritten():
+            self._store.replace(file, self._store.of_file(file))
         for file in self._store.files():
             if file not in view.hashes and file not in view.good:
                 self._store.replace(file, ())
@@ -137,8 +137,33 @@ class Sources:
             self._store.replace(file, objects)
         self._hashes, self._unclean = view.hashes, view.unclean
 
+    def _read(self) -> _Found:
+        """What changes while it is read is read again: what went may stand where had been looked already."""
+        for _ in range(_READINGS):
+            found = _Found()
+            for role, path in self._paths:
+                source = Source(role, path)
+                found.sources.append(source)
+                self._read_source(source, found)
+            self._files.forget(found.contents)
+            if not self._is_torn(found):
+                break
+        return found
+
+    def _is_torn(self, found: _Found) -> bool:
+        """
+        Something changed meanwhile, as far as times tell, and something known is not where it was.
+
+        New files alone, as under churn, are no reason: whoever adds one meanwhile is told of by an event.
+        """
+        # The first time nobody knows what was where.
+        if self._contents and all(found.contents.get(name) == held for name, held in self._contents.items()):
+            return False
+        return any(_mark(path) != mark for path, mark in found.marks.items()) or self._files.changed()
+
     def _read_source(self, source: Source, found: _Found) -> None:
         before = len(found.contents)
+        found.marks.setdefault(source.path, _mark(source.path))
         if os.path.isdir(source.path):
             self._read_folder(source, found)
         else:
@@ -175,38 +200,27 @@ class Sources:
         return "it never held a good object that could stand in for it"
 
     def _read_folder(self, source: Source, found: _Found) -> None:
-        """A folder that changes while it is read is read again: what went may stand where had been looked already."""
-        for _ in range(_READINGS):
-            read = _Found()
-            if self._read_tree(source, read):
-                break
-        for name, content in read.contents.items():
-            found.contents.setdefault(name, content)
-        found.lost += read.lost
-        found.errors += read.errors
-
-    def _read_tree(self, source: Source, found: _Found) -> bool:
-        """False: folders changed meanwhile, as far as their times tell."""
         known: dict[str, int] = defaultdict(int)
         for file in self._store.files():
             if within(file, source.path):
                 known[os.path.dirname(file)] += 1
-        marks = {source.path: _mark(source.path)}
+
+        for link in {link for folder in known for link in _links_to_nothing(folder, source.path)}:
+            self._lose(link, "is a link to nothing: its objects keep their last good version", found)
 
         def fail(error: OSError) -> None:
             folder = str(error.filename)
             self._lose(folder, f"cannot be read: {error.strerror}", found)
 
-        for base, folders, names in os.walk(source.path, onerror=fail):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            marks |= {path: _mark(path) for path in (os.path.join(base, name) for name in folders)}
+        for base, folders, names in walk_folders(source.path, fail):
+            for path in (os.path.join(base, name) for name in folders):
+                found.marks.setdefault(path, _mark(path))
             files = sorted(name for name in names if name.endswith(SUFFIXES) and not name.startswith("."))
             for name in files:
                 path = os.path.join(base, name)
-                found.contents[path] = self._files.read(path)
+                found.contents.setdefault(path, self._files.read(path))
             if not files and known[base] and base != source.path:
                 self._lose(base, _EMPTIED, found)
-        return all(_mark(path) == mark for path, mark in marks.items())
 
     @staticmethod
     def _lose(folder: str, reason: str, found: _Found) -> None:
@@ -239,10 +253,18 @@ class Sources:
             source.objects = source.kept + own
 
 
-def _mark(folder: str) -> tuple[int, int, int] | None:
-    """Another one once a name in the folder came or went."""
+def _links_to_nothing(folder: str, top: str) -> Iterator[str]:
+    """Among a folder and those above it, below the top."""
+    while folder != top and within(folder, top):
+        if os.path.islink(folder) and not os.path.exists(folder):
+            yield folder
+        folder = os.path.dirname(folder)
+
+
+def _mark(path: str) -> tuple[int, ...] | None:
+    """Another one once a name in the folder came or went, or the file was written."""
     try:
-        found = os.stat(folder)
+        found = os.stat(path)
     except OSError:
         return None
     return found.st_ino, found.st_mtime_ns, found.st_ctime_ns
@@ -318,7 +340,8 @@ class _Mender:
     def _add_emptied(self, holding: set[str]) -> None:
         """A file that held objects and now holds none was torn or truncated: to drop them, remove the file."""
         for file in self._store.files():
-            if file in self._found.contents and file not in holding and self._store.of_file(file):
+            known = (file, _EMPTIED) in self._found.lost  # where it is mended once more, with other settings
+            if file in self._found.contents and file not in holding and self._store.of_file(file) and not known:
                 Sources._lose(file, _EMPTIED, self._found)
 
     def _by_name(

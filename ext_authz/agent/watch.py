@@ -17,6 +17,7 @@ from pathlib import Path
 from ext_authz.inotify import Change, Inotify
 from ext_authz.logs import event
 from ext_authz.model import SUFFIXES
+from ext_authz.model.load import walk_folders
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +31,7 @@ def walk(path: Path) -> Iterator[tuple[str, os.stat_result]]:
     if not os.path.isdir(path):
         yield str(path), found
         return
-    for folder, folders, files in os.walk(path):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    for folder, _, files in walk_folders(str(path)):
         for name in sorted(files):
             if name.startswith(".") or not name.endswith(SUFFIXES):
                 continue
@@ -95,8 +95,7 @@ class Watch:
             for path in self._paths:
                 self._inotify.watch(str(path.absolute().parent))
                 if path.is_dir():
-                    for folder, folders, _ in os.walk(path):
-                        folders[:] = [name for name in folders if not name.startswith(".")]
+                    for folder, _, _ in walk_folders(str(path)):
                         self._inotify.watch(folder)
         except OSError as error:  # the kernel's limit on watches: the signature still notices
             event(log, logging.WARNING, "cannot watch all directories, polling the rest", reason=error)

@@ -78,6 +78,8 @@ class Loader:
         self._builder = WorldBuilder(settings, node, strict)
         self._mended = WorldBuilder(settings, node, strict)
         self._read_with: Settings | None = None
+        self._said: Settings | None = None  # settings by the files as they are, and those that counted then
+        self._counted = settings
         self._files: dict[str, _File] = {}
         self._documents: dict[str, _Read] = {}
 
@@ -113,15 +115,21 @@ class Loader:
         builder = self._builder
         effective = self._read_with or builder.settings([])
         parts = self._parts(contents, effective)
-        settings = builder.settings(parts)
-        if settings != effective:  # the ConfigMap decides what policies may say, so they are read again with it
+        said = builder.settings(parts)
+        settings = self._counted if said == self._said else said
+        for _ in range(2):
             parts = self._parts(contents, settings)
-        joined = builder.join(parts, settings)
+            joined = builder.join(parts, settings)
+            mended = mend(parts, set(joined.refused), settings) if mend is not None else None
+            counts = None if mended is None else Part(mended)
+            counted = said if counts is None else builder.settings([counts])
+            self._said, self._counted = said, counted
+            if counted == settings:
+                break
+            settings = counted  # the ConfigMap that counts decides what policies may say: they are read again with it
         loaded = Loaded(joined.world, joined.errors, joined.warnings, joined.skipped, _listed(parts, joined))
-        if mend is not None:
-            mended = mend(parts, set(joined.refused), settings)
-            if mended is not None:
-                loaded.world = self._mended.join([Part(mended)], settings).world
+        if counts is not None:
+            loaded.world = self._mended.join([counts], joined.world.settings).world
         return loaded
 
     def _parts(self, contents: Sequence[tuple[str, bytes | PolicyError]], settings: Settings) -> list[Part]:
@@ -217,12 +225,38 @@ def find_files(paths: Sequence[str | Path]) -> list[tuple[str, bool]]:
     return list(found.items())
 
 
+def walk_folders(
+    top: str, onerror: Callable[[OSError], None] | None = None
+) -> Iterator[tuple[str, list[str], list[str]]]:
+    """
+    As os.walk, of the folders that count: in order, each once, also where a link leads to one.
+
+    Kubernetes mounts a key `team/x.yaml` as a link `team` beside the folder that it swaps.
+    """
+    seen: set[tuple[int, int]] = set()
+    _is_new(top, seen)
+    for base, folders, names in os.walk(top, onerror=onerror, followlinks=True):
+        shown = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = [name for name in shown if _is_new(os.path.join(base, name), seen)]
+        yield base, folders, names
+
+
+def _is_new(folder: str, seen: set[tuple[int, int]]) -> bool:
+    try:
+        found = os.stat(folder)
+    except OSError:
+        return True  # whoever walks there is told
+    key = (found.st_dev, found.st_ino)
+    is_new = key not in seen
+    seen.add(key)
+    return is_new
+
+
 def _walk(folder: str) -> Iterator[str]:
     def fail(error: OSError) -> None:
         raise error
 
-    for base, folders, files in os.walk(folder, onerror=fail):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    for base, _, files in walk_folders(folder, fail):
         for file in sorted(files):
             if file.endswith(SUFFIXES) and not file.startswith("."):
                 yield os.path.join(base, file)

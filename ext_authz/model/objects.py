@@ -209,6 +209,8 @@ class _ObjectReader:
             "ConfigMap": context.cilium_config,
         }
         parsed.value = readers[kind]()
+        # What it would have said holds for everybody.
+        parsed.closed = kind == "ConfigMap" and reader.ref.name in ("", "cilium-config")
 
     def _read_policy(self, reader: Reader, root: Mapping, parsed: ParsedObject) -> None:
         is_network_policy = reader.ref.kind == "NetworkPolicy"

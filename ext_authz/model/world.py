@@ -194,9 +194,8 @@ def _world(
         policies = [policy for policy in policies if policy.ref.kind != "NetworkPolicy"]
     bad = [parsed for part in parts for parsed in part.bad]
     isolated = [item for parsed in bad for item in parsed.isolated]
-    if joined.refused:
-        refused = [p for part in parts for p in part.good if id(p) in joined.refused]
-        isolated += [replace(item, reason=joined.refused[id(p)]) for p in refused for item in p.isolated]
+    refused = [p for part in parts for p in part.good if id(p) in joined.refused] if joined.refused else []
+    isolated += [replace(item, reason=joined.refused[id(p)]) for p in refused for item in p.isolated]
     return World(
         policies=tuple(policies),
         endpoints=endpoints if isinstance(endpoints, Endpoints) else tuple(endpoints),
@@ -205,7 +204,7 @@ def _world(
         secrets=tuple(records.get(Secret, ())),
         settings=settings,
         isolated=tuple(isolated),
-        closed=any(parsed.closed for parsed in bad),
+        closed=any(parsed.closed for parsed in [*bad, *refused]),
     )
 
 

@@ -17,6 +17,8 @@ from ext_authz.state import read_owned
 
 log = logging.getLogger(__name__)
 
+_RETRY_S = 1.0
+
 
 class Follower:
     """
@@ -29,6 +31,7 @@ class Follower:
         self._path = path
         self._store = store
         self._seen: tuple[int, ...] | None = None
+        self._retry = float("inf")
         self.rejected = 0
         self.problem = ""
         self.loaded_at = 0.0
@@ -49,7 +52,7 @@ class Follower:
         except OSError:
             return False  # nothing published yet, or taken away: the one in force stays
         seen = (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size)
-        if seen == self._seen:
+        if seen == self._seen and time.monotonic() < self._retry:
             return False
         self._seen = seen
         return self._load()
@@ -72,11 +75,13 @@ class Follower:
         try:
             self._store.load(read_owned(self._path))
         except (OSError, SnapshotError, MemoryError) as error:
+            # What was read and is bad stays bad; what could not be read may be good all the same.
+            self._retry = float("inf") if isinstance(error, SnapshotError) else time.monotonic() + _RETRY_S
             self.rejected += 1
             self.problem = str(error)
             event(log, logging.ERROR, "snapshot refused, the last one stays", reason=error, rejected=self.rejected)
             return False
-        self.problem = ""
+        self.problem, self._retry = "", float("inf")
         self.loaded_at = time.time()
         took = (time.monotonic() - started) * 1000
         event(log, logging.INFO, "snapshot in force", revision=self._store.revision, load_ms=took)

@@ -86,6 +86,8 @@ static int read_file(struct snapshot_file *file, char **data, size_t *size, stru
 		code = *data ? read_all(fd, *data, *size) : ENOMEM;
 	}
 	close(fd);
+	if (code && !bad)
+		file->tried = false; // the file may be good all the same: it is read again
 	if (code)
 		free(*data);
 	return code ? fail(err, file, code, bad) : 0;
@@ -107,6 +109,8 @@ int snapshot_file_load(struct snapshot_file *file, struct idm_error *err)
 	if (previous)
 		idm_snapshot_unref(previous);
 	free(data);
+	if (ret == -ENOMEM)
+		file->tried = false;
 	if (ret)
 		return fail(err, file, -ret, why.message[0] ? why.message : NULL);
 	mesh_publish(loaded);

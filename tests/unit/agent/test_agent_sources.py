@@ -7,6 +7,7 @@ Each law is checked by what the compiled snapshot decides, and again after a res
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 from sourcing import BAD_RULE, BAD_SELECTOR, World, pods, policy
 
+from ext_authz.agent import kept
 from ext_authz.agent.contents import FileCache
 from ext_authz.model.types import PolicyError
 
@@ -287,3 +289,128 @@ def test_a_link_to_nothing_is_an_error(world: World) -> None:
     for _ in looks(world):
         assert world.look().errors
         holds_as_before(world)
+
+
+def test_a_file_that_moves_to_another_source_while_they_are_read_is_not_dropped(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = world.endpoints / "web.yaml"
+    (world.policies / "web.yaml").rename(before)
+    world.look()
+    holds_as_before(world)
+    once_before(monkeypatch, "pods.yaml", lambda: before.rename(world.policies / "web.yaml"))
+    assert not world.look().errors
+    holds_as_before(world)
+
+
+def test_a_document_that_moves_to_a_file_read_already_is_not_dropped(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def move() -> None:
+        world.write("policies/db.yaml", policy("db", "db", "web") + policy())
+        world.write("policies/web.yaml", policy("more", "db", "web"))
+
+    once_before(monkeypatch, "web.yaml", move)
+    assert not world.look().errors
+    holds_as_before(world)
+
+
+def test_a_policy_without_the_denials_still_to_be_written_does_not_count(world: World) -> None:
+    begun = policy("db", "db", "web")
+    world.write("policies/db.yaml", begun + "  ingressDeny: [{fromEndpoints: [{matchLabels: {app: web}}]}]\n")
+    world.look()
+    assert not world.passes("web", "db")
+    with (world.policies / "db.yaml").open("w") as writer:
+        writer.write(begun)
+        writer.flush()
+        view = world.look()
+        assert [error.reason for error in view.errors] == ["is being written"]
+        assert not world.passes("web", "db")
+    assert not world.look().errors
+    assert world.passes("web", "db")
+
+
+@pytest.mark.parametrize("nested", ["", "deep/"])
+def test_a_link_to_a_folder_is_that_folder(world: World, tmp_path: Path, nested: str) -> None:
+    """As Kubernetes mounts a key `team/x.yaml`."""
+    target = tmp_path / "target"
+    (target / nested).mkdir(parents=True)
+    (world.policies / "web.yaml").rename(target / nested / "web.yaml")
+    (world.policies / "team").symlink_to(target)
+    (target / "again").symlink_to(target)
+    for _ in looks(world):
+        assert not world.look().errors
+        holds_as_before(world)
+    target.rename(tmp_path / "gone")
+    for _ in looks(world):
+        assert "a link to nothing" in world.look().errors[0].reason
+        holds_as_before(world)
+
+
+CONFIG = (
+    "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: cilium-config, namespace: kube-system}\n"
+    "data: {enable-policy: always}\n"
+)
+
+
+@pytest.mark.parametrize(
+    "bad", ["a: [", "", CONFIG.replace("always", "sometimes"), CONFIG.replace("data: {", "data: [")]
+)
+def test_a_bad_config_map_keeps_its_settings(world: World, bad: str) -> None:
+    world.write("policies/config.yaml", CONFIG)
+    assert not world.look().errors
+    assert not world.passes("client", "other")
+    world.write("policies/config.yaml", bad)
+    for _ in looks(world):
+        view = world.look()
+        assert len(view.errors) == 1
+        assert view.kept == ["ConfigMap kube-system/cilium-config"]
+        assert not world.passes("client", "other")
+        holds_as_before(world)
+    (world.policies / "config.yaml").unlink()
+    assert not world.look().errors
+    assert world.passes("client", "other")
+
+
+def test_a_bad_config_map_without_last_version_closes_the_node(world: World) -> None:
+    """What it would have said holds for everybody."""
+    world.write("policies/config.yaml", CONFIG.replace("always", "sometimes"))
+    assert world.look().world.closed
+    assert not world.passes("client", "other")
+
+
+@pytest.mark.parametrize("second", ["default", "never"])
+def test_two_config_maps_of_one_name_close_the_node(world: World, second: str) -> None:
+    world.write("policies/config.yaml", CONFIG)
+    world.write("policies/more.yaml", CONFIG.replace("always", second))
+    assert world.look().errors
+    assert not world.passes("client", "other")
+    assert not world.passes("other")
+
+
+def test_what_could_not_be_kept_is_kept_the_next_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "no space", str(path))
+
+    world.write("policies/web.yaml", policy(peer="other"))
+    with monkeypatch.context() as full:
+        full.setattr(kept, "write_atomic", fail)
+        with pytest.raises(OSError, match="no space"):
+            world.look()
+    world.look()
+    world.restart()
+    world.write("policies/web.yaml", "a: [")
+    world.look()
+    assert world.passes("other")
+    assert not world.passes("client")
+
+
+def test_a_file_that_comes_while_others_are_read_costs_no_second_reading(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.look()
+    once_before(monkeypatch, "db.yaml", lambda: world.write("policies/a.yaml", policy("a", "web", "other")))
+    assert not world.look().errors
+    assert not world.passes("other")
+    assert not world.look().errors
+    assert world.passes("other")
