@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from ext_authz.agent.attachments import Attachment, AttachmentStore, Stage
+from ext_authz.boot import boot_id
 from ext_authz.datapath import Datapath, DatapathError
 from ext_authz.datapath.addresses import packed
 from ext_authz.datapath.layout import row
@@ -53,7 +54,8 @@ class Places:
     def _all(self) -> Iterator[tuple[Attachment, _Held]]:
         """With the addresses that they hold, perhaps since an earlier process."""
         for attachment in self._store.all():
-            if attachment.ifindex:
+            # By another start of the host its number is another interface's.
+            if attachment.ifindex and attachment.boot in ("", boot_id()):
                 before = () if attachment.stage is Stage.COMING else attachment.addresses
                 yield attachment, self._held.get(attachment.key, before)
 

@@ -31,8 +31,13 @@ class Kernel:
 
 
 class Store:
+    boot = ""
+
     def all(self) -> list[Attachment]:
-        return [Attachment("default", name, (ADDRESSES[name],), n, ifindex=n) for n, name in NUMBERS.items()]
+        return [
+            Attachment("default", name, (ADDRESSES[name],), number, ifindex=number, boot=self.boot)
+            for number, name in NUMBERS.items()
+        ]
 
 
 NUMBERS = {1: "client", 2: "web", 3: "db"}
@@ -69,3 +74,13 @@ def test_who_loses_his_address_half_way_has_it_again_by_the_revision_that_stays(
     kernel.refused = 0
     places.give_back(engine())
     assert kernel.held == EVERYBODY
+
+
+def test_by_another_start_of_the_host_nobody_is_anywhere() -> None:
+    kernel: Any = Kernel()
+    store: Any = Store()
+    store.boot = "another"
+    places = Places(kernel, store)
+    places.take_away(engine("other"))
+    places.give_back(engine())
+    assert kernel.held == {}
