@@ -27,6 +27,7 @@ from typing import Any
 from ext_authz import logs
 from ext_authz.agent.applied import AppliedStore
 from ext_authz.agent.attachments import AttachmentStore
+from ext_authz.agent.contents import WRITTEN
 from ext_authz.agent.datapath_services import ServiceWriter
 from ext_authz.agent.pressure import pressure
 from ext_authz.agent.sources import Sources, View, within
@@ -109,7 +110,7 @@ class Builder:
         """A file that is bad and was written this moment may still be half written: it is given time."""
         view = self._sources.look()
         for _ in range(_SETTLE_LOOKS):
-            if not any(_fresh(error.origin.file) for error in view.errors):
+            if not any(error.reason.endswith(WRITTEN) or _fresh(error.origin.file) for error in view.errors):
                 break
             time.sleep(_SETTLE_S)
             view = self._sources.look()

@@ -25,6 +25,8 @@ _SETTLED_NS = 100_000_000
 # after which the builder looks again.
 _WRITTEN_NS = 50_000_000
 _READINGS = 3
+# Ends reasons that hold for a moment only, and no event tells when they do no more.
+WRITTEN = "is being written"
 _Mark = tuple[int, int, int, int, int]
 
 
@@ -50,7 +52,7 @@ class FileCache:
             if mark and age_ns > _SETTLED_NS and isinstance(content, bytes) and len(content) == mark[2]:
                 self._known[path] = (mark, content)
             return content
-        return PolicyError(Origin(path, 1, 1), ObjectRef("", "", ""), "", "is being written")
+        return PolicyError(Origin(path, 1, 1), ObjectRef("", "", ""), "", WRITTEN)
 
     def forget(self, paths: Container[str]) -> None:
         """Forget files that are not among these."""

@@ -8,23 +8,26 @@ and send, as that one. So an address goes before the revision in which it is ano
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from ext_authz.agent.attachments import Attachment, AttachmentStore, Stage
-from ext_authz.datapath import Datapath
+from ext_authz.boot import boot_id
+from ext_authz.datapath import Datapath, DatapathError
 from ext_authz.datapath.addresses import packed
 from ext_authz.datapath.layout import row
 from ext_authz.engine.engine import Engine
 from ext_authz.flow.names import Identities
 
+_Held = tuple[str, ...] | None  # addresses; None: the kernel refused half-way, so nobody knows
+
 
 class Places:
-    """Of one data path. All raise DatapathError: the kernel refuses."""
+    """Of one data path. All raise DatapathError: the kernel refuses; where many are meant, all others are done."""
 
     def __init__(self, kernel: Datapath, store: AttachmentStore) -> None:
         self._kernel = kernel
         self._store = store
-        self._held: dict[str, tuple[str, ...]] = {}  # by the endpoint's name
+        self._held: dict[str, _Held] = {}  # by the endpoint's name
 
     def attach(self, attachment: Attachment, engine: Engine | None) -> None:
         """engine: in force; None: of the revision in force nobody knows whose an address is."""
@@ -40,28 +43,36 @@ class Places:
 
     def take_away(self, engine: Engine) -> None:
         """What is another's in the revision to come."""
-        for attachment, held in self._all():
-            own = own_addresses(attachment, engine)
-            self._place(attachment, held, tuple(address for address in held if address in own))
+        found = [(one, held, own_addresses(one, engine)) for one, held in self._all()]
+        self._place((one, held, tuple(at for at in held or () if at in own)) for one, held, own in found)
 
     def give_back(self, engine: Engine) -> None:
         """What is the endpoint's own in the revision in force."""
-        for attachment, held in self._all():
-            if attachment.stage is Stage.ATTACHED:
-                self._place(attachment, held, own_addresses(attachment, engine))
+        ready = ((one, held) for one, held in self._all() if one.stage is Stage.ATTACHED)
+        self._place((one, held, own_addresses(one, engine)) for one, held in ready)
 
-    def _all(self) -> Iterator[tuple[Attachment, tuple[str, ...]]]:
+    def _all(self) -> Iterator[tuple[Attachment, _Held]]:
         """With the addresses that they hold, perhaps since an earlier process."""
         for attachment in self._store.all():
-            if attachment.ifindex:
+            # By another start of the host its number is another interface's.
+            if attachment.ifindex and attachment.boot in ("", boot_id()):
                 before = () if attachment.stage is Stage.COMING else attachment.addresses
                 yield attachment, self._held.get(attachment.key, before)
 
-    def _place(self, attachment: Attachment, held: tuple[str, ...], addresses: tuple[str, ...]) -> None:
-        if addresses != held:
+    def _place(self, wanted: Iterable[tuple[Attachment, _Held, tuple[str, ...]]]) -> None:
+        failures = []
+        for attachment, held, addresses in wanted:
+            if addresses == held:
+                continue
+            self._held[attachment.key] = None
             mac = attachment.mac or None
-            self._kernel.place(attachment.ifindex, addresses, mac, peer_ifindex=attachment.peer_ifindex)
-            self._held[attachment.key] = addresses
+            try:
+                self._kernel.place(attachment.ifindex, addresses, mac, peer_ifindex=attachment.peer_ifindex)
+                self._held[attachment.key] = addresses
+            except DatapathError as error:
+                failures.append(f"{attachment.key}: {error}")
+        if failures:
+            raise DatapathError(failures[0])
 
     def _as_before(self, attachment: Attachment) -> Iterator[str]:
         """Where an earlier process had put them."""

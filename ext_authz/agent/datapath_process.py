@@ -63,6 +63,7 @@ _PRIVATE = (
     "enforced ends with it; have the host mount it before, as the units of idmesh systemd do"
 )
 FAILURES = (DatapathError, RoutingError, OSError)
+_PLACES = "not every endpoint has its addresses"
 
 
 class Keeper:
@@ -153,15 +154,18 @@ class Keeper:
 
     def _publish(self, snapshot: bytes, engine: Engine) -> dict[str, Any]:
         """Who loses an address by it loses it before: it must not speak for the next one."""
-        self._places.take_away(engine)
         try:
+            self._places.take_away(engine)
             report = asdict(self._kernel.publish(snapshot))
         except DatapathError:
             if self.following.engine is not None:
-                self._places.give_back(self.following.engine)
+                self._give_back(self.following.engine)
             raise
-        self._attempt("not every endpoint has its addresses", lambda: self._places.give_back(engine))
+        self._give_back(engine)
         return report
+
+    def _give_back(self, engine: Engine) -> None:
+        self._attempt(_PLACES, lambda: self._places.give_back(engine))
 
     def _attach(self, attachment: Attachment) -> None:
         self._cgroups.attach(attachment)
@@ -235,6 +239,8 @@ class Keeper:
         """Once a second."""
         self.events.offer()
         self.look()
+        if _PLACES in self._troubles and self.following.engine is not None:
+            self._give_back(self.following.engine)
         self._attempt("what is steered finds no Envoy", self._listeners.look)
         if self.addresses.known != self._locals:
             self.address_change()

@@ -318,7 +318,8 @@ class _Mender:
         self.names: list[str] = []
 
     def mend(self, parts: Sequence[Part], refused: set[int], settings: Settings) -> list[ParsedObject] | None:
-        """The objects that count, or None if nothing is to mend."""
+        """The objects that count, or None if nothing is to mend. The last call, of those for one look, holds."""
+        self.used, self.names = [], []
         self._add_emptied({part.file for part in parts if part.objects})
         if not refused and not any(part.bad for part in parts) and not self._found.lost:
             return None

@@ -124,7 +124,8 @@ static int move_address(struct idm_datapath *datapath, const struct idm_address 
 		r = write_row(datapath, slot, address, ifindex);
 	if (moves)
 		row_is_gone(datapath);
-	if (row)
+	// It may be a slot's own shadow, which must not say what the kernel does not.
+	if (row && !r)
 		memcpy((uint8_t *)row + offsetof(struct idm_endpoint_row, ifindex), &ifindex, sizeof(ifindex));
 	return r;
 }

@@ -372,6 +372,18 @@ def test_a_bad_config_map_keeps_its_settings(world: World, bad: str) -> None:
     assert world.passes("client", "other")
 
 
+def test_nothing_is_said_to_be_kept_that_counts_by_the_settings_that_came_back(world: World) -> None:
+    world.write("policies/config.yaml", CONFIG.replace("enable-policy: always", "enable-icmp-rules: 'false'"))
+    world.look()
+    world.write("policies/config.yaml", "a: [")
+    assert world.look().kept
+    (world.policies / "config.yaml").unlink()
+    world.write("policies/web.yaml", policy().replace("}}]}]", "}}], icmps: [{fields: [{type: 8}]}]}]"))
+    view = world.look()
+    assert not view.errors
+    assert not view.kept
+
+
 def test_a_bad_config_map_without_last_version_closes_the_node(world: World) -> None:
     """What it would have said holds for everybody."""
     world.write("policies/config.yaml", CONFIG.replace("always", "sometimes"))

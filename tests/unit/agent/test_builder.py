@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import os
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -136,3 +137,23 @@ def test_no_policy_waits_for_services(sources: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(OSError, match="no room"):
         made.build()
     assert _in_force(sources) != before
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+def test_a_file_that_nobody_closes_is_taken_once_it_is_left_alone(sources: Path, is_old: bool) -> None:
+    """No event tells when, neither of the file nor of its folder."""
+    alone = sources / "alone"
+    alone.mkdir()
+    file = alone / "wide.yaml"
+    file.write_text(POLICY.format(name="a").replace("name: wide", "name: alone"))
+    os.utime(alone, (1e9, 1e9))
+    made = builder.Builder(State(sources.parent / "state"), {"policies": [alone]}, Settings(), None)
+    before = made.build()["digest"]
+    with file.open("w") as writer:
+        writer.write(POLICY.format(name="b").replace("name: wide", "name: alone"))
+        writer.flush()
+        if is_old:
+            os.utime(file, (1e9, 1e9))
+        report = made.build()
+    assert not report["errors"]
+    assert report["digest"] != before
