@@ -27,7 +27,6 @@ from typing import Any
 from ext_authz import logs
 from ext_authz.agent.applied import AppliedStore
 from ext_authz.agent.attachments import AttachmentStore
-from ext_authz.agent.contents import WRITTEN
 from ext_authz.agent.datapath_services import ServiceWriter
 from ext_authz.agent.pressure import pressure
 from ext_authz.agent.sources import Sources, View, within
@@ -71,6 +70,7 @@ class Builder:
         self._services = ServiceWriter(state, node)
         self._digest = ""
         self._published = 0.0
+        self._unfinished: set[str] = set()  # files that were still being written at the last look
 
     def build(self) -> dict[str, Any]:
         """
@@ -110,10 +110,13 @@ class Builder:
         """A file that is bad and was written this moment may still be half written: it is given time."""
         view = self._sources.look()
         for _ in range(_SETTLE_LOOKS):
-            if not any(error.reason.endswith(WRITTEN) or _fresh(error.origin.file) for error in view.errors):
+            fresh = {error.origin.file for error in view.errors if _fresh(error.origin.file)}
+            if not (fresh | view.unfinished) - self._unfinished:
                 break
             time.sleep(_SETTLE_S)
             view = self._sources.look()
+        # Whoever writes for longer is waited for once: its end is told by an event.
+        self._unfinished = view.unfinished
         return view
 
     def _write_services(self, services: Sequence[Service]) -> Exception | None:

@@ -17,7 +17,10 @@ from ext_authz.datapath.addresses import packed
 from ext_authz.datapath.layout import row
 from ext_authz.engine.engine import Engine
 from ext_authz.flow.names import Identities
+from ext_authz.identity import reserved
 
+# Of an address that the revision has no row for.
+_NOBODYS = tuple((identity, None) for identity in (reserved.WORLD, reserved.WORLD_IPV4, reserved.WORLD_IPV6))
 _Held = tuple[str, ...] | None  # addresses; None: the kernel refused half-way, so nobody knows
 
 
@@ -42,14 +45,14 @@ class Places:
         self._held.pop(attachment.key, None)
 
     def take_away(self, engine: Engine) -> None:
-        """What is another's in the revision to come."""
-        found = [(one, held, own_addresses(one, engine)) for one, held in self._all()]
-        self._place((one, held, tuple(at for at in held or () if at in own)) for one, held, own in found)
+        """What is another's in the revision to come. What is nobody's stays: no row of it will say who it is."""
+        found = [(one, held, _ours_or_nobodys(one, engine)) for one, held in self._all()]
+        self._place((one, held, tuple(at for at in held or () if at in kept)) for one, held, kept in found)
 
     def give_back(self, engine: Engine) -> None:
         """What is the endpoint's own in the revision in force."""
-        ready = ((one, held) for one, held in self._all() if one.stage is Stage.ATTACHED)
-        self._place((one, held, own_addresses(one, engine)) for one, held in ready)
+        ready = [(one, held) for one, held in self._all() if one.stage is Stage.ATTACHED]
+        self._place((one, held, _of_revision(one, held, engine)) for one, held in ready)
 
     def _all(self) -> Iterator[tuple[Attachment, _Held]]:
         """With the addresses that they hold, perhaps since an earlier process."""
@@ -94,3 +97,16 @@ def own_addresses(attachment: Attachment, engine: Engine) -> tuple[str, ...]:
         if endpoint is not None and names.endpoint(endpoint) == attachment.key:
             own.append(address)
     return tuple(own)
+
+
+def _ours_or_nobodys(attachment: Attachment, engine: Engine) -> set[str]:
+    nobodys = {address for address in attachment.addresses if engine.resolve(address) in _NOBODYS}
+    return nobodys | set(own_addresses(attachment, engine))
+
+
+def _of_revision(attachment: Attachment, held: _Held, engine: Engine) -> tuple[str, ...]:
+    """The own addresses, and those held that are nobody's."""
+    own, kept = own_addresses(attachment, engine), _ours_or_nobodys(attachment, engine)
+    return tuple(
+        address for address in attachment.addresses if address in own or (address in kept and address in (held or ()))
+    )

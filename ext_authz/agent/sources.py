@@ -19,7 +19,7 @@ from pathlib import Path
 
 from ext_authz.agent.applied import Applied, AppliedStore
 from ext_authz.agent.attachments import AttachmentStore
-from ext_authz.agent.contents import FileCache
+from ext_authz.agent.contents import WRITTEN, FileCache
 from ext_authz.agent.kept import Kept, KeptStore
 from ext_authz.model import SUFFIXES
 from ext_authz.model.load import Loaded, Loader, walk_folders
@@ -61,6 +61,7 @@ class View:
     hashes: dict[str, int] = field(default_factory=dict)
     unclean: set[str] = field(default_factory=set)  # files that hold something bad, or something kept
     largest: int = 0  # bytes of the largest file
+    unfinished: set[str] = field(default_factory=set)  # files that somebody is just writing
 
 
 @dataclass(slots=True)
@@ -73,6 +74,7 @@ class _Found:
     sources: list[Source] = field(default_factory=list)
     unread: set[str] = field(default_factory=set)  # sources that are missing or cannot be read; empty ones were read
     marks: dict[str, tuple[int, ...] | None] = field(default_factory=dict)  # sources and folders before they were read
+    unfinished: set[str] = field(default_factory=set)  # files that somebody is just writing
 
 
 class Sources:
@@ -118,6 +120,7 @@ class Sources:
         counts = {"objects": objects, "skipped": sum(loaded.skipped.values())}
         errors = [*found.errors, *loaded.errors]
         view = View(world, errors, loaded.warnings, found.sources, mender.names, counts)
+        view.unfinished = found.unfinished
         self._remember(view, loaded, found, mender)
         return view
 
@@ -167,7 +170,7 @@ class Sources:
         if os.path.isdir(source.path):
             self._read_folder(source, found)
         else:
-            found.contents.setdefault(source.path, self._files.read(source.path))
+            found.contents.setdefault(source.path, self._take(source.path, found))
         own = [name for name in found.contents if within(name, source.path)]
         source.files = len(own)
         problem = self._source_problem(source, own, found)
@@ -199,6 +202,12 @@ class Sources:
             return "its objects keep their last good version"
         return "it never held a good object that could stand in for it"
 
+    def _take(self, path: str, found: _Found) -> bytes | PolicyError:
+        content = self._files.read(path)
+        if isinstance(content, PolicyError) and content.reason == WRITTEN:
+            found.unfinished.add(path)
+        return content
+
     def _read_folder(self, source: Source, found: _Found) -> None:
         known: dict[str, int] = defaultdict(int)
         for file in self._store.files():
@@ -218,7 +227,10 @@ class Sources:
             files = sorted(name for name in names if name.endswith(SUFFIXES) and not name.startswith("."))
             for name in files:
                 path = os.path.join(base, name)
-                found.contents.setdefault(path, self._files.read(path))
+                content = self._take(path, found)
+                # A new one is not there yet: no reason to close the node while it is copied.
+                if path not in found.unfinished or path in self._contents or not self._contents:
+                    found.contents.setdefault(path, content)
             if not files and known[base] and base != source.path:
                 self._lose(base, _EMPTIED, found)
 

@@ -268,7 +268,9 @@ def refused_config(config: Path, folder: Path, envoy: EnvoyBinary) -> str:
 def _listening(envoy: Envoy) -> bool:
     assert envoy.process.poll() is None, envoy.log.read_text()[-3000:]
     with contextlib.suppress(OSError):
-        return envoy.admin_get("/ready").strip() == "LIVE"
+        # LIVE is said before the workers listen.
+        started = envoy.admin_get("/stats?filter=^listener_manager.workers_started$").strip()
+        return envoy.admin_get("/ready").strip() == "LIVE" and started.endswith(": 1")
     return False
 
 

@@ -426,3 +426,15 @@ def test_a_file_that_comes_while_others_are_read_costs_no_second_reading(
     assert not world.passes("other")
     assert not world.look().errors
     assert world.passes("other")
+
+
+def test_a_new_file_that_is_just_written_is_not_there_yet(world: World) -> None:
+    """A slow copy into the folder closes nobody."""
+    with (world.policies / "new.yaml").open("w") as writer:
+        writer.write(policy("new", "web", "other"))
+        writer.flush()
+        view = world.look()
+        assert (view.errors, view.unfinished) == ([], {str(world.policies / "new.yaml")})
+        holds_as_before(world)
+    assert not world.look().unfinished
+    assert world.passes("other")

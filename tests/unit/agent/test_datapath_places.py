@@ -44,15 +44,17 @@ NUMBERS = {1: "client", 2: "web", 3: "db"}
 EVERYBODY = {number: (ADDRESSES[name],) for number, name in NUMBERS.items()}
 
 
-def engine(*names: str) -> Engine:
-    return Engine.open(Compiler(MemoryAllocator(1)).compile(load_text(pods(*names), "pods.yaml").world).snapshot)
+def engine(*names: str, prefix: str = "") -> Engine:
+    """Of these Pods, or all; prefix: others have their addresses."""
+    text = pods(*names).replace("name: ", f"name: {prefix}")
+    return Engine.open(Compiler(MemoryAllocator(1)).compile(load_text(text, "pods.yaml").world).snapshot)
 
 
 def test_whom_the_kernel_refuses_gets_his_address_the_next_time() -> None:
     kernel: Any = Kernel()
     store: Any = Store()
     places = Places(kernel, store)
-    places.take_away(engine("other"))
+    places.take_away(engine(prefix="next-"))
     assert set(kernel.held.values()) == {()}
     kernel.refused = 1
     with pytest.raises(DatapathError, match="default/client: half-way"):
@@ -69,7 +71,7 @@ def test_who_loses_his_address_half_way_has_it_again_by_the_revision_that_stays(
     places = Places(kernel, store)
     kernel.refused = 1
     with pytest.raises(DatapathError):
-        places.take_away(engine("other"))
+        places.take_away(engine(prefix="next-"))
     assert set(kernel.held.values()) == {()}
     kernel.refused = 0
     places.give_back(engine())
@@ -81,6 +83,17 @@ def test_by_another_start_of_the_host_nobody_is_anywhere() -> None:
     store: Any = Store()
     store.boot = "another"
     places = Places(kernel, store)
-    places.take_away(engine("other"))
+    places.take_away(engine(prefix="next-"))
     places.give_back(engine())
     assert kernel.held == {}
+
+
+def test_what_becomes_nobodys_stays_where_it_is() -> None:
+    """A policy that comes with it need not wait for a grace period each."""
+    kernel: Any = Kernel()
+    store: Any = Store()
+    places = Places(kernel, store)
+    for revision in (engine("client"), engine()):
+        places.take_away(revision)
+        places.give_back(revision)
+        assert kernel.held == {}
