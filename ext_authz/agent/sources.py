@@ -93,6 +93,8 @@ class Sources:
         self._attached = attached
         self._node = node
         self._paths = [(role, str(path.absolute())) for role, found in paths.items() for path in found]
+        # No link leads into another source, nor to what is kept of them.
+        self._apart = [*(path for _, path in self._paths), str(kept)]
         self._store = KeptStore(kept)
         self._loader = Loader(settings=settings, node=node)
         self._files = FileCache()
@@ -221,7 +223,7 @@ class Sources:
             folder = str(error.filename)
             self._lose(folder, f"cannot be read: {error.strerror}", found)
 
-        for base, folders, names in walk_folders(source.path, fail):
+        for base, folders, names in walk_folders(source.path, self._apart, fail):
             for path in (os.path.join(base, name) for name in folders):
                 found.marks.setdefault(path, _mark(path))
             files = sorted(name for name in names if name.endswith(SUFFIXES) and not name.startswith("."))

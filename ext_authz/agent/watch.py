@@ -22,7 +22,7 @@ from ext_authz.model.load import walk_folders
 log = logging.getLogger(__name__)
 
 
-def walk(path: Path) -> Iterator[tuple[str, os.stat_result]]:
+def walk(path: Path, others: Sequence[Path] = ()) -> Iterator[tuple[str, os.stat_result]]:
     """Every file of a source with its state; a file named itself counts whatever its suffix. Errors are skipped."""
     try:
         found = path.stat()
@@ -31,7 +31,7 @@ def walk(path: Path) -> Iterator[tuple[str, os.stat_result]]:
     if not os.path.isdir(path):
         yield str(path), found
         return
-    for folder, _, files in walk_folders(str(path)):
+    for folder, _, files in walk_folders(str(path), others):
         for name in sorted(files):
             if name.startswith(".") or not name.endswith(SUFFIXES):
                 continue
@@ -47,7 +47,7 @@ def signature(paths: Sequence[Path]) -> bytes:
     summed = hashlib.blake2b(digest_size=16)
     for path in paths:
         summed.update(b"\1" if path.exists() else b"\0")
-        for name, found in walk(path):
+        for name, found in walk(path, paths):
             summed.update(os.fsencode(name))
             summed.update(f"\0{found.st_dev},{found.st_ino},{found.st_size},{found.st_mtime_ns}\n".encode())
     return summed.digest()
@@ -95,7 +95,7 @@ class Watch:
             for path in self._paths:
                 self._inotify.watch(str(path.absolute().parent))
                 if path.is_dir():
-                    for folder, _, _ in walk_folders(str(path)):
+                    for folder, _, _ in walk_folders(str(path), self._paths):
                         self._inotify.watch(folder)
         except OSError as error:  # the kernel's limit on watches: the signature still notices
             event(log, logging.WARNING, "cannot watch all directories, polling the rest", reason=error)

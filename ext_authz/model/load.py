@@ -13,7 +13,7 @@ import contextlib
 import gc
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -217,7 +217,7 @@ def find_files(paths: Sequence[str | Path]) -> list[tuple[str, bool]]:
     for path in paths:
         name = os.fspath(path)
         if os.path.isdir(name):
-            for file in _walk(name):
+            for file in _walk(name, paths):
                 found.setdefault(file, False)
         else:
             os.stat(name)  # raises for what does not exist
@@ -226,19 +226,31 @@ def find_files(paths: Sequence[str | Path]) -> list[tuple[str, bool]]:
 
 
 def walk_folders(
-    top: str, onerror: Callable[[OSError], None] | None = None
+    top: str, others: Iterable[str | Path] = (), onerror: Callable[[OSError], None] | None = None
 ) -> Iterator[tuple[str, list[str], list[str]]]:
     """
     As os.walk, of the folders that count: in order, each once, also where a link leads to one.
 
     Kubernetes mounts a key `team/x.yaml` as a link `team` beside the folder that it swaps.
+
+    Args:
+        others: What is read for itself: no link is followed into it, nor to where it lies.
     """
+    apart = [os.path.realpath(other) for other in others if os.path.abspath(other) != os.path.abspath(top)]
     seen: set[tuple[int, int]] = set()
     _is_new(top, seen)
     for base, folders, names in os.walk(top, onerror=onerror, followlinks=True):
         shown = sorted(name for name in folders if not name.startswith("."))
-        folders[:] = [name for name in shown if _is_new(os.path.join(base, name), seen)]
+        paths = [(name, os.path.join(base, name)) for name in shown]
+        folders[:] = [name for name, path in paths if not _leads_to(path, apart) and _is_new(path, seen)]
         yield base, folders, names
+
+
+def _leads_to(path: str, others: Sequence[str]) -> bool:
+    if not others or not os.path.islink(path):
+        return False
+    target = os.path.realpath(path)
+    return any(os.path.commonpath((target, other)) in (target, other) for other in others)
 
 
 def _is_new(folder: str, seen: set[tuple[int, int]]) -> bool:
@@ -252,11 +264,11 @@ def _is_new(folder: str, seen: set[tuple[int, int]]) -> bool:
     return is_new
 
 
-def _walk(folder: str) -> Iterator[str]:
+def _walk(folder: str, others: Sequence[str | Path]) -> Iterator[str]:
     def fail(error: OSError) -> None:
         raise error
 
-    for base, _, files in walk_folders(folder, fail):
+    for base, _, files in walk_folders(folder, others, fail):
         for file in sorted(files):
             if file.endswith(SUFFIXES) and not file.startswith("."):
                 yield os.path.join(base, file)

@@ -438,3 +438,12 @@ def test_a_new_file_that_is_just_written_is_not_there_yet(world: World) -> None:
         holds_as_before(world)
     assert not world.look().unfinished
     assert world.passes("other")
+
+
+@pytest.mark.parametrize("target", ["endpoints", "."])
+def test_no_link_leads_into_another_source(world: World, target: str) -> None:
+    """To it, or to where both lie: nothing is defined twice."""
+    (world.policies / "more").symlink_to(world.policies.parent / target)
+    for _ in looks(world):
+        assert world.look().errors == []
+        holds_as_before(world)
