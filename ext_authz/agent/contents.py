@@ -25,7 +25,7 @@ _SETTLED_NS = 100_000_000
 # after which the builder looks again.
 _WRITTEN_NS = 50_000_000
 _READINGS = 3
-# Ends reasons that hold for a moment only, and no event tells when they do no more.
+# The reason that holds for a moment only; no event tells when it does no more.
 WRITTEN = "is being written"
 _Mark = tuple[int, int, int, int, int]
 

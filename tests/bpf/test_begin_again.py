@@ -80,6 +80,20 @@ def its_own(_: Steered) -> None:
     pass
 
 
+def held_to_requests(
+    site: Steered, name: str, client: socket.socket, listener: socket.socket, meanwhile: Callable[[Steered], None]
+) -> None:
+    """A connection that was allowed says nothing more once a rule for requests selects it."""
+    with listener.accept()[0] as server:
+        client.sendall(b"one")
+        assert server.recv(16) == b"one"
+        site.wait_for(site.apply(allow(name, "host", PORT, egress=True, http="/a")))
+        meanwhile(site)
+        nothing_more(client, server)
+        site.apply(allow(name, "host", PORT, egress=True, http="/b"))
+        nothing_more(client, server)
+
+
 @pytest.mark.parametrize("meanwhile", [its_own, nobody_knows], ids=["row", "no row"])
 @pytest.mark.parametrize("addresses", PAIRS, ids=["ipv4", "ipv6"])
 def test_a_pods_direct_connection_to_the_host_ends_where_requests_are_to_be_judged(
@@ -98,14 +112,7 @@ def test_a_pods_direct_connection_to_the_host_ends_where_requests_are_to_be_judg
     with listening(site.host, target) as listener, end.socket(of_version(own)) as client:
         client.settimeout(5)
         client.connect((target, PORT))
-        with listener.accept()[0] as server:
-            client.sendall(b"one")
-            assert server.recv(16) == b"one"
-            site.wait_for(site.apply(allow("client", "host", PORT, egress=True, http="/a")))
-            meanwhile(site)
-            nothing_more(client, server)
-            site.apply(allow("client", "host", PORT, egress=True, http="/b"))
-            nothing_more(client, server)
+        held_to_requests(site, "client", client, listener, meanwhile)
 
 
 def socket_of(cgroup: Path, space: Space) -> socket.socket:
@@ -131,11 +138,4 @@ def test_so_does_that_of_a_workload_without_a_namespace(
         site.start(find_envoy())
         with listening(site.host, HOST) as listener, socket_of(site.unit, site.host) as client:
             run_in(site.unit, site.host, lambda: client.connect((HOST, PORT)))
-            with listener.accept()[0] as server:
-                client.sendall(b"one")
-                assert server.recv(16) == b"one"
-                site.wait_for(site.apply(allow("unit", "host", PORT, egress=True, http="/a")))
-                meanwhile(site)
-                nothing_more(client, server)
-                site.apply(allow("unit", "host", PORT, egress=True, http="/b"))
-                nothing_more(client, server)
+            held_to_requests(site, "unit", client, listener, meanwhile)

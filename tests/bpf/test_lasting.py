@@ -149,30 +149,36 @@ def denials(site: Steered) -> int:
     return sum(packets for value in values for packets, _ in struct.iter_unpack("=2Q", value))
 
 
-@both_versions
-@WAYS
-def test_a_denial_ends_a_download_that_runs(addresses: tuple[str, str], rules: str, site: Steered) -> None:
+@contextlib.contextmanager
+def downloading(site: Steered, addresses: tuple[str, str], rules: str) -> Iterator[Download]:
+    """By a policy that allows it; with rules for requests, through Envoy."""
     client, server = site.add("client", addresses[0]), site.add("server", addresses[1])
     site.apply(policy(rules % "client"))
     if rules is L7:
         site.start(find_envoy())
-    with endless(server, addresses[1]):
-        download = Download(line_of(client, addresses[0]), addresses[1])
-        try:
-            eventually(grows(download))
-            site.apply(policy(rules % "client") + policy("egress: [{}]", "unrelated", "nobody"))
-            eventually(grows(download), what="a policy of somebody else stopped it")
-            before = denials(site)
-            site.apply(policy(rules % "nobody"))
-            denied_at = time.monotonic()
-            if rules is L7:
-                eventually(lambda: download.ended_at, what="Envoy keeps what policy denies")
-                print(f"closed {(download.ended_at - denied_at) * 1000:.1f} ms after the denial was published")
-            eventually(lambda: denials(site) > before, what="nothing is denied")
-            # What the client's socket held already it may read.
-            eventually(lambda: _rests(download), what="bytes still arrive")
-        finally:
-            download.close()
+    with (
+        endless(server, addresses[1]),
+        contextlib.closing(Download(line_of(client, addresses[0]), addresses[1])) as made,
+    ):
+        eventually(grows(made))
+        yield made
+
+
+@both_versions
+@WAYS
+def test_a_denial_ends_a_download_that_runs(addresses: tuple[str, str], rules: str, site: Steered) -> None:
+    with downloading(site, addresses, rules) as download:
+        site.apply(policy(rules % "client") + policy("egress: [{}]", "unrelated", "nobody"))
+        eventually(grows(download), what="a policy of somebody else stopped it")
+        before = denials(site)
+        site.apply(policy(rules % "nobody"))
+        denied_at = time.monotonic()
+        if rules is L7:
+            eventually(lambda: download.ended_at, what="Envoy keeps what policy denies")
+            print(f"closed {(download.ended_at - denied_at) * 1000:.1f} ms after the denial was published")
+        eventually(lambda: denials(site) > before, what="nothing is denied")
+        # What the client's socket held already it may read.
+        eventually(lambda: _rests(download), what="bytes still arrive")
 
 
 def _rests(download: Download) -> bool:
@@ -184,19 +190,10 @@ def _rests(download: Download) -> bool:
 @both_versions
 @WAYS
 def test_hours_of_silence_end_no_connection(addresses: tuple[str, str], rules: str, site: Steered) -> None:
-    client, server = site.add("client", addresses[0]), site.add("server", addresses[1])
-    site.apply(policy(rules % "client"))
-    if rules is L7:
-        site.start(find_envoy())
-    with endless(server, addresses[1]):
-        download = Download(line_of(client, addresses[0]), addresses[1])
-        try:
-            eventually(grows(download))
-            for _ in range(3):
-                assert idle(site, 5 * HOURS) >= (2 if rules is L7 else 1)
-                eventually(grows(download), what="an idle connection was forgotten too soon")
-        finally:
-            download.close()
+    with downloading(site, addresses, rules) as download:
+        for _ in range(3):
+            assert idle(site, 5 * HOURS) >= (2 if rules is L7 else 1)
+            eventually(grows(download), what="an idle connection was forgotten too soon")
 
 
 @both_versions
