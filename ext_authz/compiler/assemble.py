@@ -15,6 +15,7 @@ from hashlib import blake2b
 from ext_authz.compiler.blocks import Section, digests_of
 from ext_authz.compiler.pools import packer
 from ext_authz.engine import layout
+from ext_authz.engine._engine import lib
 
 _section = packer("idm_section", "id", "item_size", "offset", "count")
 _table_ref = packer("idm_table_ref", "kind", "crc32", "offset", "size", "revision", "digest")
@@ -49,7 +50,8 @@ def pack_table(kind: int, sections: Sequence[bytes | Section], previous: Table |
     if previous is not None and previous.digest == digest:
         return previous
     data = _join_sections(directory, held)
-    return Table(kind, data, zlib.crc32(data), digest, revision)
+    # zlib's checksum, several times as fast.
+    return Table(kind, data, int(lib.idm_crc32(0, data, len(data))), digest, revision)
 
 
 def table_digest(data: bytes) -> bytes:

@@ -18,6 +18,8 @@ from ext_authz.state import read_owned
 log = logging.getLogger(__name__)
 
 _RETRY_S = 1.0
+# How often free memory is given back. After every load, loads of many revisions a second would take twice as long.
+_TRIM_S = 1.0
 
 
 class Follower:
@@ -32,6 +34,8 @@ class Follower:
         self._store = store
         self._seen: tuple[int, ...] | None = None
         self._retry = float("inf")
+        self._is_untidy = False
+        self._trimmed = float("-inf")
         self.rejected = 0
         self.problem = ""
         self.loaded_at = 0.0
@@ -46,6 +50,13 @@ class Follower:
 
     def look(self) -> bool:
         """Load what changed. True if a new snapshot came into force."""
+        is_new = self._look()
+        if self._is_untidy and time.monotonic() - self._trimmed >= _TRIM_S:
+            trim()
+            self._is_untidy, self._trimmed = False, time.monotonic()
+        return is_new
+
+    def _look(self) -> bool:
         self._rewatch()
         try:
             found = os.stat(self._path, follow_symlinks=False)
@@ -54,7 +65,7 @@ class Follower:
         seen = (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size)
         if seen == self._seen and time.monotonic() < self._retry:
             return False
-        self._seen = seen
+        self._seen, self._is_untidy = seen, True
         return self._load()
 
     def _rewatch(self) -> None:
@@ -65,12 +76,6 @@ class Follower:
             self._inotify.watch(folder, MOVED_TO | CREATE | DELETE_SELF | MOVE_SELF)
 
     def _load(self) -> bool:
-        try:
-            return self._load_file()
-        finally:
-            trim()
-
-    def _load_file(self) -> bool:
         started = time.monotonic()
         try:
             self._store.load(read_owned(self._path))
