@@ -76,6 +76,7 @@ class Worker:
         )
         self._reported: dict[str, object] = {}
         self._crowd = 0  # most streams seen at once since memory was given back
+        self._trims = 0  # how often it is still to be given back
 
     def start(self) -> None:
         self.follower.look()
@@ -142,12 +143,14 @@ class Worker:
                 reported = time.monotonic()
 
     def _give_back(self) -> None:
-        """Return memory after a crowd of streams."""
+        """Return memory after a crowd of streams, and once more: what held the last of them goes a little later."""
         now = len(self.server.streams.open)
         if self._crowd > max(_CROWD, 2 * now):
-            trim()
-            self._crowd = 0
+            self._crowd, self._trims = 0, 2
         self._crowd = max(self._crowd, now)
+        if self._trims:
+            self._trims -= 1
+            trim()
 
     def stop(self, grace_s: float) -> None:
         self.health.draining = True
