@@ -20,7 +20,13 @@ class Children:
     proxy: Proxy | None = None
     observer: Observing | None = None
     _busy: threading.Lock = field(default_factory=threading.Lock)
+    _began: bool = False
     _done: bool = False
+
+    @property
+    def are_anothers(self) -> bool:
+        """Some were adopted, or wait to be: they served before we came."""
+        return not self._began or any(child is not None and child.was_adopted for child in (self.pool, self.proxy))
 
     def start(self) -> None:
         """
@@ -30,6 +36,7 @@ class Children:
             AddressError: The workers cannot listen where they shall; nothing was started.
         """
         with self._busy:
+            self._began = True
             if self.pool:
                 self.pool.start()
             if self.observer:

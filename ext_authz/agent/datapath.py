@@ -34,7 +34,7 @@ _CALL_S = 60.0
 _LINE_MAX = 16 << 20
 _LOOK_S = 0.1
 # How often a node begins again whose process was killed while it loaded: that says nothing about its host.
-_STARTS = 5
+STARTS = 5
 
 
 class Mode(StrEnum):
@@ -101,11 +101,11 @@ class Datapath:
             raise DatapathError(self.why_not)
         if not self.wanted:
             return
-        for start in range(1, _STARTS + 1):
+        for start in range(1, STARTS + 1):
             try:
                 await self._running()
             except DatapathError as error:
-                if self._must and isinstance(error, Killed) and start < _STARTS:
+                if self._must and isinstance(error, Killed) and start < STARTS:
                     continue
                 if self._must:
                     raise

@@ -69,14 +69,15 @@ class Node:
         """
         Run until a signal.
 
-        SIGTERM and SIGINT drain and end everything. SIGUSR2 leaves the children to the next agent. SIGHUP, also that
-        of a terminal that closes, has the sources read again, and the file of flow lines opened anew.
+        SIGTERM and SIGINT drain and end everything. SIGUSR2 leaves the children to the next agent, and so does an
+        agent that fails, but for what a first start began. SIGHUP, also that of a terminal that closes, has the
+        sources read again, and the file of flow lines opened anew.
         """
         self._handle_signals()
         watch = Watch(self.paths)
         self._read_when_ready(watch)
         tasks: list[asyncio.Task[None]] = []
-        server = None
+        server, is_ready = None, False
         try:
             # The sources first: a reader that starts before the first snapshot would deny for nothing.
             await self.building.build()
@@ -86,12 +87,17 @@ class Node:
             admin = Administration(AppliedStore(self.state.applied), self.building.rebuilt, self.attaching)
             server = await administration.serve(self.state, admin)
             notify("READY=1", self._status_line())
+            is_ready = True
             work = (self.building.loop(), self._poll_loop(watch), self._tick_loop(), self.datapath.loop())
             tasks += [asyncio.create_task(loop) for loop in (*work, self._attach_loop())]
             ending = asyncio.create_task(self._ended.wait())
             done, _ = await asyncio.wait([*tasks, ending], return_when=asyncio.FIRST_COMPLETED)
             for task in done - {ending}:
                 task.result()  # a loop that ended has failed: let it be seen
+        except Exception:
+            # Whoever starts us again finds at work what was; but what a first start began ends with it.
+            self._leaving |= is_ready or self.children.are_anothers
+            raise
         finally:
             notify("STOPPING=1")
             await administration.stop(server, self.state)

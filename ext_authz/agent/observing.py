@@ -107,10 +107,10 @@ class Observing:
     def stop(self) -> None:
         process, self.process = self.process, None
         if process:
+            with contextlib.suppress(OSError):  # first: one that ends must not be adopted
+                self._record.unlink()
             process.end(_END_S)
             process.close()
-        with contextlib.suppress(OSError):
-            self._record.unlink()
 
     def leave(self) -> None:
         """At a handover it stays for the next agent, unless it writes to our stdout."""

@@ -64,6 +64,7 @@ class Proxy:
         self._leaving: list[Leaving] = []
         self.admin = admin
         self.process: Held | None = None
+        self.was_adopted = False
 
     @property
     def _record(self) -> Path:
@@ -77,6 +78,7 @@ class Proxy:
         if self._wish().fits(record) and record["pid"] in earlier and self._runs_our_binary(record["pid"]):
             with contextlib.suppress(OSError):
                 self.process = Held(record["pid"])
+                self.was_adopted = True
                 self._backoff.started()
                 earlier.remove(self.process.pid)
                 event(log, logging.INFO, "Envoy adopted", pid=self.process.pid)
@@ -209,8 +211,9 @@ class Proxy:
     def stop(self) -> None:
         """Drain, then end."""
         if self.process:
+            # First: were we killed meanwhile, the next node must not adopt one that sends its clients away.
+            with contextlib.suppress(OSError):
+                self._record.unlink()
             self._leaving.append(Leaving(self.process, self.admin, self._grace_s))
         self.process = None
         self._wait_gone()
-        with contextlib.suppress(OSError):
-            self._record.unlink()

@@ -55,6 +55,7 @@ class Pool:
     grace_s: float = 5.0
     log_level: str = "INFO"
     slots: list[_Slot] = field(default_factory=list)
+    was_adopted: bool = False
     _files: str = ""
     _leaving: list[tuple[Held, float]] = field(default_factory=list)
 
@@ -73,6 +74,7 @@ class Pool:
         _refuse_strangers(slots, orphans)
         self.slots = slots  # ours from here on: `stop` removes their sockets
         adopted = self._adopt(orphans)
+        self.was_adopted = bool(adopted)
         rest = [pid for pid in orphans if pid not in adopted]
         if not self.address.path:  # a port has one owner: make room first
             self._end(rest)
@@ -112,6 +114,10 @@ class Pool:
 
     def stop(self) -> None:
         """Drain all, then end what is left."""
+        if not self.slots:  # not begun: what runs is an earlier pool's
+            return
+        with contextlib.suppress(OSError):  # first: who drains must not be adopted
+            self._record.unlink()
         running = [slot.process for slot in self.slots if slot.process]
         running += [process for process, _ in self._leaving]
         for process in running:
@@ -127,8 +133,6 @@ class Pool:
             if slot.address.path:
                 with contextlib.suppress(OSError):
                     os.unlink(slot.address.path)
-        with contextlib.suppress(OSError):
-            self._record.unlink()
 
     @property
     def _record(self) -> Path:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 
-from ext_authz.agent.datapath import MODULE
+from ext_authz.agent.datapath import MODULE, STARTS
 from ext_authz.process import find_processes
 from ext_authz.state import read_json
 from tests.bpf.net import Network, eventually
@@ -78,6 +78,7 @@ class Killer:
         self._asking: list[threading.Thread] = []
         self._began: tuple[bool, float] = True, time.monotonic()
         self._load_s = {True: 1.5, False: 0.7}  # how long agent or process takes to begin, as it was seen last
+        self._hits = 0  # of the data path, since the agent began or was seen at work
         self.kills: Counter[str] = Counter()
         self.recoveries = 0
 
@@ -111,30 +112,38 @@ class Killer:
             self._node.admin(moment, "more", netns=where, labels={"app": "more"})
 
     def _kill(self, victim: str) -> None:
-        process = self._node.process
-        assert process is not None
-        assert process.poll() is None, f"the agent ended by itself: {self._node.log()}"
+        self._revive()
         if victim != "agent":
-            root = os.fsencode(self._node.state.root)
-            for pid in find_processes(lambda words: MODULE.encode() in words and root in words):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            self._hits += kill_data_path(self._node)
         if victim != "data path":
             self._node.kill()
-            self._node.launch()
+            self._launch()
         self._began = victim != "data path", time.monotonic()
+
+    def _launch(self) -> None:
+        self._node.launch()
+        self._hits = 0
+
+    def _revive(self) -> None:
+        """An agent gives up whose data path is killed at each start; who starts it again does so then, too."""
+        process = self._node.process
+        assert process is not None
+        if process.poll() is not None:
+            assert (process.returncode, self._hits >= STARTS) == (2, True), f"it ended by itself: {self._node.log()}"
+            self._launch()
 
     def recover(self) -> None:
         """Wait until it has come back by itself, and follows the newest policy."""
         eventually(self._is_back, RECOVERY_S, f"it does not come back: {self._node.log()}")
+        self._hits = 0
         whole, since = self._began
         self._load_s[whole] = min(3.0, 0.1 + time.monotonic() - since)
         self.recoveries += 1
 
     def _is_back(self) -> bool:
+        self._revive()
         process, page = self._node.process, read_json(self._node.state.status) or {}
         assert process is not None
-        assert process.poll() is None, f"the agent ended by itself: {self._node.log()}"
         path = read_json(self._node.state.datapath / "page.json") or {}
         told = page.get("datapath") or {}
         if page.get("pid") != process.pid or told.get("pid") is None or told["pid"] != path.get("pid"):
@@ -193,6 +202,37 @@ def test_a_killed_node_leaves_nothing_unjudged_and_loses_nothing_and_comes_back(
     assert {one["endpoint"] for one in status["attached"]} >= {"default/client", "default/other", "default/web"}
     eventually(lambda: not node.json("datapath", "status")["warnings"], 30, f"{status['warnings']} {node.log()}")
     assert len(list((node.state.datapath_pins / "sets").iterdir())) == 1
+    log = (node.folder / "log").read_text()
+    assert (log.count("Envoy started"), log.count("draining")) == (1, 0)
+
+
+def test_an_agent_whose_data_path_never_comes_up_leaves_envoy_to_the_next(node: NodeRun) -> None:
+    node.start()
+    eventually(lambda: envoy_of(node), 20)
+    before = envoy_of(node)
+    node.kill()
+    node.launch()
+    process = node.process
+    assert process is not None
+    eventually(lambda: (kill_data_path(node), process.poll() is not None)[1], 60, "it goes on trying")
+    assert process.returncode == 2, node.log()
+    node.start()
+    eventually(lambda: envoy_of(node), 20)
+    assert envoy_of(node) == before
+
+
+def envoy_of(node: NodeRun) -> int | None:
+    return (read_json(node.state.status) or {}).get("envoy")
+
+
+def kill_data_path(node: NodeRun) -> bool:
+    """False: none ran."""
+    root = os.fsencode(node.state.root)
+    found = find_processes(lambda words: MODULE.encode() in words and root in words)
+    for pid in found:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return bool(found)
 
 
 def stages(node: NodeRun) -> set[str]:

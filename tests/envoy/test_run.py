@@ -54,13 +54,32 @@ class Run:
         staged.write_text(policy(rules))
         staged.rename(self.folder / "policies/p.yaml")
 
-    def start(self, *words: str) -> None:
+    def _command(self, *words: str) -> list[str]:
         command = [sys.executable, "-m", "ext_authz.cli", "run", "--state", str(self.state.root)]
-        command += ["--policies", str(self.folder / "policies"), "--endpoints", str(self.folder / "endpoints")]
-        environment = dict(os.environ, PYTHONPATH=str(ROOT), IDMESH_ENVOY=str(self.envoy.path))
+        return [
+            *command,
+            "--policies",
+            str(self.folder / "policies"),
+            "--endpoints",
+            str(self.folder / "endpoints"),
+            *words,
+        ]
+
+    def _environment(self) -> dict[str, str]:
+        return dict(os.environ, PYTHONPATH=str(ROOT), IDMESH_ENVOY=str(self.envoy.path))
+
+    def fails(self, *words: str) -> str:
+        """What a node says that does not start."""
+        ended = subprocess.run(
+            self._command(*words), env=self._environment(), capture_output=True, text=True, check=False, timeout=30
+        )
+        assert ended.returncode == 2
+        return ended.stderr
+
+    def start(self, *words: str) -> None:
         with open(self.folder / "log", "ab") as log:
             self.process = subprocess.Popen(
-                [*command, *words], env=environment, stderr=log, stdout=log, umask=self.umask
+                self._command(*words), env=self._environment(), stderr=log, stdout=log, umask=self.umask
             )
         wait_until(lambda: self.status(CLIENT, "/public/x") == 200, (self.folder / "log").read_text()[-1500:], 30)
         # An Envoy that an earlier agent left answers at once.
@@ -80,6 +99,13 @@ class Run:
         command += ["--state", str(self.state.root), *words]
         environment = dict(os.environ, PYTHONPATH=str(ROOT))
         return subprocess.run(command, env=environment, capture_output=True, check=True).stdout
+
+    def goodbye(self) -> str | None:
+        """What Envoy says of a new client's connection: close, or nothing."""
+        connection = http.client.HTTPConnection(SERVER, self.port, timeout=5, source_address=(CLIENT, 0))
+        with contextlib.closing(connection):
+            connection.request("GET", "/public/x")
+            return connection.getresponse().getheader("connection")
 
     def status(self, source: str, path: str) -> int:
         """0: nobody answers."""
@@ -244,6 +270,41 @@ def test_a_connection_outlives_the_agent_and_the_next_adopts_what_runs(
     wait_until(lambda: held.status("/public/x") == 403, "the next agent's own policy")
     assert run.stop() == 0
     assert all(_ended(pid) for pid in before)
+
+
+def test_an_envoy_that_was_draining_when_its_agent_was_killed_is_not_adopted(run: Run) -> None:
+    """It sends everybody away, so adopting it would cost each client its connection at every request."""
+    run.start(*run.door("module"), "--grace", "60")
+    assert run.process is not None
+    draining, held = run.pids()[0], Held(run)
+    assert held.status("/public/x") == 200
+    run.process.terminate()
+    wait_until(lambda: run.goodbye() == "close", "the drain")
+    run.process.kill()
+    run.process.wait()
+    run.start(*run.door("module"), "--grace", "1")
+    assert run.envoy_now() not in (None, draining)
+    wait_until(lambda: _ended(draining), "its end", 20)
+    assert run.goodbye() is None
+
+
+@pytest.mark.parametrize("door", ["module", "ext-authz"])
+def test_an_agent_that_does_not_start_leaves_what_runs_to_the_next(run: Run, door: str) -> None:
+    run.start(*run.door(door))
+    assert run.process is not None
+    before, held = run.pids(), Held(run)
+    run.process.kill()
+    run.process.wait()
+    taken = run.folder / "taken.sock"
+    with socket.socket(socket.AF_UNIX) as stranger:
+        stranger.bind(f"{taken}.0")  # of the first worker
+        stranger.listen()
+        words = [*run.door(door), "--grpc", f"unix:{taken}"]
+        assert "another process serves it" in run.fails(*words)
+    assert held.status("/public/x") == 200
+    run.start(*run.door(door))
+    wait_until(lambda: run.pids() == before, "the adoption")
+    assert held.status("/public/x") == 200
 
 
 def test_an_adopted_envoy_that_is_killed_is_started_again(run: Run) -> None:
