@@ -4,16 +4,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from ipaddress import IPv6Address, ip_address
+from ipaddress import IPv6Address
 
 from ext_authz.compiler.resolved import Address, EndpointRow
 from ext_authz.identity.labels import LabelSet
+from ext_authz.model.addresses import read_address
 from ext_authz.model.types import Endpoint, NamedPort
 
 
 def parse_address(text: str) -> Address:
     """An address; IPv4-mapped IPv6 counts as IPv4. Raises ValueError."""
-    address = ip_address(text)
+    address = read_address(text)
     if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
         return address.ipv4_mapped
     return address

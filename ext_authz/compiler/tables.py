@@ -161,6 +161,7 @@ class IdentityPools:
         self._hosts = _Hosts()
         self._last: tuple[object, ...] = ()
         self._packed = b""  # the identities
+        self._ranges: dict[int, tuple[Sequence[RangeRow], bytes]] = {}  # by the size of an address
         self._fresh_size = 0
 
     @property
@@ -189,13 +190,19 @@ class IdentityPools:
             self._named,
             self._endpoints,
             slots,
-            _pack_ranges(resolved.ranges4, 4),
-            _pack_ranges(resolved.ranges6, 16),
+            self._range_bytes(resolved.ranges4, 4),
+            self._range_bytes(resolved.ranges6, 16),
             self._strings,
         ]
         self._last = now
         self._fresh_size = self._fresh_size or self._size()
         return pack_table(layout.TableKind.IDENTITIES, sections, previous, revision)
+
+    def _range_bytes(self, rows: Sequence[RangeRow], size: int) -> bytes:
+        known = self._ranges.get(size)
+        if known is None or known[0] is not rows:
+            known = self._ranges[size] = (rows, _pack_ranges(rows, size))
+        return known[1]
 
     def _pack_identity(self, row: IdentityRow) -> bytes:
         labels = self._labels.intern(b"".join(_string(*self._strings(label)) for label in row.labels))

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import base64
 import binascii
-import ipaddress
 from collections.abc import Mapping as AbstractMapping
 from dataclasses import dataclass
 from typing import Any
 
+from ext_authz.model.addresses import read_address
 from ext_authz.model.nodes import Mapping, Node
 from ext_authz.model.ports import is_service_name
 from ext_authz.model.reading import Reader, child, present, shown
@@ -303,7 +303,7 @@ class ContextReader:
 
     def _address(self, node: Node, path: str, text: str) -> tuple[str, ...]:
         try:
-            address = ipaddress.ip_address(text)
+            address = read_address(text)
         except ValueError:
             self._reader.error(node, path, f"{shown(text)} is no address")
             return ()

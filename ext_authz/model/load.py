@@ -118,7 +118,8 @@ class Loader:
         said = builder.settings(parts)
         settings = self._counted if said == self._said else said
         for _ in range(2):
-            parts = self._parts(contents, settings)
+            if settings != self._read_with:
+                parts = self._parts(contents, settings)
             joined = builder.join(parts, settings)
             mended = mend(parts, set(joined.refused), settings) if mend is not None else None
             counts = None if mended is None else Part(mended)
