@@ -10,11 +10,11 @@ import os
 import signal
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ext_authz.logs import event
-from ext_authz.process import Held
+from ext_authz.process import Held, start_time
 
 log = logging.getLogger(__name__)
 
@@ -101,14 +101,21 @@ class Leaving:
     """An Envoy on its way out: its clients are asked to leave, then it is. `tick` until it says it is gone."""
 
     def __init__(self, process: Held, admin: Admin | None, grace_s: float) -> None:
+        """Nothing happens to it before `begin`."""
         self.process = process
         self._admin = admin
+        self._grace_s = grace_s
         self._until = time.monotonic() + grace_s
         self._ended = False
-        self._begin()
 
-    def _begin(self) -> None:
-        """One that does not answer is just ended."""
+    def record(self) -> dict[str, Any]:
+        """To be kept, so that a later node goes on with it."""
+        admin = asdict(self._admin) if self._admin else {}
+        return {"pid": self.process.pid, "start": start_time(self.process.pid), "admin": admin}
+
+    def begin(self) -> None:
+        """Ask its clients to leave. One that does not answer is just ended."""
+        self._until = time.monotonic() + self._grace_s
         try:
             if self._admin and self.process.running():
                 self._admin.request("POST", "/healthcheck/fail")

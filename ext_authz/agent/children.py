@@ -20,13 +20,12 @@ class Children:
     proxy: Proxy | None = None
     observer: Observing | None = None
     _busy: threading.Lock = field(default_factory=threading.Lock)
-    _began: bool = False
     _done: bool = False
 
     @property
-    def are_anothers(self) -> bool:
-        """Some were adopted, or wait to be: they served before we came."""
-        return not self._began or any(child is not None and child.was_adopted for child in (self.pool, self.proxy))
+    def found_earlier(self) -> bool:
+        """Those of an earlier node ran when we started: ours are adopted, or stand in their place."""
+        return any(child is not None and child.found_earlier for child in (self.pool, self.proxy, self.observer))
 
     def start(self) -> None:
         """
@@ -36,7 +35,6 @@ class Children:
             AddressError: The workers cannot listen where they shall; nothing was started.
         """
         with self._busy:
-            self._began = True
             if self.pool:
                 self.pool.start()
             if self.observer:
@@ -66,6 +64,8 @@ class Children:
         """Go without them: the next agent adopts them."""
         with self._busy:
             self._done = True
+            if self.proxy:
+                self.proxy.leave()
             if self.observer:
                 self.observer.leave()
 

@@ -96,7 +96,10 @@ class Node:
                 task.result()  # a loop that ended has failed: let it be seen
         except Exception:
             # Whoever starts us again finds at work what was; but what a first start began ends with it.
-            self._leaving |= is_ready or self.children.are_anothers
+            if (is_ready or self.children.found_earlier) and not self._ended.is_set():
+                self._leaving = True
+                said = {name: found for name, found in self.children.page().items() if name in ("envoy", "workers")}
+                event(log, logging.ERROR, "the agent failed; what runs is left to the next one", fields=said)
             raise
         finally:
             notify("STOPPING=1")

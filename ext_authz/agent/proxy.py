@@ -64,7 +64,8 @@ class Proxy:
         self._leaving: list[Leaving] = []
         self.admin = admin
         self.process: Held | None = None
-        self.was_adopted = False
+        self._entry: dict[str, Any] = {}  # what is on record of it
+        self.found_earlier = False  # one of an earlier node ran when we started
 
     @property
     def _record(self) -> Path:
@@ -72,36 +73,48 @@ class Proxy:
 
     def start(self) -> None:
         """Adopt the Envoy of an earlier node, or succeed it."""
-        earlier = find_processes(self._is_ours)
-        record = read_json(self._record)
-        other = self._other(record, earlier)
+        record = self._read_record()
+        earlier, other = self._earlier(record)
+        self.found_earlier = bool(earlier or other)
         if self._wish().fits(record) and record["pid"] in earlier and self._runs_our_binary(record["pid"]):
             with contextlib.suppress(OSError):
                 self.process = Held(record["pid"])
-                self.was_adopted = True
+                self._entry = record
                 self._backoff.started()
                 earlier.remove(self.process.pid)
                 event(log, logging.INFO, "Envoy adopted", pid=self.process.pid)
-        elif isinstance(record, dict):
+        else:
             self._forget(record.get("pid"), [*earlier, *other])
         self._succeed(earlier, other)
 
     def alone(self) -> bool:
         """True if no Envoy of an earlier node is there to be adopted or succeeded."""
-        return not find_processes(self._is_ours) and not self._other(read_json(self._record), ())
+        return not any(self._earlier(self._read_record()))
 
-    @staticmethod
-    def _other(record: Any, known: Sequence[int]) -> dict[int, Admin]:
-        """The Envoy on record, by its admin interface, if its configuration is another one: it may hold our port."""
-        pid = record.get("pid") if isinstance(record, dict) else None
-        if not isinstance(pid, int) or pid in known or not command_line(pid):
-            return {}
-        if start_time(pid) != record.get("start"):
-            return {}
+    def _earlier(self, record: dict[str, Any]) -> tuple[list[int], dict[int, Admin]]:
+        """
+        The Envoys of earlier nodes: those of our configuration's name, and others by their admin interfaces.
+
+        Others have another configuration and may hold our port, or are being drained already.
+        """
+        drained = record.get("leaving")
+        other = _on_record(drained if isinstance(drained, list) else [])
+        earlier = [pid for pid in find_processes(self._is_ours) if pid not in other]
+        return earlier, other | {pid: at for pid, at in _on_record([record]).items() if pid not in earlier}
+
+    def _read_record(self) -> dict[str, Any]:
+        record = read_json(self._record)
+        return record if isinstance(record, dict) else {}
+
+    def _write_record(self) -> None:
+        """Whom the next node finds: ours, which it may adopt, and those that it must not."""
         try:
-            return {pid: Admin(**(record.get("admin") or {}))}
-        except TypeError:
-            return {pid: Admin()}
+            if self._entry or self._leaving:
+                write_json(self._record, {**self._entry, "leaving": [one.record() for one in self._leaving]})
+            else:
+                self._record.unlink(missing_ok=True)
+        except OSError as error:  # then the next node starts its own
+            event(log, logging.WARNING, "cannot record Envoy", reason=error)
 
     def _is_ours(self, words: list[bytes]) -> bool:
         config = os.fsencode(self._config)
@@ -121,34 +134,43 @@ class Proxy:
             return os.path.samestat(os.stat(f"/proc/{pid}/exe"), os.stat(self._binary))
         return False
 
-    def _succeed(self, earlier: list[int], other: Mapping[int, Admin]) -> None:
+    def _succeed(self, earlier: list[int], other: dict[int, Admin]) -> None:
         """Start ours, unless one was adopted, and have the earlier ones drained by `tick`."""
         if self.process is not None:
-            self._end(earlier, None)
+            self._end(self._going(dict.fromkeys(earlier) | other))
             return
         if self.admin.port:  # a port of the admin interface has one owner: make room first
-            self._end(earlier, self.admin)
-            self._end_other(other)
+            self._end(self._going(dict.fromkeys(earlier, self.admin) | other))
             self._wait_gone()
             self._spawn()
             return
-        same = self.admin in other.values()
-        moved = self.admin.moved(".old") if earlier or same else None
+        moved = self.admin.moved(f".{os.getpid()}") if earlier or self.admin in other.values() else None
+        others = {pid: moved if at == self.admin else at for pid, at in other.items()}
+        going = self._going(dict.fromkeys(earlier, moved) | others)
         self._spawn()
-        if (earlier or other) and self.admin:
+        if going and self.admin:
             self._wait_serving()
-        self._end(earlier, moved)
-        self._end_other(dict.fromkeys(other, moved) if same else other)
+        self._end(going)
 
-    def _end_other(self, other: Mapping[int, Admin | None]) -> None:
-        for pid, admin in other.items():
-            self._end([pid], admin or None)
-
-    def _end(self, pids: list[int], admin: Admin | None) -> None:
-        for pid in pids:
+    def _going(self, admins: Mapping[int, Admin | None]) -> list[Leaving]:
+        """Those shall go, each by its admin interface; it is not yet asked to."""
+        going = []
+        for pid, admin in admins.items():
             with contextlib.suppress(OSError):
-                event(log, logging.INFO, "draining the Envoy of an earlier node", pid=pid)
-                self._leaving.append(Leaving(Held(pid), admin, self._grace_s if admin else 0.0))
+                going.append(Leaving(Held(pid), admin or None, self._grace_s if admin else 0.0))
+        return self._put_on_record(going)
+
+    def _put_on_record(self, going: list[Leaving]) -> list[Leaving]:
+        """First: were we killed meanwhile, nobody may adopt what sends its clients away, nor forget it."""
+        self._leaving += going
+        self._write_record()
+        return going
+
+    @staticmethod
+    def _end(going: list[Leaving]) -> None:
+        for leaving in going:
+            event(log, logging.INFO, "draining the Envoy of an earlier node", pid=leaving.process.pid)
+            leaving.begin()
 
     def _wait_serving(self) -> None:
         until = time.monotonic() + _SERVING_S
@@ -165,6 +187,7 @@ class Proxy:
             if leaving.tick():
                 self._leaving.remove(leaving)
                 self._forget(leaving.process.pid, ())
+                self._write_record()
 
     def _forget(self, pid: object, alive: Sequence[int]) -> None:
         """Remove the reader's page that a killed Envoy left."""
@@ -181,10 +204,8 @@ class Proxy:
         except OSError as error:
             self._failed(f"cannot be started: {error}")
             return
-        try:
-            write_json(self._record, {**wish.record(self.process.pid), "admin": asdict(self.admin)})
-        except OSError as error:  # then the next node starts its own
-            event(log, logging.WARNING, "cannot record Envoy", reason=error)
+        self._entry = {**wish.record(self.process.pid), "admin": asdict(self.admin)}
+        self._write_record()
         event(log, logging.INFO, "Envoy started", pid=self.process.pid)
 
     @property
@@ -205,15 +226,30 @@ class Proxy:
             self._failed("died")
 
     def _failed(self, reason: str) -> None:
-        self.process = None
+        self.process, self._entry = None, {}
         event(log, logging.ERROR, "Envoy ended", reason=reason, wait_s=self._backoff.ended())
 
     def stop(self) -> None:
         """Drain, then end."""
-        if self.process:
-            # First: were we killed meanwhile, the next node must not adopt one that sends its clients away.
-            with contextlib.suppress(OSError):
-                self._record.unlink()
-            self._leaving.append(Leaving(self.process, self.admin, self._grace_s))
-        self.process = None
+        process, self.process, self._entry = self.process, None, {}
+        if process:
+            for leaving in self._put_on_record([Leaving(process, self.admin, self._grace_s)]):
+                leaving.begin()
         self._wait_gone()
+
+    def leave(self) -> None:
+        """Ours stays for the next node; those of earlier ones end, for perhaps nobody comes."""
+        self._wait_gone()
+
+
+def _on_record(entries: Sequence[Any]) -> dict[int, Admin]:
+    """Those of a record that still run, by their admin interfaces."""
+    found = {}
+    for entry in entries:
+        pid = entry.get("pid") if isinstance(entry, dict) else None
+        if isinstance(pid, int) and command_line(pid) and start_time(pid) == entry.get("start"):
+            try:
+                found[pid] = Admin(**(entry.get("admin") or {}))
+            except TypeError:
+                found[pid] = Admin()
+    return found

@@ -8,7 +8,6 @@ Source: reference policy-semantics sections 4, 6 and 20 (node_selector_labels, p
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from ipaddress import ip_address
 
 from ext_authz.identity import reserved
 from ext_authz.identity.allocator import Allocator
@@ -26,6 +25,7 @@ from ext_authz.identity.labels import (
     parse_label,
 )
 from ext_authz.identity.reserved import reserved_label
+from ext_authz.model.addresses import read_address
 from ext_authz.model.types import CidrGroup, Endpoint, Settings
 
 NODE_KINDS = ("host", "remote-node")
@@ -162,7 +162,7 @@ class Assigner:
 
     def _address_labels(self, endpoint: Endpoint) -> list[Label]:
         """What CIDR rules look at: each address as a prefix, and the groups around it."""
-        networks = [host_network(ip_address(address)) for address in endpoint.addresses]
+        networks = [host_network(read_address(address)) for address in endpoint.addresses]
         labels = [cidr_label(network) for network in networks]
         for group in self._groups:
             if any(contains(cidr, network) for cidr in group.cidrs for network in networks):

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Addresses from their texts; the same text gives the same object as long as it is remembered."""
+"""Addresses from their texts; the same text gives the same object as long as it is among the newest."""
 
 from __future__ import annotations
 
 import functools
 import ipaddress
 
-# Every text is read twice, by the model and by the compiler, a moment apart.
+# Of one build's changes, which the model reads first and the compiler a moment later. A first build of more finds none.
 _REMEMBERED = 8192
 
 

@@ -55,7 +55,7 @@ class Pool:
     grace_s: float = 5.0
     log_level: str = "INFO"
     slots: list[_Slot] = field(default_factory=list)
-    was_adopted: bool = False
+    found_earlier: bool = False  # workers of an earlier pool ran when we started
     _files: str = ""
     _leaving: list[tuple[Held, float]] = field(default_factory=list)
 
@@ -71,10 +71,10 @@ class Pool:
         slots = [_Slot(self.address.worker(index, self.count)) for index in range(self.count)]
         self._files = package_fingerprint(*_CODE)
         orphans = self.orphans()
+        self.found_earlier = bool(orphans)
         _refuse_strangers(slots, orphans)
         self.slots = slots  # ours from here on: `stop` removes their sockets
         adopted = self._adopt(orphans)
-        self.was_adopted = bool(adopted)
         rest = [pid for pid in orphans if pid not in adopted]
         if not self.address.path:  # a port has one owner: make room first
             self._end(rest)

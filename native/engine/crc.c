@@ -11,7 +11,7 @@
 #include <stdbool.h>
 #include <string.h>
 
-#include "crc.h"
+#include "idmesh/engine.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -28,8 +28,7 @@ static uint32_t times_x(uint32_t crc)
 	return (crc >> 1) ^ (crc & 1 ? POLYNOMIAL : 0);
 }
 
-// Before main or when the library is loaded, so that readers never race to fill it.
-__attribute__((constructor)) static void fill_slices(void)
+static void fill_slices(void)
 {
 	for (uint32_t i = 0; i < 256; i++) {
 		uint32_t crc = i;
@@ -65,6 +64,11 @@ static uint32_t by_tables(uint32_t crc, const uint8_t *p, size_t size)
 static bool can_fold;
 static uint64_t far[2], near[2]; // of the first and the last eight bytes of 16 that move by STEP, or by 16
 
+static inline __m128i at(const void *p)
+{
+	return _mm_loadu_si128(p);
+}
+
 // x^bits, as a factor of reflected numbers, which stand one bit too low.
 static uint64_t power(unsigned int bits)
 {
@@ -75,16 +79,6 @@ static uint64_t power(unsigned int bits)
 	return (uint64_t)crc << 1;
 }
 
-__attribute__((constructor)) static void prepare(void)
-{
-	__builtin_cpu_init();
-	can_fold = __builtin_cpu_supports("pclmul");
-	far[0] = power(8 * STEP + 32);
-	far[1] = power(8 * STEP - 32);
-	near[0] = power(128 + 32);
-	near[1] = power(128 - 32);
-}
-
 __attribute__((target("pclmul"))) static inline __m128i fold(__m128i held, __m128i factors, __m128i next)
 {
 	__m128i first = _mm_clmulepi64_si128(held, factors, 0x00);
@@ -93,15 +87,10 @@ __attribute__((target("pclmul"))) static inline __m128i fold(__m128i held, __m12
 	return _mm_xor_si128(next, _mm_xor_si128(first, last));
 }
 
-static inline __m128i at(const uint8_t *p)
-{
-	return _mm_loadu_si128((const __m128i *)p);
-}
-
 // size: a multiple of 16, at least STEP.
 __attribute__((target("pclmul"))) static uint32_t by_folding(uint32_t crc, const uint8_t *p, size_t size)
 {
-	__m128i factors = at((const uint8_t *)far);
+	__m128i factors = at(far);
 	__m128i held[STEP / 16];
 	uint8_t left[16];
 
@@ -111,7 +100,7 @@ __attribute__((target("pclmul"))) static uint32_t by_folding(uint32_t crc, const
 	for (p += STEP, size -= STEP; size >= STEP; p += STEP, size -= STEP)
 		for (int i = 0; i < STEP / 16; i++)
 			held[i] = fold(held[i], factors, at(p + 16 * i));
-	factors = at((const uint8_t *)near);
+	factors = at(near);
 	for (int i = 1; i < STEP / 16; i++)
 		held[0] = fold(held[0], factors, held[i]);
 	for (; size; p += 16, size -= 16)
@@ -119,7 +108,31 @@ __attribute__((target("pclmul"))) static uint32_t by_folding(uint32_t crc, const
 	_mm_storeu_si128((__m128i *)left, held[0]);
 	return by_tables(0, left, sizeof(left));
 }
+
+// What is written and what is read go through the same code: a processor that folds otherwise must not be believed.
+static void prepare_folding(void)
+{
+	const size_t size = sizeof(slices[0]);
+	const uint8_t *sample = (const uint8_t *)slices[0];
+
+	far[0] = power(8 * STEP + 32);
+	far[1] = power(8 * STEP - 32);
+	near[0] = power(128 + 32);
+	near[1] = power(128 - 32);
+	__builtin_cpu_init();
+	can_fold = __builtin_cpu_supports("pclmul") && by_folding(1, sample, size) == by_tables(1, sample, size) &&
+		   by_folding(2, sample, STEP + 16) == by_tables(2, sample, STEP + 16);
+}
 #endif
+
+// Before main or when the library is loaded, so that readers never race to fill anything.
+__attribute__((constructor)) static void prepare(void)
+{
+	fill_slices();
+#ifdef FOLD
+	prepare_folding();
+#endif
+}
 
 uint32_t idm_crc32(uint32_t crc, const void *data, size_t size)
 {

@@ -7,7 +7,6 @@
 #include <stdlib.h>
 
 #include "check.h"
-#include "crc.h"
 #include "kept.h"
 
 static const char *const table_names[IDM_TABLE_COUNT] = {"identities", "selectors", "policies"};

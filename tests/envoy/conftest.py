@@ -11,6 +11,7 @@ import pytest
 from envoy_backend import Backend, http_backend
 from envoy_harness import MODULE, NEWEST, Node, envoy_of, missing
 from envoy_places import Place, place
+from envoy_run import Run, prepared
 
 from ext_authz.envoy_binary import EnvoyBinary
 
@@ -52,3 +53,12 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str],
 def backend() -> Iterator[Backend]:
     with http_backend() as started:
         yield started
+
+
+@pytest.fixture
+def run(tmp_path: Path, envoy: EnvoyBinary, backend: Backend) -> Iterator[Run]:
+    made = prepared(tmp_path, envoy, backend)
+    try:
+        yield made
+    finally:
+        made.end()

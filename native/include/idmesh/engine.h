@@ -227,6 +227,9 @@ int idm_path_canonicalize(struct idm_bytes path, char *out, size_t *out_size);
 /* 64-bit hash used by the snapshot's tables. Never 0. */
 uint64_t idm_hash64(uint64_t seed, const void *data, size_t size);
 
+/* CRC-32 as zlib computes it. crc is the value so far, 0 at the start. */
+uint32_t idm_crc32(uint32_t crc, const void *data, size_t size);
+
 /* ---- explaining ---- */
 
 enum idm_consider {
