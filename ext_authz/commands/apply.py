@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -193,6 +194,13 @@ def _print(outcome: _Outcome, args: argparse.Namespace) -> None:
     if not outcome.failures:
         what = "withdrawn" if args.remove else f"{outcome.objects} objects"
         print(f"revision {outcome.revision}: {what}")
+    if outcome.errors and not args.remove:
+        again = escape(f"idmesh apply --remove {shlex.join(args.paths)}")
+        print(
+            f"idmesh apply: what was refused is kept, and holds what it names at its last good version; mend it and "
+            f"apply it again under the same name, or take it back: {again}",
+            file=sys.stderr,
+        )
     for reader in outcome.waiting:
         print(escape(_late(reader, outcome.revision)), file=sys.stderr)
 

@@ -23,6 +23,9 @@ from ext_authz.model.types import PolicyError
 if TYPE_CHECKING:
     from ext_authz.commands.decision import Recorded
 
+_CODES = {"allowed": 0, "denied": 1, "unknown": 2}
+# Nothing here denies it, but a door denies whom it does not know (165).
+_UNKNOWN = "cannot be told: neither end is an endpoint of this node in these files; name those that say who is who"
 _NUMBERS = {name.upper(): number for number, name in PROTOCOLS.items()}
 
 
@@ -61,9 +64,9 @@ def run(args: argparse.Namespace) -> int:
             json.dumps({"result": result, "sides": [side_record(side) for side in sides], **_record(recorded, result)})
         )
     else:
-        lines = [line for side in sides for line in side_text(side)] + [result]
+        lines = [line for side in sides for line in side_text(side)]
         print("\n".join(_lines(recorded, lines, result)))
-    return 0 if result == "allowed" else 1
+    return _CODES[result]
 
 
 def _explain_asked(args: argparse.Namespace) -> list[Side]:
@@ -109,17 +112,19 @@ def _open_view(args: argparse.Namespace) -> View:
 
 
 def _lines(recorded: Recorded | None, lines: list[str], result: str) -> list[str]:
+    said = _UNKNOWN if result == "unknown" else result
     if recorded is None:
-        return lines
+        return [*lines, said]
     same = "as recorded" if recorded.passed == (result == "allowed") else "unlike recorded"
     notes = [escape(f"note: {note}") for note in recorded.notes]
-    return [escape(f"recorded: {recorded.text()}"), *lines[:-1], *notes, f"{result}, {same}"]
+    answer = said if result == "unknown" else f"{said}, {same}"
+    return [escape(f"recorded: {recorded.text()}"), *lines, *notes, answer]
 
 
 def _record(recorded: Recorded | None, result: str) -> dict[str, Any]:
     if recorded is None:
         return {}
-    same = recorded.passed == (result == "allowed")
+    same = None if result == "unknown" else recorded.passed == (result == "allowed")
     return {"recorded": recorded.flow, "as_recorded": same, "notes": recorded.notes}
 
 

@@ -198,6 +198,9 @@ def side_record(side: Side) -> dict[str, Any]:
 
 
 def result_text(sides: Sequence[Side]) -> str:
+    """`unknown`: no policy here is asked about either end, so that nothing here lets the flow pass."""
+    if not any(side.judged for side in sides):
+        return "unknown"
     return "allowed" if all(side.passes for side in sides) else "denied"
 
 

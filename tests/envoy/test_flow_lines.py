@@ -15,12 +15,10 @@ from typing import Any
 
 import pytest
 from envoy_harness import CLIENT, OTHER, ROOT, SERVER, wait_until
-from test_run import Run, run
+from envoy_run import Run
 
 from ext_authz.flow.sink import read_rotated
 from ext_authz.process import find_processes
-
-__all__ = ["run"]
 
 DOORS = ["module", "ext-authz", "ext-proc"]
 

@@ -217,6 +217,15 @@ def test_exit_codes_are_allowed_denied_and_cannot_tell(empire, capsys):
     assert "denied" in capsys.readouterr().out
 
 
+def test_of_two_ends_that_nobody_judges_nothing_is_told(empire, capsys):
+    """A door denies whom it does not know, so that "allowed" would be wrong; the files may say too little."""
+    ask = ("explain", empire, "--from", "192.0.2.1", "--to", "192.0.2.2", "--port", "80")
+    assert run(*ask) == 2
+    assert capsys.readouterr().out.splitlines()[-1].startswith("cannot be told: neither end is an endpoint")
+    assert run(*ask, "--json") == 2
+    assert json.loads(capsys.readouterr().out)["result"] == "unknown"
+
+
 def test_json_holds_both_sides(empire, capsys):
     run("explain", empire, *ASK, "81", "--json")
     found = json.loads(capsys.readouterr().out)
