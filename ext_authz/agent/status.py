@@ -12,6 +12,8 @@ from ext_authz.state import State, read_json
 
 # A reader may need this long to load what was just published.
 GRACE_S = 1.0
+# The longest Envoy may take until its door has read a snapshot.
+_BEGIN_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +119,7 @@ def _reader(report: dict[str, Any], page: dict[str, Any]) -> Reader | None:
         published = int(page.get("revision") or 0)
         behind = revision < published or (revision == published and digest != str(page.get("digest") or digest))
         since = report.get("in_force_since")
-        late = time.time() - float(page.get("published") or 0) > GRACE_S
+        late = _published_for(page) > GRACE_S
         return Reader(
             pid=int(report["pid"]),
             door=str(report.get("door") or ""),
@@ -135,6 +137,11 @@ def _reader(report: dict[str, Any], page: dict[str, Any]) -> Reader | None:
         )
     except (KeyError, TypeError, ValueError):
         return None
+
+
+def _published_for(page: dict[str, Any]) -> float:
+    """Seconds."""
+    return time.time() - float(page.get("published") or 0)
 
 
 def _alive(pid: int) -> bool:
@@ -158,6 +165,10 @@ def _problems(pid: int | None, page: dict[str, Any], readers: list[Reader]) -> l
         problems.append("nothing is published yet")
     if pid is not None and page.get("envoy_trouble"):
         problems.append(str(page["envoy_trouble"]))
+    elif pid is not None and page.get("envoy") and not readers and _published_for(page) > _BEGIN_S:
+        problems.append(
+            f"Envoy {page['envoy']} runs, but nobody reads this state directory: does its file name another?"
+        )
     observer = page.get("observer")
     if pid is not None and isinstance(observer, dict) and observer.get("trouble"):
         problems.append(str(observer["trouble"]))

@@ -225,6 +225,18 @@ def test_a_node_that_serves_nothing_is_not_well(state: State, fields: dict[str, 
         assert not read_status(state).healthy
 
 
+@pytest.mark.parametrize(("ago_s", "is_well"), [(60, False), (2, True)])
+def test_an_envoy_that_nobody_reads_for_is_a_problem_once_it_had_time(
+    state: State, ago_s: float, is_well: bool
+) -> None:
+    """Its configuration names another state directory, or asks no door: all is denied, or nothing judged."""
+    with state.owned():
+        page(state, envoy=os.getpid(), published=time.time() - ago_s)
+        assert read_status(state).healthy is is_well
+        reader(state)
+        assert read_status(state).healthy
+
+
 def test_reports_of_ended_processes_do_not_count(state: State) -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
