@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
+import itertools
 import json
 import logging
 import os
@@ -64,15 +66,18 @@ class Admin:
         found = json.loads(body).get("stats", [])
         return sum(int(stat.get("value", 0)) for stat in found if not str(stat["name"]).startswith("listener.admin"))
 
-    def moved(self, suffix: str) -> Admin | None:
+    def moved(self) -> Admin | None:
         """The same interface under another name, so that a successor may take the first; None if it cannot be."""
         if not self.path:
             return None
         try:
-            os.rename(self.path, self.path + suffix)
+            path = next(
+                name for name in map(f"{self.path}.{{}}".format, itertools.count(1)) if not os.path.exists(name)
+            )
+            os.rename(self.path, path)
         except OSError:
             return None
-        return Admin(path=self.path + suffix)
+        return Admin(path=path)
 
     def __bool__(self) -> bool:
         return bool(self.path or self.port)
@@ -103,19 +108,22 @@ class Leaving:
     def __init__(self, process: Held, admin: Admin | None, grace_s: float) -> None:
         """Nothing happens to it before `begin`."""
         self.process = process
+        self.has_begun = False
+        self._start = start_time(process.pid)
         self._admin = admin
-        self._grace_s = grace_s
-        self._until = time.monotonic() + grace_s
+        self._socket = admin.path if admin else ""
+        # Since boot, so that a later node means the same by it: under restarts the time must not begin anew.
+        self._until = now_s() + grace_s
         self._ended = False
 
     def record(self) -> dict[str, Any]:
         """To be kept, so that a later node goes on with it."""
         admin = asdict(self._admin) if self._admin else {}
-        return {"pid": self.process.pid, "start": start_time(self.process.pid), "admin": admin}
+        return {"pid": self.process.pid, "start": self._start, "admin": admin, "until": self._until}
 
     def begin(self) -> None:
         """Ask its clients to leave. One that does not answer is just ended."""
-        self._until = time.monotonic() + self._grace_s
+        self.has_begun = True
         try:
             if self._admin and self.process.running():
                 self._admin.request("POST", "/healthcheck/fail")
@@ -129,12 +137,12 @@ class Leaving:
         if not self.process.running():
             self._close()
             return True
-        late = time.monotonic() > self._until
+        late = now_s() > self._until
         if self._ended and late:
             self.process.send(signal.SIGKILL)
         elif not self._ended and (late or self._empty()):
             self.process.send(signal.SIGTERM)
-            self._ended, self._until = True, time.monotonic() + _END_S
+            self._ended, self._until = True, now_s() + _END_S
         return False
 
     def _empty(self) -> bool:
@@ -145,8 +153,11 @@ class Leaving:
 
     def _close(self) -> None:
         self.process.close()
-        if self._admin and self._admin.path:
-            try:
-                os.unlink(self._admin.path)
-            except OSError:
-                return
+        if self._socket:
+            with contextlib.suppress(OSError):
+                os.unlink(self._socket)
+
+
+def now_s() -> float:
+    """Seconds since boot, those of sleep too."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)

@@ -22,11 +22,6 @@ class Children:
     _busy: threading.Lock = field(default_factory=threading.Lock)
     _done: bool = False
 
-    @property
-    def found_earlier(self) -> bool:
-        """Those of an earlier node ran when we started: ours are adopted, or stand in their place."""
-        return any(child is not None and child.found_earlier for child in (self.pool, self.proxy, self.observer))
-
     def start(self) -> None:
         """
         Adopt or start all.
@@ -60,14 +55,31 @@ class Children:
             if self.observer:
                 self.observer.stop()
 
-    def leave(self) -> None:
-        """Go without them: the next agent adopts them."""
+    def leave(self, is_promised: bool) -> None:
+        """Go without them: the next agent adopts them. is_promised: as of Proxy.leave."""
         with self._busy:
             self._done = True
             if self.proxy:
-                self.proxy.leave()
+                self.proxy.leave(is_promised)
             if self.observer:
                 self.observer.leave()
+
+    def give_up(self, is_ready: bool) -> bool:
+        """
+        The agent failed: what serves stays for the next one, but what a first start began ends with it.
+
+        Args:
+            is_ready: The start was over.
+
+        Returns:
+            True if it stays.
+        """
+        stays = is_ready or any(child is not None and child.found_earlier for child in (self.proxy, self.pool))
+        if stays:
+            self.leave(is_promised=False)
+        else:
+            self.stop()
+        return stays
 
     def page(self) -> dict[str, Any]:
         """Their part of the status page; `tick` may run in another thread."""

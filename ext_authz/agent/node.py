@@ -53,6 +53,8 @@ class Node:
     children: Children = field(default_factory=Children)
     started: float = field(default_factory=time.time)
     worst_stall_ms: float = 0.0
+    _is_ready: bool = False
+    _has_failed: bool = False
     _leaving: bool = False
     _shown: dict[str, Any] = field(default_factory=dict)
     _written: float = 0.0
@@ -77,7 +79,7 @@ class Node:
         watch = Watch(self.paths)
         self._read_when_ready(watch)
         tasks: list[asyncio.Task[None]] = []
-        server, is_ready = None, False
+        server = None
         try:
             # The sources first: a reader that starts before the first snapshot would deny for nothing.
             await self.building.build()
@@ -87,7 +89,7 @@ class Node:
             admin = Administration(AppliedStore(self.state.applied), self.building.rebuilt, self.attaching)
             server = await administration.serve(self.state, admin)
             notify("READY=1", self._status_line())
-            is_ready = True
+            self._is_ready = True
             work = (self.building.loop(), self._poll_loop(watch), self._tick_loop(), self.datapath.loop())
             tasks += [asyncio.create_task(loop) for loop in (*work, self._attach_loop())]
             ending = asyncio.create_task(self._ended.wait())
@@ -95,11 +97,7 @@ class Node:
             for task in done - {ending}:
                 task.result()  # a loop that ended has failed: let it be seen
         except Exception:
-            # Whoever starts us again finds at work what was; but what a first start began ends with it.
-            if (is_ready or self.children.found_earlier) and not self._ended.is_set():
-                self._leaving = True
-                said = {name: found for name, found in self.children.page().items() if name in ("envoy", "workers")}
-                event(log, logging.ERROR, "the agent failed; what runs is left to the next one", fields=said)
+            self._has_failed = True
             raise
         finally:
             notify("STOPPING=1")
@@ -111,12 +109,16 @@ class Node:
         loop.add_signal_handler(signal.SIGHUP, self._reread)
         loop.add_signal_handler(signal.SIGUSR2, self._leave)
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._ended.set)
+            loop.add_signal_handler(number, self._end)
 
     def _reread(self) -> None:
         self.building.look()
         if self.children.observer:
             self.children.observer.reread()
+
+    def _end(self) -> None:
+        self._leaving = False
+        self._ended.set()
 
     def _leave(self) -> None:
         event(log, logging.INFO, "leaving everything that runs to the next agent")
@@ -140,7 +142,7 @@ class Node:
     async def _stop(self, watch: Watch, tasks: list[asyncio.Task[None]]) -> None:
         await _cancel(tasks)
         await self.datapath.stop()
-        await asyncio.to_thread(self.children.leave if self._leaving else self.children.stop)
+        await asyncio.to_thread(self._end_children)
         await self.compiling.stop()
         for source in (watch, self.propagation):
             if source.fileno() >= 0:
@@ -148,6 +150,17 @@ class Node:
             source.close()
         with contextlib.suppress(OSError):
             self.state.status.unlink()
+
+    def _end_children(self) -> None:
+        """They end with us, unless another agent is to find them."""
+        if self._leaving:
+            self.children.leave(is_promised=True)
+        elif not self._has_failed or self._ended.is_set():
+            self.children.stop()
+        else:
+            said = {name: found for name, found in self.children.page().items() if name in ("envoy", "workers")}
+            if self.children.give_up(self._is_ready):
+                event(log, logging.ERROR, "the agent failed; what runs is left to the next one", fields=said)
 
     async def _built(self) -> None:
         await asyncio.to_thread(self._write_status)

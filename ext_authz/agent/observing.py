@@ -41,7 +41,6 @@ class Observing:
         self._command += ["--log", log_level]
         self._backoff = Backoff(_FIRST_WAIT_S)
         self.process: Held | None = None
-        self.found_earlier = False  # one of an earlier node ran when we started
 
     @property
     def _record(self) -> Path:
@@ -50,7 +49,6 @@ class Observing:
     def start(self) -> None:
         """Adopt the observer of an earlier node, or end it and start ours: there is one flows.sock."""
         earlier = find_processes(self._is_ours)
-        self.found_earlier = bool(earlier)
         record = read_json(self._record)
         if self._flows != "-" and self._wish().fits(record) and record["pid"] in earlier:
             with contextlib.suppress(OSError):

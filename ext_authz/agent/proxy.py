@@ -10,16 +10,19 @@ port) and then drains the old one.
 from __future__ import annotations
 
 import contextlib
+import glob
 import itertools
 import logging
+import math
 import os
+import stat
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ext_authz.agent.admin import Admin, Leaving
+from ext_authz.agent.admin import Admin, Leaving, now_s
 from ext_authz.backoff import Backoff
 from ext_authz.logs import event
 from ext_authz.process import Held, Wish, command_line, find_processes, fingerprint, start_detached, start_time
@@ -74,33 +77,46 @@ class Proxy:
     def start(self) -> None:
         """Adopt the Envoy of an earlier node, or succeed it."""
         record = self._read_record()
-        earlier, other = self._earlier(record)
-        self.found_earlier = bool(earlier or other)
-        if self._wish().fits(record) and record["pid"] in earlier and self._runs_our_binary(record["pid"]):
+        found = self._earlier(record)
+        self.found_earlier = bool(found)
+        self._sweep(record, found)
+        mine = found.get(record.get("pid", 0))
+        if self._wish().fits(record) and mine and not mine.is_leaving and self._runs_our_binary(mine.pid):
             with contextlib.suppress(OSError):
-                self.process = Held(record["pid"])
+                self.process = Held(mine.pid)
                 self._entry = record
                 self._backoff.started()
-                earlier.remove(self.process.pid)
-                event(log, logging.INFO, "Envoy adopted", pid=self.process.pid)
-        else:
-            self._forget(record.get("pid"), [*earlier, *other])
-        self._succeed(earlier, other)
+                del found[mine.pid]
+                event(log, logging.INFO, "Envoy adopted", pid=mine.pid)
+        self._succeed(list(found.values()))
 
     def alone(self) -> bool:
         """True if no Envoy of an earlier node is there to be adopted or succeeded."""
-        return not any(self._earlier(self._read_record()))
+        return not self._earlier(self._read_record())
 
-    def _earlier(self, record: dict[str, Any]) -> tuple[list[int], dict[int, Admin]]:
+    def _earlier(self, record: dict[str, Any]) -> dict[int, _Earlier]:
         """
-        The Envoys of earlier nodes: those of our configuration's name, and others by their admin interfaces.
+        The Envoys of earlier nodes: those of our configuration's name, the one on record, those that it drained.
 
-        Others have another configuration and may hold our port, or are being drained already.
+        The last two may have another configuration, and hold our port all the same.
         """
         drained = record.get("leaving")
-        other = _on_record(drained if isinstance(drained, list) else [])
-        earlier = [pid for pid in find_processes(self._is_ours) if pid not in other]
-        return earlier, other | {pid: at for pid, at in _on_record([record]).items() if pid not in earlier}
+        found = {pid: _Earlier(pid, self.admin) for pid in find_processes(self._is_ours)}
+        for entry in [record, *(drained if isinstance(drained, list) else [])]:
+            if (one := _on_record(entry, entry is not record)) is not None:
+                found[one.pid] = one
+        return found
+
+    def _sweep(self, record: dict[str, Any], found: Mapping[int, _Earlier]) -> None:
+        """Remove what those on record left that are gone: readers' pages, and sockets of admin interfaces."""
+        drained = record.get("leaving")
+        for entry in [record, *(drained if isinstance(drained, list) else [])]:
+            self._forget(entry.get("pid") if isinstance(entry, dict) else None, found)
+        if self.admin.path:
+            known = {one.admin.path for one in found.values()}
+            for path in glob.glob(f"{glob.escape(self.admin.path)}.[0-9]*"):
+                if path not in known and stat.S_ISSOCK(os.lstat(path).st_mode):
+                    os.unlink(path)
 
     def _read_record(self) -> dict[str, Any]:
         record = read_json(self._record)
@@ -113,8 +129,11 @@ class Proxy:
                 write_json(self._record, {**self._entry, "leaving": [one.record() for one in self._leaving]})
             else:
                 self._record.unlink(missing_ok=True)
-        except OSError as error:  # then the next node starts its own
+        except OSError as error:
             event(log, logging.WARNING, "cannot record Envoy", reason=error)
+            # What is on record still may be one that drains: then the next node had better adopt none.
+            with contextlib.suppress(OSError):
+                self._record.unlink(missing_ok=True)
 
     def _is_ours(self, words: list[bytes]) -> bool:
         config = os.fsencode(self._config)
@@ -134,30 +153,36 @@ class Proxy:
             return os.path.samestat(os.stat(f"/proc/{pid}/exe"), os.stat(self._binary))
         return False
 
-    def _succeed(self, earlier: list[int], other: dict[int, Admin]) -> None:
+    def _succeed(self, earlier: list[_Earlier]) -> None:
         """Start ours, unless one was adopted, and have the earlier ones drained by `tick`."""
         if self.process is not None:
-            self._end(self._going(dict.fromkeys(earlier) | other))
+            self._end(self._going(earlier))
             return
         if self.admin.port:  # a port of the admin interface has one owner: make room first
-            self._end(self._going(dict.fromkeys(earlier, self.admin) | other))
+            self._end(self._going(earlier))
             self._wait_gone()
             self._spawn()
             return
-        moved = self.admin.moved(f".{os.getpid()}") if earlier or self.admin in other.values() else None
-        others = {pid: moved if at == self.admin else at for pid, at in other.items()}
-        going = self._going(dict.fromkeys(earlier, moved) | others)
+        if any(one.admin == self.admin for one in earlier):
+            moved = self.admin.moved() or Admin()
+            earlier = [replace(one, admin=moved if one.admin == self.admin else one.admin) for one in earlier]
+        going = self._going(earlier)
         self._spawn()
         if going and self.admin:
             self._wait_serving()
         self._end(going)
 
-    def _going(self, admins: Mapping[int, Admin | None]) -> list[Leaving]:
+    def _going(self, earlier: Sequence[_Earlier]) -> list[Leaving]:
         """Those shall go, each by its admin interface; it is not yet asked to."""
         going = []
-        for pid, admin in admins.items():
+        for one in earlier:
             with contextlib.suppress(OSError):
-                going.append(Leaving(Held(pid), admin or None, self._grace_s if admin else 0.0))
+                process = Held(one.pid)
+                if one.start and start_time(one.pid) != one.start:  # its number is another's by now
+                    process.close()
+                    continue
+                grace_s = min(self._grace_s, max(0.0, one.until - now_s())) if one.admin else 0.0
+                going.append(Leaving(process, one.admin or None, grace_s))
         return self._put_on_record(going)
 
     def _put_on_record(self, going: list[Leaving]) -> list[Leaving]:
@@ -189,7 +214,7 @@ class Proxy:
                 self._forget(leaving.process.pid, ())
                 self._write_record()
 
-    def _forget(self, pid: object, alive: Sequence[int]) -> None:
+    def _forget(self, pid: object, alive: Container[int]) -> None:
         """Remove the reader's page that a killed Envoy left."""
         if isinstance(pid, int) and pid not in alive:
             for suffix in (".json", ".json.part"):
@@ -237,19 +262,43 @@ class Proxy:
                 leaving.begin()
         self._wait_gone()
 
-    def leave(self) -> None:
-        """Ours stays for the next node; those of earlier ones end, for perhaps nobody comes."""
-        self._wait_gone()
+    def leave(self, is_promised: bool) -> None:
+        """
+        Ours stays for the next node.
+
+        Args:
+            is_promised: The next node comes now, and goes on with those that leave. Else they end first, for perhaps
+                nobody comes.
+        """
+        self._leaving = [one for one in self._leaving if one.has_begun]
+        if not is_promised:
+            self._wait_gone()
 
 
-def _on_record(entries: Sequence[Any]) -> dict[int, Admin]:
-    """Those of a record that still run, by their admin interfaces."""
-    found = {}
-    for entry in entries:
-        pid = entry.get("pid") if isinstance(entry, dict) else None
-        if isinstance(pid, int) and command_line(pid) and start_time(pid) == entry.get("start"):
-            try:
-                found[pid] = Admin(**(entry.get("admin") or {}))
-            except TypeError:
-                found[pid] = Admin()
-    return found
+@dataclass(frozen=True, slots=True)
+class _Earlier:
+    """An Envoy of an earlier node. start: as of Wish.record, 0 unknown; until: when it ends (now_s), if it drains."""
+
+    pid: int
+    admin: Admin
+    start: int = 0
+    until: float = math.inf
+    is_leaving: bool = False
+
+
+def _on_record(entry: Any, is_leaving: bool) -> _Earlier | None:
+    """One of a record, if it still runs."""
+    if not isinstance(entry, dict):
+        return None
+    pid, start, until = entry.get("pid"), entry.get("start"), entry.get("until")
+    if not isinstance(pid, int) or not isinstance(start, int) or not command_line(pid) or start_time(pid) != start:
+        return None
+    until = float(until) if isinstance(until, (int, float)) else math.inf
+    return _Earlier(pid, _admin_on_record(entry.get("admin")), start, until, is_leaving)
+
+
+def _admin_on_record(said: Any) -> Admin:
+    kinds = {"path": str, "host": str, "port": int}
+    if not isinstance(said, dict) or any(not isinstance(said[name], kinds.get(name, ())) for name in said):
+        return Admin()
+    return Admin(**said)

@@ -194,8 +194,9 @@ def _print(outcome: _Outcome, args: argparse.Namespace) -> None:
     if not outcome.failures:
         what = "withdrawn" if args.remove else f"{outcome.objects} objects"
         print(f"revision {outcome.revision}: {what}")
-    if outcome.errors and not args.remove:
-        again = escape(f"idmesh apply --remove {shlex.join(args.paths)}")
+    if outcome.code == 1 and outcome.errors and not args.remove:
+        where = ["--state", str(args.state)] if args.state else []
+        again = escape(shlex.join(["idmesh", "apply", "--remove", *where, *args.paths]))
         print(
             f"idmesh apply: what was refused is kept, and holds what it names at its last good version; mend it and "
             f"apply it again under the same name, or take it back: {again}",

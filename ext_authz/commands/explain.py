@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 _CODES = {"allowed": 0, "denied": 1, "unknown": 2}
 # Nothing here denies it, but a door denies whom it does not know (165).
-_UNKNOWN = "cannot be told: neither end is an endpoint of this node in these files; name those that say who is who"
+_UNKNOWN = (
+    "cannot be told: who would be judged is no endpoint of this node in these files (name those that say who is who; "
+    "--node says which is this node)"
+)
 _NUMBERS = {name.upper(): number for number, name in PROTOCOLS.items()}
 
 
@@ -59,6 +62,8 @@ def run(args: argparse.Namespace) -> int:
     except UnknownEnd as error:
         raise Failure(str(error)) from error
     result = result_text(sides)
+    if recorded is not None and not _judged_as_recorded(recorded, sides):
+        result = "unknown"
     if args.json:
         print(
             json.dumps({"result": result, "sides": [side_record(side) for side in sides], **_record(recorded, result)})
@@ -84,6 +89,12 @@ def _explain_recorded(args: argparse.Namespace) -> tuple[Recorded, list[Side]]:
     view = _open_view(args)
     source, destination = (find_recorded_end(view, recorded, which) for which in ("source", "destination"))
     return recorded, explain(view, source, destination, facts)
+
+
+def _judged_as_recorded(recorded: Recorded, sides: list[Side]) -> bool:
+    """False: what was judged then, at this end of the flow, is not asked about here."""
+    wanted = str(recorded.flow.get("traffic_direction"))
+    return any(side.judged for side in sides if wanted in (side.direction.name, "None", "TRAFFIC_DIRECTION_UNKNOWN"))
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -23,7 +23,6 @@ from ext_authz.process import find_processes
 from ext_authz.state import State, read_json
 
 RULES = "[{path: '/public/.*'}]"
-RULES = "[{path: '/public/.*'}]"
 
 
 @dataclass

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,15 @@ from ext_authz.agent.proxy import Proxy
 def broken(self):
     raise OSError("injected")
 Proxy.start = broken
+"""
+FULL = """
+from ext_authz.agent import proxy
+write = proxy.write_json
+def broken(path, value):
+    if value["leaving"]:
+        raise OSError("injected")
+    write(path, value)
+proxy.write_json = broken
 """
 LATER = """
 import os
@@ -159,6 +169,58 @@ def test_one_that_drains_another_is_killed_and_the_next_goes_on_with_it(run: Run
     run.start("--envoy", str(new), "--grace", "1")
     wait_until(lambda: ended(orphan), "its end", 20)
     assert run.envoy_now() == successor
+
+
+def test_the_time_to_drain_does_not_begin_anew_with_each_agent(run: Run) -> None:
+    """Else two configurations would stay at one port for as long as agents are killed often enough."""
+    old, new = _two_configurations(run)
+    run.start("--envoy", str(old))
+    orphan, held = run.pids()[0], Held(run)
+    assert held.status("/public/x") == 200
+    until = time.monotonic() + 40
+    while not ended(orphan):
+        assert time.monotonic() < until, "it drains for ever"
+        run.kill()
+        run.start("--envoy", str(new), "--grace", "6")
+        time.sleep(1)
+
+
+def test_a_handover_does_not_wait_for_who_drains(run: Run) -> None:
+    old, new = _two_configurations(run)
+    run.start("--envoy", str(old))
+    orphan, held = run.pids()[0], Held(run)
+    assert held.status("/public/x") == 200
+    run.kill()
+    run.start("--envoy", str(new), "--grace", "60")
+    assert run.process is not None
+    run.process.send_signal(signal.SIGUSR2)
+    assert run.process.wait(10) == 0
+    assert not ended(orphan)
+    run.start("--envoy", str(new), "--grace", "1")
+    wait_until(lambda: ended(orphan), "its end", 20)
+
+
+def test_a_record_that_cannot_be_written_lets_nobody_adopt_who_drains(run: Run) -> None:
+    run.broken = FULL
+    run.start(*run.door("module"), "--grace", "60")
+    draining, held = run.pids()[0], Held(run)
+    assert held.status("/public/x") == 200
+    assert run.process is not None
+    run.process.terminate()
+    wait_until(lambda: run.goodbye() == "close", "the drain")
+    run.kill()
+    run.broken = ""
+    run.start(*run.door("module"), "--grace", "1")
+    assert run.envoy_now() != draining
+
+
+def test_a_first_start_that_fails_beside_an_observer_leaves_no_envoy(run: Run) -> None:
+    run.launch()
+    wait_until(lambda: (run.state.root / "observer.json").exists(), "the observer", 20)
+    run.kill()
+    run.broken = UNREADY
+    assert "injected" in run.fails(*run.door("ext-authz"))
+    assert run.status(CLIENT, "/public/x") == 0
 
 
 def test_who_was_killed_while_draining_is_succeeded_by_another_configuration(run: Run) -> None:

@@ -6,7 +6,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "crc.h"
 #include "feed.h"
 
 size_t LLVMFuzzerMutate(uint8_t *data, size_t size, size_t max_size);

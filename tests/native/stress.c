@@ -9,7 +9,6 @@
 #include <stdlib.h>
 #include <time.h>
 
-#include "crc.h"
 #include "feed.h"
 
 #define READERS 3

@@ -7,7 +7,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "crc.h"
 #include "feed.h"
 #include "hash.h"
 #include "headers.h"

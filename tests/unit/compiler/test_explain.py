@@ -221,7 +221,7 @@ def test_of_two_ends_that_nobody_judges_nothing_is_told(empire, capsys):
     """A door denies whom it does not know, so that "allowed" would be wrong; the files may say too little."""
     ask = ("explain", empire, "--from", "192.0.2.1", "--to", "192.0.2.2", "--port", "80")
     assert run(*ask) == 2
-    assert capsys.readouterr().out.splitlines()[-1].startswith("cannot be told: neither end is an endpoint")
+    assert capsys.readouterr().out.splitlines()[-1].startswith("cannot be told: ")
     assert run(*ask, "--json") == 2
     assert json.loads(capsys.readouterr().out)["result"] == "unknown"
 
