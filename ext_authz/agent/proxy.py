@@ -80,8 +80,8 @@ class Proxy:
         found = self._earlier(record)
         self.found_earlier = bool(found)
         self._sweep(record, found)
-        mine = found.get(record.get("pid", 0))
-        if self._wish().fits(record) and mine and not mine.is_leaving and self._runs_our_binary(mine.pid):
+        mine = found.get(record["pid"]) if self._wish().fits(record) else None
+        if mine and not mine.is_leaving and self._runs_our_binary(mine.pid):
             with contextlib.suppress(OSError):
                 self.process = Held(mine.pid)
                 self._entry = record
@@ -115,8 +115,9 @@ class Proxy:
         if self.admin.path:
             known = {one.admin.path for one in found.values()}
             for path in glob.glob(f"{glob.escape(self.admin.path)}.[0-9]*"):
-                if path not in known and stat.S_ISSOCK(os.lstat(path).st_mode):
-                    os.unlink(path)
+                with contextlib.suppress(OSError):
+                    if path not in known and stat.S_ISSOCK(os.lstat(path).st_mode):
+                        os.unlink(path)
 
     def _read_record(self) -> dict[str, Any]:
         record = read_json(self._record)
@@ -156,7 +157,8 @@ class Proxy:
     def _succeed(self, earlier: list[_Earlier]) -> None:
         """Start ours, unless one was adopted, and have the earlier ones drained by `tick`."""
         if self.process is not None:
-            self._end(self._going(earlier))
+            # At our admin interface answers the one that was adopted: the others are ended without.
+            self._end(self._going([replace(one, admin=Admin()) if one.admin == self.admin else one for one in earlier]))
             return
         if self.admin.port:  # a port of the admin interface has one owner: make room first
             self._end(self._going(earlier))

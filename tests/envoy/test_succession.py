@@ -6,6 +6,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -264,6 +266,18 @@ def _two_configurations(run: Run) -> list[Path]:
 def _free_address() -> str:
     with socket.create_server(("127.0.0.1", 0)) as free:
         return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+def test_what_else_runs_with_our_configuration_is_ended_and_the_adopted_one_not_drained(run: Run) -> None:
+    run.start(*run.door("module"))
+    before = run.pids()
+    words = [sys.executable, "-c", "import time; time.sleep(100)", "-c", str(run.state.root / "envoy-config.json")]
+    with subprocess.Popen(words) as other:
+        run.kill()
+        run.start(*run.door("module"))
+        assert other.wait(20) == -signal.SIGTERM
+    assert run.pids() == before
+    assert run.goodbye() is None
 
 
 def test_an_adopted_envoy_that_is_killed_is_started_again(run: Run) -> None:
