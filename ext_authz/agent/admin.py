@@ -8,6 +8,7 @@ import http.client
 import itertools
 import json
 import logging
+import math
 import os
 import signal
 import socket
@@ -105,25 +106,35 @@ def field_of(value: Any, *names: str) -> Any:
 class Leaving:
     """An Envoy on its way out: its clients are asked to leave, then it is. `tick` until it says it is gone."""
 
-    def __init__(self, process: Held, admin: Admin | None, grace_s: float) -> None:
-        """Nothing happens to it before `begin`."""
+    def __init__(self, process: Held, admin: Admin | None, grace_s: float, until: float = math.inf) -> None:
+        """
+        Nothing happens to it before `begin`.
+
+        Args:
+            until: When an earlier node would have ended it (now_s): under restarts the time must not begin anew.
+        """
         self.process = process
         self.has_begun = False
+        self._grace_s = grace_s
         self._start = start_time(process.pid)
         self._admin = admin
         self._socket = admin.path if admin else ""
-        # Since boot, so that a later node means the same by it: under restarts the time must not begin anew.
-        self._until = now_s() + grace_s
+        self._until = until
         self._ended = False
 
     def record(self) -> dict[str, Any]:
         """To be kept, so that a later node goes on with it."""
         admin = asdict(self._admin) if self._admin else {}
-        return {"pid": self.process.pid, "start": self._start, "admin": admin, "until": self._until}
+        said = {"pid": self.process.pid, "start": self._start, "admin": admin}
+        return said | ({"until": self._until} if math.isfinite(self._until) else {})
+
+    def set_time(self) -> None:
+        """Its time begins; then it goes on record, then `begin`."""
+        self.has_begun = True
+        self._until = min(self._until, now_s() + (self._grace_s if self._admin else 0.0))
 
     def begin(self) -> None:
         """Ask its clients to leave. One that does not answer is just ended."""
-        self.has_begun = True
         try:
             if self._admin and self.process.running():
                 self._admin.request("POST", "/healthcheck/fail")

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ext_authz.agent.admin import Admin, Leaving, now_s
+from ext_authz.agent.admin import Admin, Leaving
 from ext_authz.backoff import Backoff
 from ext_authz.logs import event
 from ext_authz.process import Held, Wish, command_line, find_processes, fingerprint, start_detached, start_time
@@ -50,11 +50,14 @@ class Proxy:
         environment: Mapping[str, str] | None = None,
         grace_s: float = 5.0,
         cgroup: Path | None = None,
+        is_wanted: bool = True,
     ) -> None:
         """
         Args:
             cgroup: In which it runs, made already; by it the datapath knows its sockets.
+            is_wanted: False: none shall run, and those of earlier nodes end.
         """
+        self._is_wanted = is_wanted
         self._state = state
         self._binary = binary
         self._config = config
@@ -74,13 +77,17 @@ class Proxy:
     def _record(self) -> Path:
         return self._state.root / "envoy.json"
 
+    @property
+    def _set_aside(self) -> Path:
+        return self._state.root / "envoy-leaving.json"
+
     def start(self) -> None:
         """Adopt the Envoy of an earlier node, or succeed it."""
         record = self._read_record()
         found = self._earlier(record)
         self.found_earlier = bool(found)
         self._sweep(record, found)
-        mine = found.get(record["pid"]) if self._wish().fits(record) else None
+        mine = found.get(record["pid"]) if self._is_wanted and self._wish().fits(record) else None
         if mine and not mine.is_leaving and self._runs_our_binary(mine.pid):
             with contextlib.suppress(OSError):
                 self.process = Held(mine.pid)
@@ -100,17 +107,15 @@ class Proxy:
 
         The last two may have another configuration, and hold our port all the same.
         """
-        drained = record.get("leaving")
         found = {pid: _Earlier(pid, self.admin) for pid in find_processes(self._is_ours)}
-        for entry in [record, *(drained if isinstance(drained, list) else [])]:
+        for entry in [record, *record["leaving"]]:
             if (one := _on_record(entry, entry is not record)) is not None:
                 found[one.pid] = one
         return found
 
     def _sweep(self, record: dict[str, Any], found: Mapping[int, _Earlier]) -> None:
         """Remove what those on record left that are gone: readers' pages, and sockets of admin interfaces."""
-        drained = record.get("leaving")
-        for entry in [record, *(drained if isinstance(drained, list) else [])]:
+        for entry in [record, *record["leaving"]]:
             self._forget(entry.get("pid") if isinstance(entry, dict) else None, found)
         if self.admin.path:
             known = {one.admin.path for one in found.values()}
@@ -120,8 +125,9 @@ class Proxy:
                         os.unlink(path)
 
     def _read_record(self) -> dict[str, Any]:
-        record = read_json(self._record)
-        return record if isinstance(record, dict) else {}
+        """`leaving` is a list."""
+        record, aside = _known(self._record), _known(self._set_aside)
+        return {**record, "leaving": [*_list(record.get("leaving")), aside, *_list(aside.get("leaving"))]}
 
     def _write_record(self) -> None:
         """Whom the next node finds: ours, which it may adopt, and those that it must not."""
@@ -130,11 +136,13 @@ class Proxy:
                 write_json(self._record, {**self._entry, "leaving": [one.record() for one in self._leaving]})
             else:
                 self._record.unlink(missing_ok=True)
+            self._set_aside.unlink(missing_ok=True)
         except OSError as error:
             event(log, logging.WARNING, "cannot record Envoy", reason=error)
-            # What is on record still may be one that drains: then the next node had better adopt none.
-            with contextlib.suppress(OSError):
-                self._record.unlink(missing_ok=True)
+            # To rename takes no space: the next node adopts nobody who drains, and forgets nobody.
+            if _known(self._record).get("pid") in [one.process.pid for one in self._leaving]:
+                with contextlib.suppress(OSError):
+                    os.replace(self._record, self._set_aside)
 
     def _is_ours(self, words: list[bytes]) -> bool:
         config = os.fsencode(self._config)
@@ -156,7 +164,9 @@ class Proxy:
 
     def _succeed(self, earlier: list[_Earlier]) -> None:
         """Start ours, unless one was adopted, and have the earlier ones drained by `tick`."""
-        if self.process is not None:
+        for one in earlier:
+            event(log, logging.INFO, "draining the Envoy of an earlier node", pid=one.pid)
+        if self.process is not None or not self._is_wanted:
             # At our admin interface answers the one that was adopted: the others are ended without.
             self._end(self._going([replace(one, admin=Admin()) if one.admin == self.admin else one for one in earlier]))
             return
@@ -183,20 +193,19 @@ class Proxy:
                 if one.start and start_time(one.pid) != one.start:  # its number is another's by now
                     process.close()
                     continue
-                grace_s = min(self._grace_s, max(0.0, one.until - now_s())) if one.admin else 0.0
-                going.append(Leaving(process, one.admin or None, grace_s))
-        return self._put_on_record(going)
-
-    def _put_on_record(self, going: list[Leaving]) -> list[Leaving]:
-        """First: were we killed meanwhile, nobody may adopt what sends its clients away, nor forget it."""
-        self._leaving += going
-        self._write_record()
+                going.append(Leaving(process, one.admin or None, self._grace_s, one.until))
+        if going:
+            self._leaving += going
+            self._write_record()
         return going
 
-    @staticmethod
-    def _end(going: list[Leaving]) -> None:
+    def _end(self, going: list[Leaving]) -> None:
+        """On record first: were we killed meanwhile, nobody may adopt what sends its clients away, nor forget it."""
         for leaving in going:
-            event(log, logging.INFO, "draining the Envoy of an earlier node", pid=leaving.process.pid)
+            leaving.set_time()
+        if going:
+            self._write_record()
+        for leaving in going:
             leaving.begin()
 
     def _wait_serving(self) -> None:
@@ -238,14 +247,14 @@ class Proxy:
     @property
     def trouble(self) -> str:
         """Why requests may find no Envoy; empty if it runs and has not just died in a row."""
-        if self.process is not None and self._backoff.calm:
+        if not self._is_wanted or (self.process is not None and self._backoff.calm):
             return ""
         return "Envoy keeps ending; its log says why" if self._backoff.deaths else "Envoy does not run yet"
 
     def tick(self) -> None:
         self._tend_leaving()
         if self.process is None:
-            if self._backoff.due:
+            if self._is_wanted and self._backoff.due:
                 self._spawn()
         elif not self.process.running():
             self.process.close()
@@ -260,8 +269,9 @@ class Proxy:
         """Drain, then end."""
         process, self.process, self._entry = self.process, None, {}
         if process:
-            for leaving in self._put_on_record([Leaving(process, self.admin, self._grace_s)]):
-                leaving.begin()
+            leaving = Leaving(process, self.admin or None, self._grace_s)
+            self._leaving.append(leaving)
+            self._end([leaving])
         self._wait_gone()
 
     def leave(self, is_promised: bool) -> None:
@@ -295,8 +305,18 @@ def _on_record(entry: Any, is_leaving: bool) -> _Earlier | None:
     pid, start, until = entry.get("pid"), entry.get("start"), entry.get("until")
     if not isinstance(pid, int) or not isinstance(start, int) or not command_line(pid) or start_time(pid) != start:
         return None
-    until = float(until) if isinstance(until, (int, float)) else math.inf
-    return _Earlier(pid, _admin_on_record(entry.get("admin")), start, until, is_leaving)
+    return _Earlier(
+        pid, _admin_on_record(entry.get("admin")), start, until if isinstance(until, float) else math.inf, is_leaving
+    )
+
+
+def _known(path: Path) -> dict[str, Any]:
+    found = read_json(path)
+    return found if isinstance(found, dict) else {}
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _admin_on_record(said: Any) -> Admin:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ext_authz import logs
-from ext_authz.agent.admin import admin_of
+from ext_authz.agent.admin import Admin, admin_of
 from ext_authz.agent.cgroups import base, envoy_cgroup
 from ext_authz.agent.children import Children
 from ext_authz.agent.compiling import Compiling
@@ -277,9 +277,10 @@ def _group() -> int | None:
         return None
 
 
-def _make_proxy(args: argparse.Namespace, state: State) -> Proxy | None:
+def _make_proxy(args: argparse.Namespace, state: State) -> Proxy:
     if not args.envoy and not args.door:
-        return None
+        config = _own_config(state)
+        return Proxy(state, Path(), config, Admin(), MODULE, grace_s=args.grace, is_wanted=False)
     binary = find_envoy()
     config = args.envoy.absolute() if args.envoy else _write_config(args, state)
     words = ["--concurrency", str(args.concurrency)] if args.concurrency else []
@@ -321,9 +322,13 @@ def _write_config(args: argparse.Namespace, state: State) -> Path:
     made = subprocess.run([sys.executable, "-m", "ext_authz.cli", "envoy", *words], stdout=subprocess.PIPE, check=False)
     if made.returncode:
         raise Failure("Envoy's configuration could not be made (see above)")
-    config = state.root / "envoy-config.json"
+    config = _own_config(state)
     write_atomic(config, made.stdout)
     return config
+
+
+def _own_config(state: State) -> Path:
+    return state.root / "envoy-config.json"
 
 
 def _read_config(config: Path) -> Any:

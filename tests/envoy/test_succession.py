@@ -39,6 +39,11 @@ def broken(path, value):
     write(path, value)
 proxy.write_json = broken
 """
+SLOW = """
+import time
+from ext_authz.agent.proxy import Proxy
+Proxy._wait_serving = lambda self: time.sleep(6)
+"""
 LATER = """
 import os
 from ext_authz.agent.children import Children
@@ -185,6 +190,29 @@ def test_the_time_to_drain_does_not_begin_anew_with_each_agent(run: Run) -> None
         run.kill()
         run.start("--envoy", str(new), "--grace", "6")
         time.sleep(1)
+
+
+def test_the_time_to_drain_begins_when_the_successor_serves(run: Run) -> None:
+    old, new = _two_configurations(run)
+    run.start("--envoy", str(old))
+    orphan, held = run.pids()[0], Held(run)
+    assert held.status("/public/x") == 200
+    run.kill()
+    run.broken = SLOW
+    run.launch("--envoy", str(new), "--grace", "3")
+    wait_until(lambda: "draining" in (run.folder / "log").read_text(), "the successor", 20)
+    time.sleep(4)
+    assert held.status("/public/x") == 200  # more than the grace ago, and not yet asked to leave
+    wait_until(lambda: ended(orphan), "its end", 20)
+
+
+def test_a_node_without_an_envoy_ends_that_of_an_earlier_one(run: Run) -> None:
+    run.start(*run.door("module"))
+    orphan = run.pids()[0]
+    run.kill()
+    run.launch("--grace", "1")
+    wait_until(lambda: ended(orphan), "its end", 20)
+    assert run.stop() == 0
 
 
 def test_a_handover_does_not_wait_for_who_drains(run: Run) -> None:
