@@ -99,6 +99,7 @@ def test_a_grpc_call_denied_at_the_second_point_is_permission_denied(
         )
         with running(setup, tmp_path, envoy) as started, grpc.insecure_channel(started.listen.text) as channel:
             with pytest.raises(grpc.RpcError) as raised:
-                channel.unary_unary("/test.Ships/Land")(b"x", timeout=10)
+                # Beside heavy load the listener refused a first connection once.
+                channel.unary_unary("/test.Ships/Land")(b"x", timeout=10, wait_for_ready=True)
             assert raised.value.code() == grpc.StatusCode.PERMISSION_DENIED
         assert one.requests == []
