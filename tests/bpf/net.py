@@ -14,6 +14,7 @@ The root namespace is never touched: the host of a test is `net.node`.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import socket
@@ -160,7 +161,20 @@ def own_cgroup(parent: Path, name: str) -> Iterator[Path]:
     finally:
         for found in sorted((str(one) for one in folder.glob("**/")), reverse=True):
             _leave(Path(found))
-            os.rmdir(found)
+            _remove(found)
+
+
+def _remove(cgroup: str) -> None:
+    """A process that has ended leaves its cgroup a little later."""
+    until = time.monotonic() + 10
+    while True:
+        try:
+            os.rmdir(cgroup)
+            return
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > until:
+                raise
+        time.sleep(0.01)
 
 
 def _leave(cgroup: Path) -> None:
